@@ -1,0 +1,1 @@
+"""The embedded base model and preference pairs of the quickstart."""

@@ -1,0 +1,274 @@
+"""Every setting of a run: its type, default, meaning and unit, in one place.
+
+The models are strict: an unknown key or a wrong type is an error. Where a field means the same thing as a field of
+transformers' `TrainingArguments`, TRL's `DPOConfig` or PEFT's `LoraConfig`, it has the same name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LossType = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven linear layers of a Llama-like decoder block, attention first."""
+
+
+class Section(BaseModel):
+    """A group of settings; strict about names and types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The base model and how it is loaded."""
+
+    name: Annotated[str, Field(min_length=1, description="hub name, local folder, or `quickstart` (embedded)")]
+    revision: Annotated[str | None, Field(description="hub revision: branch, tag or commit; null takes `main`")] = None
+    tokenizer: Annotated[
+        str | None, Field(description="hub name or folder of the tokenizer; null takes the base's")
+    ] = None
+    adapter: Annotated[
+        str | None, Field(description="folder of a LoRA adapter to continue from; null starts a new one")
+    ] = None
+    quantization: Annotated[
+        Literal["nf4", "none"], Field(description="nf4: 4-bit NormalFloat by bitsandbytes; none: as stored")
+    ] = "nf4"
+    double_quant: Annotated[bool, Field(description="quantize the NF4 scales too (saves 0.37 bit per weight)")] = True
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        Field(description="compute type; auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU"),
+    ] = "auto"
+    attn_implementation: Annotated[
+        Literal["sdpa", "eager", "flash_attention_2"],
+        Field(description="attention of ordinary (unpacked) forward passes"),
+    ] = "sdpa"
+    trust_remote_code: Annotated[
+        bool, Field(description="run Python code that comes with the model; needs a 40-hex revision")
+    ] = False
+
+
+class LoraSection(Section):
+    """The adapter (PEFT's names)."""
+
+    r: Annotated[PositiveInt, Field(description="rank")] = 16
+    lora_alpha: Annotated[PositiveInt, Field(description="scale: updates are multiplied by lora_alpha / r")] = 16
+    lora_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="dropout on the adapter's input, see train.disable_dropout")
+    ] = 0.05
+    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="which biases are trained")] = "none"
+    task_type: Annotated[Literal["CAUSAL_LM"], Field(description="PEFT's task type")] = "CAUSAL_LM"
+    use_rslora: Annotated[bool, Field(description="scale by lora_alpha / sqrt(r) instead")] = False
+    target_modules: Annotated[
+        list[str], Field(min_length=1, description="names of the linear layers that get an adapter; never the head")
+    ] = list(PROJECTIONS)
+
+
+class DataSection(Section):
+    """The preference pairs and how they become tokens."""
+
+    name: Annotated[
+        str, Field(min_length=1, description="hub dataset, local file or folder, or `quickstart` (embedded)")
+    ]
+    config: Annotated[str | None, Field(description="configuration (subset) of the hub dataset")] = None
+    revision: Annotated[str | None, Field(description="hub revision; null takes `main`")] = None
+    split: Annotated[str, Field(description="split to train on")] = "train"
+    eval_name: Annotated[str | None, Field(description="held-out dataset; null takes data.name")] = None
+    eval_split: Annotated[
+        str | None, Field(description="held-out split; null cuts eval_fraction from the training split")
+    ] = None
+    eval_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="share of the rows held out when there is no eval_split, cut by prompt")
+    ] = 0.05
+    max_rows: Annotated[PositiveInt | None, Field(description="use the first N training rows; null takes all")] = None
+    max_eval_rows: Annotated[PositiveInt | None, Field(description="use the first N held-out rows; null takes all")] = (
+        None
+    )
+    format: Annotated[
+        Literal[
+            "auto",
+            "pairs",
+            "implicit_prompt",
+            "transcripts",
+            "orca",
+            "winogrande",
+            "ultrafeedback",
+            "ultrafeedback_binarized",
+            "llama_factory",
+            "minimal_pairs",
+        ],
+        Field(description="schema of the rows; auto recognises it from columns and values"),
+    ] = "auto"
+    columns: Annotated[
+        dict[str, str],
+        Field(description="column of prompt, chosen, rejected, system where they have other names"),
+    ] = {}
+    system: Annotated[str | None, Field(description="system message for rows that bring none; null adds none")] = None
+    template: Annotated[
+        str, Field(description="chat template: `auto` (the tokenizer's), `none` (plain text), a name, or a file")
+    ] = "auto"
+    max_length: Annotated[
+        PositiveInt, Field(description="tokens of prompt + completion; completions are cut on the right")
+    ] = 1024
+    max_prompt_length: Annotated[
+        PositiveInt, Field(description="tokens of the prompt; prompts are cut on the left")
+    ] = 512
+    on_bad_row: Annotated[
+        Literal["error", "drop"], Field(description="what to do with rows that cannot be used; drops are counted")
+    ] = "error"
+    text: Annotated[
+        str | None, Field(description="held-out plain text (JSONL, column `text`) to watch for forgetting; null: none")
+    ] = None
+
+    @model_validator(mode="after")
+    def _prompt_fits(self) -> Self:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) leaves no room for a completion in max_length "
+                f"({self.max_length}); lower data.max_prompt_length or raise data.max_length"
+            )
+        return self
+
+
+class LossSection(Section):
+    """The preference loss (TRL's names and defaults)."""
+
+    loss_type: Annotated[
+        list[LossType], Field(min_length=1, description="one or several losses, summed with loss_weights")
+    ] = ["sigmoid"]
+    loss_weights: Annotated[list[float] | None, Field(description="one weight per loss_type; null: 1 each")] = None
+    beta: Annotated[float, Field(gt=0, description="strength of the pull towards the reference (1/nats)")] = 0.1
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=0.5, description="assumed share of flipped labels (sigmoid: cDPO; robust, exo_pair, aot)")
+    ] = 0.0
+    discopop_tau: Annotated[float, Field(gt=0, description="temperature of DiscoPOP's log-ratio modulation")] = 0.05
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(
+                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} losses; give one per loss"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """Optimizer, schedule, length, evaluation and checkpoints."""
+
+    pairs_per_step: Annotated[PositiveInt, Field(description="global batch: pairs per optimizer step")] = 16
+    max_steps: Annotated[PositiveInt | None, Field(description="optimizer steps; null trains num_train_epochs")] = None
+    num_train_epochs: Annotated[
+        float, Field(gt=0, description="passes over the training pairs, if max_steps is null")
+    ] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, description="peak learning rate")] = 5e-5
+    lr_scheduler_type: Annotated[
+        Literal["cosine", "linear", "constant", "constant_with_warmup"], Field(description="shape of the schedule")
+    ] = "cosine"
+    warmup_steps: Annotated[
+        NonNegativeInt, Field(description="steps of linear warmup; exclusive with warmup_ratio")
+    ] = 0
+    warmup_ratio: Annotated[Fraction, Field(description="warmup as a share of all steps")] = 0.0
+    optim: Annotated[
+        Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch"],
+        Field(description="optimizer; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA"),
+    ] = "paged_adamw_32bit"
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, description="added to the denominator")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled weight decay")] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0, description="gradients are clipped to this norm; 0 does not clip")] = (
+        1.0
+    )
+    gradient_checkpointing: Annotated[
+        bool, Field(description="recompute activations in the backward pass: less memory, about a third more time")
+    ] = True
+    disable_dropout: Annotated[
+        bool, Field(description="train with every dropout at 0, as TRL does (the adapter keeps its configured value)")
+    ] = True
+    seed: Annotated[NonNegativeInt, Field(description="seed of data order, adapter initialisation and dropout")] = 42
+    eval_every: Annotated[PositiveInt, Field(description="optimizer steps between evaluations")] = 50
+    log_every: Annotated[PositiveInt, Field(description="optimizer steps between logged metrics")] = 5
+    save_every: Annotated[PositiveInt, Field(description="optimizer steps between checkpoints")] = 50
+    save_minutes: Annotated[float, Field(gt=0, description="minutes after which a checkpoint is written anyway")] = 5.0
+    keep: Annotated[PositiveInt, Field(description="newest checkpoints that are kept")] = 2
+    load_best: Annotated[
+        Literal["none", "accuracy", "loss"],
+        Field(description="final adapter: the last step's, or the best evaluation's by held-out accuracy or loss"),
+    ] = "none"
+    report_to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]], Field(description="experiment trackers besides metrics.jsonl")
+    ] = []
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps and warmup_ratio are both set; keep one and set the other to 0")
+        return self
+
+
+class EngineSection(Section):
+    """How the forward and backward passes are computed; never changes the mathematics."""
+
+    name: Annotated[
+        Literal["packed", "trl"], Field(description="packed: qdpo's shared-prefix rows; trl: stock trl.DPOTrainer")
+    ] = "packed"
+    tokens_per_micro_batch: Annotated[
+        PositiveInt, Field(description="packed tokens of one forward/backward pass: the memory knob")
+    ] = 4096
+    reference_tokens: Annotated[
+        PositiveInt, Field(description="packed tokens of one pass without gradients (reference, evaluation)")
+    ] = 16384
+
+
+class RunConfig(Section):
+    """Everything that decides what a run does."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="name of the preset and its runs")]
+    about: Annotated[str, Field(description="what this recipe is, in one line")] = ""
+    card: Annotated[str, Field(description="smallest GPU that the recipe is meant for")] = ""
+    gpu_memory_gib: Annotated[float | None, Field(gt=0, description="memory of that GPU; null: none needed")] = None
+    notes: Annotated[list[str], Field(description="deviations and unknowns, repeated on the model card")] = []
+    reference: Annotated[
+        Literal["base", "start"],
+        Field(description="what rewards are measured against: the base, or the adapter that training starts from"),
+    ] = "base"
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    loss: LossSection = LossSection()
+    train: TrainSection = TrainSection()
+    engine: EngineSection = EngineSection()
+
+    @model_validator(mode="after")
+    def _reference_needs_adapter(self) -> Self:
+        if self.reference == "start" and self.model.adapter is None:
+            raise ValueError("reference: start needs model.adapter; use reference: base when training a new adapter")
+        if self.model.trust_remote_code and not _is_commit(self.model.revision):
+            raise ValueError("model.trust_remote_code needs model.revision to be a 40-hex commit that you have read")
+        return self
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)

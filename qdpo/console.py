@@ -1,0 +1,75 @@
+"""Talking to the user: data on stdout, talk on stderr; no meaning is carried by colour alone.
+
+`NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is imported on first use, so that
+`qdpo --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from typing import TYPE_CHECKING
+
+from qdpo.errors import QdpoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cache
+def talk() -> Console:
+    """The console for progress and remarks (stderr)."""
+    return _console(stderr=True)
+
+
+@cache
+def out() -> Console:
+    """The console for results that another program may read (stdout)."""
+    return _console(stderr=False)
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    plain = not stream.isatty()
+    # A pipe or a log file has no width: a fixed, generous one keeps every message on its own line.
+    return Console(stderr=stderr, highlight=False, soft_wrap=plain, width=160 if plain else None)
+
+
+def is_interactive() -> bool:
+    """Whether live displays make sense: stderr is a terminal and this is not a CI job."""
+    return sys.stderr.isatty() and not os.environ.get("CI")
+
+
+def say(message: str) -> None:
+    """One line of talk, printed as it is (no markup is interpreted)."""
+    talk().print(message, markup=False)
+
+
+def good(message: str) -> None:
+    """One line for a check that passed."""
+    talk().print("ok ", style="green", end="")
+    talk().print(message, markup=False)
+
+
+def note(message: str) -> None:
+    """A choice or a change that the user should know of, with its reason."""
+    talk().print("note: ", style="cyan", end="")
+    talk().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Something that the user may want to act on."""
+    talk().print("warning: ", style="yellow", end="")
+    talk().print(message, markup=False)
+
+
+def fail(error: QdpoError) -> None:
+    """An error and its way out, as `error: ...` and `hint: ...`."""
+    talk().print("error: ", style="bold red", end="")
+    talk().print(error.message, markup=False)
+    if error.hint:
+        talk().print("hint: ", style="bold", end="")
+        talk().print(error.hint, markup=False)

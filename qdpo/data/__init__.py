@@ -1,0 +1,1 @@
+"""From rows of any known shape to token ids of preference pairs."""

@@ -1,0 +1,1 @@
+"""Held-out rewards, text quality, and talking to the result."""

@@ -1,0 +1,1 @@
+"""Loading the 4-bit base and attaching the adapter."""

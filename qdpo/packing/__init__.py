@@ -1,0 +1,1 @@
+"""The engine: shared-prefix rows, micro-batches, attention over them, log-probabilities."""

@@ -1,0 +1,1 @@
+"""The model card and the plots, made from the run directory."""

@@ -1,0 +1,1 @@
+"""The losses, the trainer, checkpoints and guards."""
