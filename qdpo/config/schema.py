@@ -228,16 +228,13 @@ class TrainSection(Section):
         return self
 
 
-class EngineSection(Section):
-    """How the forward and backward passes are computed; never changes the mathematics."""
+class PackingSection(Section):
+    """How the packed engine cuts its work; decides memory and speed, never the mathematics."""
 
-    name: Annotated[
-        Literal["packed", "trl"], Field(description="packed: qdpo's shared-prefix rows; trl: stock trl.DPOTrainer")
-    ] = "packed"
     tokens_per_micro_batch: Annotated[
-        PositiveInt, Field(description="packed tokens of one forward/backward pass: the memory knob")
+        PositiveInt, Field(description="packed tokens of one forward and backward pass: the memory knob")
     ] = 4096
-    reference_tokens: Annotated[
+    tokens_without_grad: Annotated[
         PositiveInt, Field(description="packed tokens of one pass without gradients (reference, evaluation)")
     ] = 16384
 
@@ -250,6 +247,9 @@ class RunConfig(Section):
     card: Annotated[str, Field(description="smallest GPU that the recipe is meant for")] = ""
     gpu_memory_gib: Annotated[float | None, Field(gt=0, description="memory of that GPU; null: none needed")] = None
     notes: Annotated[list[str], Field(description="deviations and unknowns, repeated on the model card")] = []
+    engine: Annotated[
+        Literal["packed", "trl"], Field(description="packed: qdpo's shared-prefix rows; trl: stock trl.DPOTrainer")
+    ] = "packed"
     reference: Annotated[
         Literal["base", "start"],
         Field(description="what rewards are measured against: the base, or the adapter that training starts from"),
@@ -259,7 +259,7 @@ class RunConfig(Section):
     data: DataSection
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
-    engine: EngineSection = EngineSection()
+    packing: PackingSection = PackingSection()
 
     @model_validator(mode="after")
     def _reference_needs_adapter(self) -> Self:
