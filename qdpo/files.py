@@ -1,0 +1,222 @@
+"""Writing files so that they are whole or absent, and knowing later that they still are.
+
+A folder is written under a staging name beside its final place, every file is hashed into `manifest.json` and synced
+to disk, and one rename makes it appear. What a crash leaves behind is a staging folder, which `sweep` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qdpo.errors import DiskError, OutputError, QdpoError
+
+MANIFEST = "manifest.json"
+STAGING_PREFIX = ".staging-"
+CHUNK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: after a crash it holds the old content or the new one, never a part.
+
+    Raises:
+        DiskError: when the disk is full or writing fails.
+        OutputError: when the folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f"{STAGING_PREFIX}{path.name}-{os.getpid()}")
+    with explained(path, needed=len(data)):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step, readable by people, without NaN (which is not JSON)."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder (a rename, a new file) survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn an `OSError` from writing to `path` into an error that says what to do.
+
+    Args:
+        path: what is being written.
+        needed: bytes that the write needs, where known.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, path, needed) from error
+
+
+def explain_os_error(error: OSError, path: Path, needed: int | None = None) -> QdpoError:
+    """The `QdpoError` for an `OSError` that happened while writing to `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = free_bytes(path)
+        wanted = f"{needed:,} bytes needed, " if needed is not None else ""
+        return DiskError(
+            f"the disk is full: cannot write {path} ({wanted}{free:,} bytes free)",
+            "free some space, or choose another disk, and run the same command again",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"cannot write {path}: {error.strerror}", "choose a folder that you may write to")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG):
+        return OutputError(f"cannot write {path}: {error.strerror}", "choose another path")
+    return DiskError(f"writing {path} failed: {error.strerror or error}")
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that holds `path` (which need not exist yet)."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Build a folder that appears at `final` whole, with a manifest, or not at all.
+
+    Yields:
+        The staging folder to write into.
+
+    Args:
+        final: where the folder appears when the block ends without an exception.
+        replace: allow `final` to exist; it is replaced in the same moment.
+
+    Raises:
+        OutputError: `final` exists and `replace` is false, or the place cannot be written to.
+        DiskError: the disk is full.
+    """
+    if final.exists() and not replace:
+        raise OutputError(f"{final} exists already", "choose another folder, or remove it")
+    with explained(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = final.with_name(f"{STAGING_PREFIX}{final.name}-{os.getpid()}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+    try:
+        with explained(final):
+            yield staging
+            write_manifest(staging)
+            _sync_tree(staging)
+            _swap_in(staging, final)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)
+
+
+def _swap_in(staging: Path, final: Path) -> None:
+    if final.exists():
+        # A folder cannot replace a non-empty folder in one rename, so the old one steps aside first. A crash between
+        # the two renames leaves both copies whole; `sweep` puts the old one back when the new one is not there.
+        aside = final.with_name(f"{STAGING_PREFIX}old-{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+        staging.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        staging.rename(final)
+    sync_folder(final.parent)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what interrupted writes left in a folder; returns the names that were removed or put back."""
+    swept = []
+    for path in sorted(folder.glob(f"{STAGING_PREFIX}*")):
+        original = folder / path.name.removeprefix(f"{STAGING_PREFIX}old-")
+        if path.name.startswith(f"{STAGING_PREFIX}old-") and not original.exists():
+            path.rename(original)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        swept.append(path.name)
+    return swept
+
+
+def write_manifest(folder: Path) -> None:
+    """Write `manifest.json`: size in bytes and SHA-256 of every file below the folder."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+    write_json(folder / MANIFEST, {"schema": 1, "files": files})
+
+
+def manifest_problems(folder: Path) -> list[str]:
+    """What is wrong with a folder that should match its manifest; an empty list means that it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["schema"] != 1:
+            return [f"{MANIFEST} has schema {manifest['schema']}, this version of qdpo knows 1"]
+        listed = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST} cannot be read: {error}"]
+    problems = []
+    for name, (size, digest) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size:,} bytes, the manifest says {size:,}")
+        elif sha256_file(path) != digest:
+            problems.append(f"{name} does not match its SHA-256")
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    problems += [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]
+    return problems
+
+
+def digest_of(parts: Sequence[str | bytes]) -> str:
+    """One SHA-256 (hex) over several strings, each length-prefixed so that boundaries count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""What this machine can do, and the choices that follow; every choice comes with its reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that a run computes on.
+
+    Attributes:
+        kind: `cuda` or `cpu`.
+        name: what the maker calls it.
+        capability: CUDA compute capability (major, minor); None on a CPU.
+        memory: bytes of memory, the GPU's own or the machine's.
+    """
+
+    kind: str
+    name: str
+    capability: tuple[int, int] | None
+    memory: int
+
+    @property
+    def torch(self) -> torch.device:
+        """The same device for torch."""
+        import torch
+
+        return torch.device("cuda", torch.cuda.current_device()) if self.kind == "cuda" else torch.device("cpu")
+
+
+def find_device() -> Device:
+    """The GPU when there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        properties = torch.cuda.get_device_properties(index)
+        return Device("cuda", properties.name, (properties.major, properties.minor), properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device("cpu", cpu_name(), None, memory)
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        with open("/proc/cpuinfo") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def choose_dtype(wanted: str, device: Device) -> tuple[torch.dtype, str]:
+    """The compute type and why.
+
+    The compute capability decides, not `torch.cuda.is_bf16_supported()`, which is true by emulation on a T4.
+
+    Args:
+        wanted: `auto`, or the name of a torch floating-point type that the configuration asks for.
+        device: where the model will run.
+    """
+    import torch
+
+    if wanted != "auto":
+        return getattr(torch, wanted), "set by model.dtype"
+    if device.kind == "cpu":
+        return torch.float32, "CPU: float32 is faster than emulated bfloat16 in the 4-bit layers"
+    assert device.capability is not None
+    version = f"{device.capability[0]}.{device.capability[1]}"
+    if device.capability >= (8, 0):
+        return torch.bfloat16, f"compute capability {version} has bfloat16 (8.0 and up)"
+    return torch.float16, f"compute capability {version} has no bfloat16 (8.0 and up), using float16 with fp32 adapters"
+
+
+def peak_memory(device: Device) -> int:
+    """Peak bytes so far: allocated on the GPU, or resident in this process on a CPU."""
+    if device.kind == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
