@@ -1,0 +1,97 @@
+"""Where the files of a model lie: embedded, in a local folder, or in a snapshot from the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdpo.errors import InputMissingError, UnavailableError
+
+EMBEDDED = "quickstart"
+"""The name of the base model and of the pairs that ship inside qdpo."""
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+# What a causal language model needs, and nothing that runs code: no pickled weights, no other frameworks' files.
+WANTED = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files.
+
+    Attributes:
+        name: what the user asked for.
+        folder: where the files are.
+        revision: the hub commit (40 hex), None for local files.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def is_local(name: str) -> bool:
+    """Whether a model or dataset name means files on this machine (or embedded) rather than the hub."""
+    return name == EMBEDDED or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def find(name: str, revision: str | None = None) -> Source:
+    """The files of a model; a hub name is downloaded, or found in the hub's cache.
+
+    Raises:
+        InputMissingError: no such folder, or no config.json in it.
+        UnavailableError: the hub cannot be reached or does not have it.
+    """
+    if name == EMBEDDED:
+        return Source(name, ASSETS / "base", None)
+    if is_local(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise InputMissingError(f"there is no model folder {name}", "give a folder with config.json and weights")
+        if not (folder / "config.json").is_file():
+            raise InputMissingError(f"{name} is not a model folder: it has no config.json")
+        return Source(name, folder, None)
+    return _snapshot(name, revision)
+
+
+def base_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a base model, see `find`."""
+    return find(name, revision).folder
+
+
+def _snapshot(name: str, revision: str | None) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+    except GatedRepoError as error:
+        raise UnavailableError(
+            f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UnavailableError(f"the hub model {name} has no revision {revision}") from error
+    except RepositoryNotFoundError as error:
+        raise UnavailableError(
+            f"the hub has no model {name}, or it is private",
+            "check the name; for a private model log in with `hf auth login`; for a local folder give its path",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UnavailableError(
+            f"the hub cannot be reached and {name} is not in the local cache",
+            "go online once to download it, or give a local folder with --model PATH",
+        ) from error
+    except HFValidationError as error:
+        raise InputMissingError(f"{name} is neither a local folder nor a hub name") from error
+    except HfHubHTTPError as error:
+        raise UnavailableError(f"the hub refused {name}: {error}") from error
+    # A snapshot folder is named by the commit that it holds.
+    return Source(name, folder, folder.name)
