@@ -39,7 +39,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class Section(BaseModel):
     """A group of settings; strict about names and types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -94,7 +94,7 @@ class DataSection(Section):
     ]
     config: Annotated[str | None, Field(description="configuration (subset) of the hub dataset")] = None
     revision: Annotated[str | None, Field(description="hub revision; null takes `main`")] = None
-    split: Annotated[str, Field(description="split to train on")] = "train"
+    split: Annotated[str, Field(min_length=1, description="split to train on")] = "train"
     eval_name: Annotated[str | None, Field(description="held-out dataset; null takes data.name")] = None
     eval_split: Annotated[
         str | None, Field(description="held-out split; null cuts eval_fraction from the training split")

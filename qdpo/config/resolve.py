@@ -1,0 +1,155 @@
+"""From a preset's name and `--set` overrides to one complete, checked configuration that knows its origins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from qdpo.config import fields, presets
+from qdpo.config.explain import Source, explain
+from qdpo.config.fields import Setting
+from qdpo.config.overrides import SET, Override, parse_override
+from qdpo.config.problems import Problem, config_error, quoted
+from qdpo.config.schema import RunConfig
+from qdpo.config.strict_yaml import Document, Path_
+
+DEFAULT = "default"
+"""The origin of a value that neither a preset nor an override gives."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete configuration.
+
+    Attributes:
+        config: every value.
+        origins: dotted key -> where its value came from: `FILE:LINE` (which file of a chain of `extends:`), `--set`,
+            or `default` (the schema's).
+    """
+
+    config: RunConfig
+    origins: dict[str, str]
+
+
+def resolve(preset: str, overrides: Sequence[str] = ()) -> Resolved:
+    """The configuration that a preset and overrides give.
+
+    A preset's values go over those of the preset that it extends, and overrides over both, setting by setting. A list
+    or mapping is replaced as a whole.
+
+    Args:
+        preset: a shipped preset's name or a file.
+        overrides: `section.key=value` strings, as given to `--set`; of two for one key the later wins.
+
+    Raises:
+        ConfigError: with every mistake that was found, each with its file and line.
+    """
+    chain = presets.load_chain(preset)
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = {}
+    for document in chain:
+        problems += _lay(document, values, sources)
+    for text in overrides:
+        override = parse_override(text)
+        if isinstance(override, Problem):
+            problems.append(override)
+        else:
+            _put(values, override)
+            sources[override.key] = Source(SET, text=override.text)
+    try:
+        config = RunConfig.model_validate(_nested(values))
+    except ValidationError as error:
+        # A misspelt key also leaves its setting missing; one mistake is reported once.
+        problems += explain(error, sources, chain[-1].source, hide_missing=bool(problems))
+        config = None
+    if problems or config is None:
+        raise config_error(problems)
+    return Resolved(config, {key: _origin(sources.get(key)) for key in fields.settings()})
+
+
+def to_yaml(resolved: Resolved) -> str:
+    """The complete configuration as a preset file, each value with its origin as a comment."""
+    lines = [f"# The resolved configuration of `{resolved.config.name}`: every value, and where it came from."]
+    section = ""
+    for key, setting in fields.settings().items():
+        head, _, leaf = key.rpartition(".")
+        if head != section:
+            lines += ["", f"{head}:"]
+            section = head
+        lines += _setting_lines(setting, leaf, value_of(resolved.config, key), resolved.origins[key], bool(head))
+    return "\n".join(lines) + "\n"
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _lay(document: Document, values: dict[str, Any], sources: dict[str, Source]) -> list[Problem]:
+    """Put a document's settings over `values` (dotted keys); what is not a setting is a problem."""
+    problems = []
+    for name, value in document.values.items():
+        if name == "extends":
+            continue
+        entries: dict[str, tuple[Path_, Any]]
+        if name not in fields.sections():
+            entries = {name: ((name,), value)}
+        elif isinstance(value, dict):
+            entries = {f"{name}.{leaf}": ((name, leaf), inner) for leaf, inner in value.items()}
+        else:
+            what = f"{name}: expected a section of `key: value` lines, found {quoted(value)}"
+            hint = "remove it, or indent its settings below it" if value is None else None
+            problems.append(Problem(document.where((name,)), what, hint))
+            continue
+        for key, (path, inner) in entries.items():
+            if key in fields.settings():
+                values[key] = inner
+                sources[key] = Source(document.where(path), document, path)
+            else:
+                what = f"unknown key {quoted(key)}"
+                problems.append(Problem(document.where(path), what, fields.suggestion(key)))
+    return problems
+
+
+def _put(values: dict[str, Any], override: Override) -> None:
+    if override.entry is None:
+        values[override.key] = override.value
+    else:
+        before = values.get(override.key)
+        values[override.key] = {**(before if isinstance(before, dict) else {}), override.entry: override.value}
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        head, _, leaf = key.rpartition(".")
+        (nested.setdefault(head, {}) if head else nested)[leaf] = value
+    return nested
+
+
+def _origin(source: Source | None) -> str:
+    return source.where if source else DEFAULT
+
+
+def _setting_lines(setting: Setting, name: str, value: Any, origin: str, indented: bool) -> list[str]:
+    # A line break in a file's name would end the comment.
+    comment = f"  # {''.join(c if c.isprintable() else '?' for c in origin)}"
+    indent = "  " if indented else ""
+    if setting.key == "notes" and value:
+        # Notes are sentences: one a line.
+        return [f"{indent}{name}:{comment}", *(f"{indent}  - {_inline(note)}" for note in value)]
+    return [f"{indent}{name}: {_inline(value)}{comment}"]
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line; floats as `5.0e-06`, which YAML 1.1 reads as a number again."""
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
+    return text.strip()[1:-1]
