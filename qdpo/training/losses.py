@@ -87,7 +87,8 @@ class LossSettings:
         f_alpha_divergence_coef: alpha of `alpha_divergence`, no unit; 1 is reverse KL.
 
     Raises:
-        ValueError: an unknown name, a value outside its range, or a setting that the chosen losses would ignore or cannot take.
+        ValueError: an unknown name, a value outside its range, or a setting that the chosen losses
+            would ignore or cannot take.
     """
 
     loss_type: tuple[str, ...] = ("sigmoid",)
