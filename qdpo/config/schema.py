@@ -164,6 +164,11 @@ class LossSection(Section):
         float, Field(ge=0, lt=0.5, description="assumed share of flipped labels (sigmoid: cDPO; robust, exo_pair, aot)")
     ] = 0.0
     discopop_tau: Annotated[float, Field(gt=0, description="temperature of DiscoPOP's log-ratio modulation")] = 0.05
+    f_divergence_type: Annotated[
+        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"],
+        Field(description="regulariser between policy and reference; reverse_kl is DPO's"),
+    ] = "reverse_kl"
+    f_alpha_divergence_coef: Annotated[float, Field(description="alpha of alpha_divergence; 1 is reverse KL")] = 0.5
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:

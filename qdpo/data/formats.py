@@ -15,6 +15,8 @@ from qdpo.data.pairs import ROLES, Message, Pair
 from qdpo.errors import DataError
 
 Row = Mapping[str, Any]
+Parts = tuple[Sequence[Message], Sequence[Message], Sequence[Message]]
+"""Prompt, chosen, rejected."""
 
 
 class BadRow(Exception):
@@ -33,7 +35,7 @@ class Format:
 
     name: str
     known_by: Callable[[Row], str | None]
-    read: Callable[[Row], tuple[Sequence[Message], Sequence[Message], Sequence[Message]]]
+    read: Callable[[Row], Parts]
 
 
 # ---------------------------------------------------------------------------------------------------------- pieces
@@ -82,7 +84,9 @@ def answer(text: str) -> list[Message]:
     return [Message("assistant", text)]
 
 
-def split_conversations(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], ...]:
+def split_conversations(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
     """Two whole conversations -> what they share (the prompt) and what differs."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
@@ -111,7 +115,7 @@ def _pairs_known(row: Row) -> str | None:
     return None
 
 
-def _read_pairs(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_pairs(row: Row) -> Parts:
     value = row.get("prompt")
     prompt = messages_of(value, "prompt") if isinstance(value, list) and value else None
     sides = []
@@ -142,7 +146,7 @@ def _implicit_known(row: Row) -> str | None:
     return None
 
 
-def _read_implicit(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_implicit(row: Row) -> Parts:
     return split_conversations(messages_of(row.get("chosen"), "chosen"), messages_of(row.get("rejected"), "rejected"))
 
 
@@ -167,7 +171,7 @@ def _transcript(text: str, column: str) -> list[Message]:
     ]
 
 
-def _read_transcripts(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_transcripts(row: Row) -> Parts:
     return split_conversations(
         _transcript(text_of(row, "chosen"), "chosen"), _transcript(text_of(row, "rejected"), "rejected")
     )
@@ -177,7 +181,7 @@ def _orca_known(row: Row) -> str | None:
     return "columns question, chosen, rejected" if _is_text(row, "question", "chosen", "rejected") else None
 
 
-def _read_orca(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_orca(row: Row) -> Parts:
     prompt = [*system_of(row), Message("user", text_of(row, "question"))]
     return prompt, answer(text_of(row, "chosen").strip()), answer(text_of(row, "rejected").strip())
 
@@ -188,7 +192,7 @@ def _winogrande_known(row: Row) -> str | None:
     return None
 
 
-def _read_winogrande(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_winogrande(row: Row) -> Parts:
     sentence = text_of(row, "sentence")
     if sentence.count("_") != 1:
         raise BadRow(f"`sentence` has {sentence.count('_')} gaps `_`, expected 1")
@@ -207,7 +211,7 @@ def _ultrafeedback_known(row: Row) -> str | None:
     return "columns instruction, completions (scored answers)" if _is_list(row, "completions") else None
 
 
-def _read_ultrafeedback(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_ultrafeedback(row: Row) -> Parts:
     prompt = [Message("user", text_of(row, "instruction"))]
     scored = [
         (float(item["overall_score"]), item["response"])
@@ -229,7 +233,7 @@ def _binarized_known(row: Row) -> str | None:
     return None
 
 
-def _read_binarized(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_binarized(row: Row) -> Parts:
     prompt = [*system_of(row), Message("user", text_of(row, "instruction"))]
     return prompt, answer(text_of(row, "chosen_response")), answer(text_of(row, "rejected_response"))
 
@@ -240,7 +244,7 @@ def _llama_factory_known(row: Row) -> str | None:
     return None
 
 
-def _read_llama_factory(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_llama_factory(row: Row) -> Parts:
     sides = []
     for column in ("chosen", "rejected"):
         value = row.get(column)
@@ -252,7 +256,7 @@ def _minimal_known(row: Row) -> str | None:
     return "columns sentence_good, sentence_bad" if _is_text(row, "sentence_good", "sentence_bad") else None
 
 
-def _read_minimal(row: Row) -> tuple[Sequence[Message], Sequence[Message], Sequence[Message]]:
+def _read_minimal(row: Row) -> Parts:
     return [], answer(text_of(row, "sentence_good")), answer(text_of(row, "sentence_bad"))
 
 

@@ -1,0 +1,168 @@
+"""Loading the base in 4 bits, and the tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from qdpo.config.schema import ModelSection
+from qdpo.errors import ConfigError, DataError, QdpoError
+from qdpo.files import digest_of, sha256_file
+from qdpo.hardware import Device, choose_dtype
+from qdpo.model.source import Source, find
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NF4_BLOCKSIZE = 64
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model, frozen.
+
+    Attributes:
+        model: the *ForCausalLM.
+        source: where its files lie.
+        dtype: compute type.
+        dtype_reason: why this one.
+        quantized: names of the linear layers that are in 4 bits.
+        load_dtype: type that the weights had when they were quantized.
+    """
+
+    model: PreTrainedModel
+    source: Source
+    dtype: torch.dtype
+    dtype_reason: str
+    quantized: list[str]
+    load_dtype: torch.dtype
+
+
+def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, or the one that model.tokenizer names.
+
+    Raises:
+        DataError: its files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    source = find(config.tokenizer, None) if config.tokenizer else find(config.name, config.revision)
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"the tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
+        raise DataError(f"the tokenizer of {source.name} is broken: {_first_line(error)}") from error
+
+
+def load_base(config: ModelSection, device: Device) -> Base:
+    """The base model on its device, frozen, its linear layers in NF4 if configured.
+
+    Raises:
+        DataError: files are missing, broken, or hold no causal language model.
+        ConfigError: the model needs remote code, or is quantized already.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    source = find(config.name, config.revision)
+    dtype, reason = choose_dtype(config.dtype, device)
+    settings: dict[str, Any] = {}
+    if "quantization_config" in read_config(source):
+        raise ConfigError(
+            f"{source.name} is quantized already", "give the 16-bit model: qdpo quantizes it while loading"
+        )
+    if config.quantization == "nf4":
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=config.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            device_map={"": device.torch},
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            **settings,
+        )
+    except QdpoError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise DataError(f"the base model {source.name} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:
+        # safetensors raises its own SafetensorError, a bare subclass of Exception, for a broken file
+        raise DataError(f"the weights of {source.name} are broken: {_first_line(error)}") from error
+    keep_weights_unpacked(model)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return Base(model, source, dtype, reason, quantized_layers(model), dtype)
+
+
+def keep_weights_unpacked(model: nn.Module) -> None:
+    """Switch off bitsandbytes' repacking for CPUs with AVX512-BF16.
+
+    There the first pass without gradients repacks the 4-bit weights in place, and later backward passes and moves see
+    the wrong layout. DPO makes such passes for the reference.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - unknown to nn.Module's types
+
+
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers that bitsandbytes holds in 4 bits."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+
+
+def read_config(source: Source) -> dict[str, Any]:
+    """The model's config.json.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = source.folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{source.name}: config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{source.name}: config.json holds {type(config).__name__}, expected an object")
+    return config
+
+
+def weights_sha256(source: Source) -> str:
+    """One SHA-256 over the names and contents of a model's safetensors files."""
+    files = sorted(source.folder.glob("*.safetensors"))
+    return digest_of([part for path in files for part in (path.name, sha256_file(path))])
+
+
+def read_license(folder: Path) -> str | None:
+    """The licence that a model's own card names, None if it names none."""
+    import yaml
+
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text("utf-8", errors="replace")
+    if not text.startswith("---\n") or "\n---" not in text[4:]:
+        return None
+    try:
+        front = yaml.safe_load(text[4 : text.index("\n---", 4)])
+    except yaml.YAMLError:
+        return None
+    value = front.get("license") if isinstance(front, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,97 @@
+"""Attaching the adapter: explicit target names, fp32 weights, the base untouched."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from qdpo.config.schema import LoraSection
+from qdpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str | None = None) -> PeftModel:
+    """Wrap a frozen base with a new LoRA adapter, or with one to continue from.
+
+    Adapter weights are fp32 whatever the base computes in: at DPO's learning rates bf16 loses most of lora_A's updates,
+    and fp16 gradients cannot be unscaled.
+
+    Args:
+        model: the base.
+        config: the `lora` section.
+        seed: seed of the initialisation.
+        adapter: folder of an adapter to continue from.
+
+    Raises:
+        ConfigError: a target is not in the model, or is the head; the adapter does not fit.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if adapter is not None:
+        try:
+            wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=True)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ConfigError(f"the adapter {adapter} does not fit this base: {str(error).splitlines()[0]}") from error
+    else:
+        check_targets(model, config.target_modules)
+        settings = LoraConfig(
+            r=config.r,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            bias=config.bias,
+            task_type=config.task_type,
+            use_rslora=config.use_rslora,
+            target_modules=list(config.target_modules),
+        )
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(model, settings)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Every target names linear layers of the model, and none is the head.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    heads = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head}
+    for target in targets:
+        if target in heads:
+            raise ConfigError(f"lora.target_modules names the output head {target}", "leave it out: it stays frozen")
+        if target not in linear:
+            close = difflib.get_close_matches(target, sorted(linear - heads), n=1)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(
+                f"lora.target_modules: the model has no linear layer {target}",
+                f"{guess}it has {', '.join(sorted(linear - heads))}",
+            )
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that carry an adapter, by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0; the adapter's configuration keeps its value."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
