@@ -5,6 +5,7 @@ The shipped ones are the YAML files of the repository's `presets/`, which a whee
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,36 @@ def load_chain(preset: str) -> list[Document]:
             raise config_error([Problem(where, f"`extends: {file.label}` leads back to a file that is being read")])
         if len(seen) == MAX_CHAIN:
             raise config_error([Problem(where, f"more than {MAX_CHAIN} presets extend one another")])
+
+
+def copy_text(preset: str, target: Path) -> str:
+    """A preset's text, comments and all, for a copy at another place.
+
+    An `extends:` that names a file beside the preset is rewritten, so that it still leads there.
+
+    Args:
+        preset: a shipped preset's name, or a file.
+        target: where the copy will be.
+
+    Raises:
+        ConfigError: there is no such preset, or it is faulty.
+    """
+    document = load_chain(preset)[-1]
+    file = find(preset)
+    text = strict_yaml.read_text(file.path, file.label)
+    parent = document.values.get("extends")
+    if parent is None or parent in names():
+        return text
+    # The file's own words up to the value stay; only a plain `extends: FILE` line is known to be safe to change.
+    path = os.path.relpath(file.path.parent.resolve() / parent, target.parent.resolve())
+    lines = text.splitlines(keepends=True)
+    line = document.places[("extends",)].line - 1
+    start, found, rest = lines[line].partition(document.places[("extends",)].text or parent)
+    if not found:
+        hint = "write `extends: FILE` on one line"
+        raise config_error([Problem(document.where(("extends",)), "`extends:` cannot be rewritten for the copy", hint)])
+    lines[line] = f"{start}{path}{rest}"
+    return "".join(lines)
 
 
 def _parent(document: Document, file: PresetFile) -> PresetFile:

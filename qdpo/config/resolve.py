@@ -93,6 +93,12 @@ def value_of(config: RunConfig, key: str) -> Any:
     return value
 
 
+def inline(value: Any) -> str:
+    """A value as YAML on one line; floats as `5.0e-06`, which YAML 1.1 reads as a number again."""
+    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
+    return text.strip()[1:-1]
+
+
 def _lay(document: Document, values: dict[str, Any], sources: dict[str, Source]) -> list[Problem]:
     """Put a document's settings over `values` (dotted keys); what is not a setting is a problem."""
     problems = []
@@ -145,11 +151,5 @@ def _setting_lines(setting: Setting, name: str, value: Any, origin: str, indente
     indent = "  " if indented else ""
     if setting.key == "notes" and value:
         # Notes are sentences: one a line.
-        return [f"{indent}{name}:{comment}", *(f"{indent}  - {_inline(note)}" for note in value)]
-    return [f"{indent}{name}: {_inline(value)}{comment}"]
-
-
-def _inline(value: Any) -> str:
-    """A value as YAML on one line; floats as `5.0e-06`, which YAML 1.1 reads as a number again."""
-    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
-    return text.strip()[1:-1]
+        return [f"{indent}{name}:{comment}", *(f"{indent}  - {inline(note)}" for note in value)]
+    return [f"{indent}{name}: {inline(value)}{comment}"]

@@ -125,7 +125,10 @@ class DataSection(Section):
         dict[str, str],
         Field(description="column of prompt, chosen, rejected, system where they have other names"),
     ] = {}
-    system: Annotated[str | None, Field(description="system message for rows that bring none; null adds none")] = None
+    system: Annotated[
+        str | None,
+        Field(description="system message for rows that bring none; null adds none, an empty text an empty one"),
+    ] = None
     template: Annotated[
         str, Field(description="chat template: `auto` (the tokenizer's), `none` (plain text), a name, or a file")
     ] = "auto"

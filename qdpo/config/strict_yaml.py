@@ -84,7 +84,7 @@ def load(path: Path, source: str | None = None) -> Document:
         ConfigError: the file cannot be read, is not UTF-8 YAML of at most 1 MB, or breaks a rule of this module.
     """
     source = source or str(path)
-    return loads(_text(path, source), source)
+    return loads(read_text(path, source), source)
 
 
 def loads(text: str, source: str) -> Document:
@@ -131,7 +131,8 @@ def compose_value(text: str) -> yaml.Node:
     return node
 
 
-def _text(path: Path, source: str) -> str:
+def read_text(path: Path, source: str) -> str:
+    """The text of a file that may be a preset; errors as in `load`."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             kind = "a directory" if path.is_dir() else "not a regular file"
