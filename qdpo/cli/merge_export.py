@@ -1,0 +1,49 @@
+"""`qdpo merge-export`: merge a run's adapter into its base and write it for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from qdpo.export.formats import FORMATS
+
+HELP = "merge the adapter into the base and export it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that `qdpo train` wrote")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=list(FORMATS),
+        help="; ".join(f"{name}: {format.about}" for name, format in FORMATS.items()),
+    )
+    parser.add_argument(
+        "--merge-base",
+        choices=["trained", "original"],
+        default="trained",
+        help="trained (default): merge into the dequantised 4-bit base, which reproduces the trained policy; "
+        "original: into the 16-bit base. Merging into 4 bit is not offered: it erases the adapter",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the export (default: RUN/export/FORMAT)")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="dtype of the weights (default: the base's own)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; returns the exit code."""
+    from qdpo.console import out
+    from qdpo.export.request import Request
+    from qdpo.export.source import load_run
+
+    request = Request(
+        run=load_run(args.run),
+        out=args.out or args.run / "export" / args.format,
+        merge_base=args.merge_base,
+        dtype=args.dtype,
+    )
+    folder = FORMATS[args.format].write(request)
+    out().print(str(folder), markup=False)
+    return 0

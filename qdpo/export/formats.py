@@ -1,0 +1,36 @@
+"""The formats that a run can be exported to. Adding one is adding a line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qdpo.export.request import Request
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format.
+
+    Attributes:
+        about: what it is for, in a few words.
+        where: module and function that write it; imported when it is used.
+    """
+
+    about: str
+    where: str
+
+    def write(self, request: Request) -> Path:
+        """Write the export; returns the folder."""
+        module, function = self.where.split(":")
+        writer: Callable[[Request], Path] = getattr(importlib.import_module(module), function)
+        return writer(request)
+
+
+FORMATS = {
+    "safetensors": Format("transformers, vLLM, TGI", "qdpo.export.folder:write_safetensors"),
+}

@@ -1,0 +1,85 @@
+"""The place an export is written to: whole or not at all, and never over somebody else's files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qdpo import __version__
+from qdpo.errors import DiskError, OutputError
+from qdpo.files import STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
+
+RECORD = "export.json"
+ADDED_LATER = {"verify.json", "README.md"}
+"""Files that qdpo adds to an export once it is scored; its manifest does not list them."""
+
+SPARE_BYTES = 64 << 20
+"""Room for tokenizer, configs and the file system's own needs beside the weights."""
+
+
+@contextlib.contextmanager
+def export_folder(final: Path, needed: int, record: dict[str, Any]) -> Iterator[Path]:
+    """A staging folder that becomes `final` when the export is whole.
+
+    Args:
+        final: where the export appears; may hold an earlier export, which is then replaced in one step.
+        needed: bytes that will be written, known before the first one is.
+        record: what `export.json` says about the export.
+
+    Raises:
+        OutputError: `final` holds something that is not an export of qdpo.
+        DiskError: the disk has less room than needed.
+    """
+    _check_ours(final)
+    _sweep(final)
+    if (free := free_bytes(final)) < needed + SPARE_BYTES:
+        raise DiskError(
+            f"{final} needs {needed + SPARE_BYTES:,} bytes, {free:,} are free",
+            "free some space, or choose another disk with --out",
+        )
+    with staged_folder(final, replace=True) as staging:
+        yield staging
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(staging / RECORD, {"schema": 1, "qdpo": __version__, "created": created, **record})
+
+
+def _check_ours(final: Path) -> None:
+    if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+        return
+    if not (final / RECORD).is_file():
+        raise OutputError(
+            f"{final} exists and is not an export of qdpo (it has no {RECORD})", "choose another --out, or remove it"
+        )
+    strangers = [p.partition(" is not in")[0] for p in manifest_problems(final) if p.endswith("is not in the manifest")]
+    if strangers := sorted(set(strangers) - ADDED_LATER):
+        raise OutputError(
+            f"{final} has {len(strangers)} files that this export would delete and did not write "
+            f"(first: {strangers[0]})",
+            "move them away, or choose another --out",
+        )
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed exports to the same place left; put an old export back that was moved aside."""
+    old = final.with_name(f"{STAGING_PREFIX}old-{final.name}")
+    if old.is_dir() and not final.exists():
+        old.rename(final)
+    for path in final.parent.glob(f"{STAGING_PREFIX}{final.name}-*"):
+        process = path.name.rpartition("-")[2]
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
