@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +78,9 @@ def _cross_field(finding: ErrorDetails, sources: Mapping[str, Source], file: str
     """A validator's own sentence, with the lines of the settings that it names."""
     message = str(finding["ctx"]["error"])
     prefix = ".".join(map(str, finding["loc"]))
-    named = [
-        sources[key].where
-        for key in sources
-        if key.startswith(prefix) and key.rpartition(".")[2] in message.replace("`", " ").replace(".", " ").split()
-    ]
+    words = set(re.findall(r"[\w.]*\w", message))
+    words |= {f"{prefix}.{word}" for word in words if prefix}
+    named = [source.where for key, source in sources.items() if key in words]
     return Problem(", ".join(dict.fromkeys(named)) or file, f"{prefix}: {message}" if prefix else message)
 
 
@@ -96,7 +95,7 @@ def _wrong_value(finding: ErrorDetails, sources: Mapping[str, Source], file: str
     if source.document is None:
         where = f"{where} {quoted(f'{key}={source.text}', 80)}"
     expected = _item_expected(setting) if inner else setting.expected
-    found, hint = _found(finding["input"], source.place(inner), setting)
+    found, hint = _found(finding["input"], source.place(inner), setting, whole=not inner)
     if finding["type"] == "string_pattern_mismatch":
         expected = "lower-case letters, digits, `.`, `_`, `-`, at most 64, beginning with a letter or digit"
     elif finding["type"] in ("too_short", "string_too_short"):
@@ -119,7 +118,7 @@ def _item_expected(setting: Setting) -> str:
     return "text" if setting.item is str else "a number"
 
 
-def _found(value: Any, place: Place | None, setting: Setting) -> tuple[str, str | None]:
+def _found(value: Any, place: Place | None, setting: Setting, whole: bool) -> tuple[str, str | None]:
     """What was written, and the way out when YAML read it as something else than was meant."""
     text = place.text if place and place.text is not None else None
     wants_text = str in (setting.kind, setting.item)
@@ -133,12 +132,17 @@ def _found(value: Any, place: Place | None, setting: Setting) -> tuple[str, str 
     if isinstance(value, str):
         if wants_number and DECIMAL.fullmatch(value):
             return _number_as_text(value, place)
-        hint = f"write [{value}]" if setting.kind is list and value.isidentifier() and place else None
+        hint = None
+        if whole and setting.kind is list and value.isidentifier() and place:
+            hint = f"write [{value}]"
+        elif setting.kind is bool and value in ("true", "false"):
+            hint = f"write {value} without quotes"
         return f"the text {quoted(value)}", hint
     if text is not None and wants_text:
         kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(value), "a date")
         return f"{quoted(text)}, which YAML reads as {kind}", f'write "{text}" in quotes'
-    return quoted(text if text is not None else value), None
+    whole_number = setting.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return quoted(text if text is not None else value), f"write {value:.0f}" if whole_number else None
 
 
 def _number_as_text(value: str, place: Place | None) -> tuple[str, str]:

@@ -50,7 +50,7 @@ def sections() -> frozenset[str]:
     return frozenset(key.split(".")[0] for key in settings() if "." in key)
 
 
-def suggestion(key: str) -> str | None:
+def suggestion(key: str) -> str:
     """`did you mean ...?` for a key that does not exist, also when its section is missing or another's."""
     leaf = key.rpartition(".")[2]
     elsewhere = [known for known in settings() if known.rpartition(".")[2] == leaf]
@@ -59,7 +59,9 @@ def suggestion(key: str) -> str | None:
     if not close:
         leaves = {name.rpartition(".")[2]: name for name in settings()}
         close = [leaves[name] for name in nearest(leaf, leaves)]
-    return f"did you mean {' or '.join(quoted(name) for name in close)}?" if close else None
+    if close:
+        return f"did you mean {' or '.join(quoted(name) for name in close)}?"
+    return "`qdpo presets show quickstart` lists every setting"
 
 
 def _walk(section: type[Section], prefix: str) -> Iterator[Setting]:

@@ -61,7 +61,8 @@ def find(preset: str, beside: Path | None = None) -> PresetFile:
         return PresetFile(directory() / f"{preset}.yaml", f"presets/{preset}.yaml")
     path = Path(preset) if beside is None else beside / preset
     looks_like_a_path = "/" in preset or "\\" in preset or preset.endswith((".yaml", ".yml"))
-    if looks_like_a_path or path.is_file():
+    # os.path answers False where pathlib raises: a name that is too long, a folder that may not be entered.
+    if looks_like_a_path or os.path.isfile(path):
         return PresetFile(path, str(path))
     close = nearest(preset, shipped)
     hint = f"did you mean `{close[0]}`? " if close else ""
@@ -77,16 +78,16 @@ def load_chain(preset: str) -> list[Document]:
     """
     file = find(preset)
     chain: list[Document] = []
-    seen: list[Path] = []
+    seen: list[str] = []
     while True:
-        seen.append(file.path.resolve())
+        seen.append(os.path.realpath(file.path))
         document = strict_yaml.load(file.path, file.label)
         chain.insert(0, document)
         if "extends" not in document.values:
             return chain
         file = _parent(document, file)
         where = document.where(("extends",))
-        if file.path.resolve() in seen:
+        if os.path.realpath(file.path) in seen:
             raise config_error([Problem(where, f"`extends: {file.label}` leads back to a file that is being read")])
         if len(seen) == MAX_CHAIN:
             raise config_error([Problem(where, f"more than {MAX_CHAIN} presets extend one another")])
@@ -111,7 +112,7 @@ def copy_text(preset: str, target: Path) -> str:
     if parent is None or parent in names():
         return text
     # The file's own words up to the value stay; only a plain `extends: FILE` line is known to be safe to change.
-    path = os.path.relpath(file.path.parent.resolve() / parent, target.parent.resolve())
+    path = os.path.relpath(os.path.realpath(file.path.parent / parent), os.path.realpath(target.parent))
     lines = text.splitlines(keepends=True)
     line = document.places[("extends",)].line - 1
     start, found, rest = lines[line].partition(document.places[("extends",)].text or parent)

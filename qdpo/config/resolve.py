@@ -111,7 +111,8 @@ def _lay(document: Document, values: dict[str, Any], sources: dict[str, Source])
         elif isinstance(value, dict):
             entries = {f"{name}.{leaf}": ((name, leaf), inner) for leaf, inner in value.items()}
         else:
-            what = f"{name}: expected a section of `key: value` lines, found {quoted(value)}"
+            found = "nothing" if value is None else quoted(value)
+            what = f"{name}: expected a section of `key: value` lines, found {found}"
             hint = "remove it, or indent its settings below it" if value is None else None
             problems.append(Problem(document.where((name,)), what, hint))
             continue

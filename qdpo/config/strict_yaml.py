@@ -7,6 +7,7 @@ value, which keeps the text as it was written.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -177,13 +178,20 @@ def _check_events(text: str, source: str) -> None:
             values += 1
             # `!` alone is what an application-specific marker looks like; no tag has a meaning in a preset.
             if getattr(event, "tag", None):
-                raise config_error([Problem(where, f"tags ({quoted(event.tag)}) are not allowed in a preset")])
+                raise config_error(
+                    [Problem(where, f"tags ({quoted(_short_tag(event.tag))}) are not allowed in a preset")]
+                )
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
             if depth > MAX_DEPTH:
                 raise config_error([Problem(where, f"nested deeper than {MAX_DEPTH} levels: expected a preset")])
             if values > MAX_VALUES:
                 raise config_error([Problem(where, f"more than {MAX_VALUES:,} values: expected a preset")])
+
+
+def _short_tag(tag: str) -> str:
+    """A tag as it is written: `!!str` for `tag:yaml.org,2002:str`."""
+    return tag.replace("tag:yaml.org,2002:", "!!")
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> ConfigError:
@@ -198,6 +206,8 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> Config
     hint = f"the line is {quoted(line.strip())}" if line.strip() else None
     if "\t" in line:
         hint = "there is a tab in this line: use spaces"
+    elif error.problem and error.problem.startswith("mapping values are not allowed"):
+        hint = f"{hint}; text with a colon needs quotes"
     return config_error([Problem(f"{source}:{mark.line + 1}", what, hint)])
 
 
@@ -257,11 +267,13 @@ class _Builder:
         try:
             value = self._constructor.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError):
-            value = "a number"
-        hint = f"write {quoted(value)}, or put it in quotes if it is text"
-        self._wrong(
-            line, f"YAML reads {quoted(node.value)} as {quoted(value)}: expected a decimal number or text", hint
-        )
+            value = math.nan
+        if math.isfinite(value):
+            what = f"YAML reads {quoted(node.value)} as {quoted(value)}: expected a decimal number or text"
+            hint = f"write {quoted(value)}, or put it in quotes if it is text"
+        else:
+            what, hint = f"{quoted(node.value)}: expected a decimal number or text", "put it in quotes if it is text"
+        self._wrong(line, what, hint)
 
     def _wrong(self, line: int, what: str, hint: str | None = None) -> None:
         self.problems.append(Problem(f"{self.source}:{line}", what, hint))
