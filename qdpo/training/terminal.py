@@ -1,0 +1,250 @@
+"""What a run shows on the terminal: a live table of rewards under a progress bar, or plain lines.
+
+Everything goes to stderr. The plain form has one line per logged step and per evaluation, made for `grep`: the word
+after the step is `train` or `held-out`, and every value follows its name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qdpo import console
+
+EVAL_PREFIX = "eval_"
+MISSING = "n/a"
+NARROW = 66
+"""Below this many columns the table drops the reward of each side and keeps the margin."""
+
+METRICS = (
+    ("loss", "loss", "{:.4f}"),
+    ("chosen", "rewards/chosen", "{:+.3f}"),
+    ("rejected", "rewards/rejected", "{:+.3f}"),
+    ("accuracy", "rewards/accuracies", "{:.3f}"),
+    ("margin", "rewards/margins", "{:+.3f}"),
+)
+"""Title, key and format of what the table and the lines show."""
+
+
+class TerminalCallback(TrainerCallback):
+    """Shows progress and the latest metrics of training and of the held-out pairs.
+
+    The live display is stopped by the end of training, by `close()`, and at the latest when the interpreter exits;
+    whoever runs the trainer calls `close()` in a `finally`, because the Trainer has no event for an exception.
+
+    Args:
+        live: a live display or plain lines; None decides by the terminal.
+    """
+
+    def __init__(self, live: bool | None = None) -> None:
+        self.live = _can_redraw() if live is None else live
+        self.max_steps = 0
+        self.step = 0
+        self.first_step = 0
+        self.started: float | None = None
+        self.rows: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.doing = ""
+        self._live: Live | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console.talk(),
+            expand=True,
+            # Evaluations make single steps slow; a longer window keeps the estimate calm.
+            speed_estimate_period=300,
+        )
+        self._task = self._progress.add_task("training", total=None)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the display; a resumed run starts at its step."""
+        if not state.is_world_process_zero:
+            return
+        self.max_steps = state.max_steps
+        self.step = self.first_step = state.global_step
+        self.started = time.monotonic()
+        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._open()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if not state.is_world_process_zero:
+            return
+        self.step = state.global_step
+        self._progress.update(self._task, completed=state.global_step)
+        self._say_doing("evaluating" if control.should_evaluate else "")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say that an evaluation is under way."""
+        if state.is_world_process_zero:
+            self._say_doing("evaluating")
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say that training goes on."""
+        if state.is_world_process_zero:
+            self._say_doing("")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show one line of metrics; the Trainer's closing summary is not one."""
+        if not state.is_world_process_zero or not logs:
+            return
+        heldout = f"{EVAL_PREFIX}loss" in logs
+        if not heldout and "loss" not in logs:
+            return
+        values = {key.removeprefix(EVAL_PREFIX): value for key, value in logs.items()} if heldout else dict(logs)
+        if not heldout:
+            self.rows["train"] = (state.global_step, values)
+        elif state.global_step == 0:
+            self.rows["start"] = (0, values)
+        else:
+            self.rows["held-out"] = (state.global_step, values)
+        if self._live is not None:
+            self._live.refresh()
+        elif not self.live:
+            line = self.line("held-out" if heldout else "train", state.global_step, values, state.max_steps)
+            console.talk().print(line, markup=False, soft_wrap=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the last state of the table on the screen."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the live display; harmless when there is none."""
+        if self._live is None:
+            return
+        live, self._live = self._live, None
+        self.doing = ""
+        atexit.unregister(self.close)
+        live.stop()
+
+    def line(self, part: str, step: int, values: dict[str, Any], max_steps: int) -> str:
+        """The plain line of one logged step or evaluation.
+
+        Args:
+            part: `train` or `held-out`.
+            step: optimizer step.
+            values: metrics without the `eval_` prefix.
+            max_steps: steps of the whole run.
+        """
+        # An evaluation ahead of training does not know yet how long the run will be.
+        total = f"/{max_steps}" if max_steps else ""
+        words = [f"step {step:>{len(str(max_steps))}}{total}", f"{part:<8}"]
+        words += [f"{title} {_show(values.get(key), form):>7}" for title, key, form in METRICS]
+        words += _extras(values)
+        if part == "train" and (left := self._seconds_left(step)) is not None:
+            words.append(f"eta {_clock(left)}")
+        return "  ".join(words)
+
+    def _seconds_left(self, step: int) -> float | None:
+        if self.started is None or step <= self.first_step:
+            return None
+        return (time.monotonic() - self.started) / (step - self.first_step) * max(0, self.max_steps - step)
+
+    def _open(self) -> None:
+        if not self.live or self._live is not None:
+            return
+        self._live = Live(
+            console=console.talk(),
+            get_renderable=self.render,
+            refresh_per_second=4,
+            # What others print to a terminal appears above the display; data on a redirected stdout is left alone.
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=True,
+        )
+        # A display that nobody stops leaves the terminal without a cursor.
+        atexit.register(self.close)
+        self._live.start(refresh=True)
+
+    def _say_doing(self, what: str) -> None:
+        self.doing = what
+        self._progress.update(self._task, description=what or "training")
+
+    def render(self) -> RenderableType:
+        """The table and the bar."""
+        narrow = console.talk().width < NARROW
+        parts: list[RenderableType] = [_table(self.rows, narrow)] if self.rows else []
+        status = _status(self.rows.get("train", (0, {}))[1], self.rows.get("held-out", self.rows.get("start")))
+        if status:
+            parts.append(Text(status, style="dim", overflow="ellipsis", no_wrap=True))
+        return Group(*parts, self._progress)
+
+
+def _can_redraw() -> bool:
+    return console.is_interactive() and not console.talk().is_dumb_terminal
+
+
+def _table(rows: dict[str, tuple[int, dict[str, Any]]], narrow: bool) -> Table:
+    shown = [metric for metric in METRICS if not narrow or metric[0] not in ("chosen", "rejected")]
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    for title, _, _ in shown:
+        table.add_column(title, justify="right", no_wrap=True, min_width=7)
+    for part, title, style in (("start", "held-out", "dim"), ("held-out", "held-out", "bold"), ("train", "train", "")):
+        if part in rows:
+            step, values = rows[part]
+            cells = [_show(values.get(key), form) for _, key, form in shown]
+            table.add_row(title, str(step), *cells, style=style)
+    return table
+
+
+def _status(train: dict[str, Any], heldout: tuple[int, dict[str, Any]] | None) -> str:
+    words = _extras(train)
+    nll = heldout[1].get("text_nll") if heldout else None
+    if _finite(nll):
+        words.append(f"text nll {nll:.3f}")
+    return " · ".join(words)
+
+
+def _extras(values: dict[str, Any]) -> list[str]:
+    """What a line says besides rewards, as far as it was measured."""
+    forms = (
+        ("learning_rate", "lr {:.2e}"),
+        ("tokens_per_second", "{:,.0f} tokens/s"),
+        ("peak_memory_gib", "{:.2f} GiB"),
+        ("text_nll", "text_nll {:.4f}"),
+    )
+    return [form.format(values[key]) for key, form in forms if _finite(values.get(key))]
+
+
+def _show(value: Any, form: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return MISSING
+    # Not-a-number is shown as it is: hiding it would hide why a run fails.
+    return form.format(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
