@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ HELP = "List the recipes, show one with every value's meaning and origin, or cop
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The actions: none (list), `show`, `copy`."""
+    """The actions: `list` (also without an action), `show`, `copy`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action")
+    actions.add_parser("list", help="list the shipped presets (this is what happens without an action)")
     show = actions.add_parser("show", help="print every value of a preset, its meaning and where it came from")
     show.add_argument("preset", metavar="NAME", help="a preset's name or file")
     show.add_argument(
@@ -118,4 +120,4 @@ def _copy(preset: str, target: Path) -> None:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
     # A bare name would be looked up among the shipped presets first.
     shown = str(target) if target.name != str(target) or target.suffix in (".yaml", ".yml") else f"./{target}"
-    console.say(f"wrote {target}; edit it, then: qdpo train --preset {shown}")
+    console.say(f"wrote {target}; edit it, then: qdpo train --preset {shlex.quote(shown)}")

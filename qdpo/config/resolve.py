@@ -13,7 +13,7 @@ from qdpo.config import fields, presets
 from qdpo.config.explain import Source, explain
 from qdpo.config.fields import Setting
 from qdpo.config.overrides import SET, Override, parse_override
-from qdpo.config.problems import Problem, config_error, quoted
+from qdpo.config.problems import SHOWN, Problem, config_error, quoted
 from qdpo.config.schema import RunConfig
 from qdpo.config.strict_yaml import Document, Path_
 
@@ -122,7 +122,9 @@ def _lay(document: Document, values: dict[str, Any], sources: dict[str, Source])
                 sources[key] = Source(document.where(path), document, path)
             else:
                 what = f"unknown key {quoted(key)}"
-                problems.append(Problem(document.where(path), what, fields.suggestion(key)))
+                # Those beyond are counted, not shown.
+                hint = fields.suggestion(key) if len(problems) < SHOWN else None
+                problems.append(Problem(document.where(path), what, hint))
     return problems
 
 

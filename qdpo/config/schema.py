@@ -159,7 +159,8 @@ class LossSection(Section):
     """The preference loss (TRL's names and defaults)."""
 
     loss_type: Annotated[
-        list[LossType], Field(min_length=1, description="one or several losses, summed with loss_weights")
+        list[LossType],
+        Field(min_length=1, description="one or several losses (sigmoid is DPO's own), summed with loss_weights"),
     ] = ["sigmoid"]
     loss_weights: Annotated[list[float] | None, Field(description="one weight per loss_type; null: 1 each")] = None
     beta: Annotated[float, Field(gt=0, description="strength of the pull towards the reference (1/nats)")] = 0.1
@@ -215,7 +216,10 @@ class TrainSection(Section):
     disable_dropout: Annotated[
         bool, Field(description="train with every dropout at 0, as TRL does (the adapter keeps its configured value)")
     ] = True
-    seed: Annotated[NonNegativeInt, Field(description="seed of data order, adapter initialisation and dropout")] = 42
+    # NumPy's generators take 32 bits.
+    seed: Annotated[
+        int, Field(ge=0, le=2**32 - 1, description="seed of data order, adapter initialisation and dropout")
+    ] = 42
     eval_every: Annotated[PositiveInt, Field(description="optimizer steps between evaluations")] = 50
     log_every: Annotated[PositiveInt, Field(description="optimizer steps between logged metrics")] = 5
     save_every: Annotated[PositiveInt, Field(description="optimizer steps between checkpoints")] = 50

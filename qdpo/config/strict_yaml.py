@@ -23,6 +23,7 @@ from qdpo.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 16
 MAX_VALUES = 5_000
+MAX_DIGITS = 100
 
 # libyaml where PyYAML was built with it: a file at the size limit is read in a fraction of a second.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -170,7 +171,7 @@ def _check_events(text: str, source: str) -> None:
                 raise config_error([Problem(where, "a second document starts here: expected one document per file")])
         elif isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             sign = "*" if isinstance(event, yaml.AliasEvent) else "&"
-            what = f"anchors and aliases ({sign}{event.anchor}) are not allowed"
+            what = f"anchors and aliases ({quoted(sign + event.anchor)}) are not allowed"
             raise config_error([Problem(where, what, "write the value out, or use `extends:`")])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
@@ -252,8 +253,11 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             self.places[path] = Place(line)
             return [self._value(n, (*path, i), n.start_mark.line + 1) for i, n in enumerate(node.value)]
-        plain = node.style is None or node.style == ""
+        plain = not node.style
         self.places[path] = Place(line, node.value, plain)
+        if node.tag in NUMBER_TAGS and len(node.value) > MAX_DIGITS:
+            self._wrong(line, f"{quoted(node.value)}: a number of {len(node.value):,} characters", "put text in quotes")
+            return None
         if node.tag in NUMBER_TAGS and not DECIMAL.fullmatch(node.value):
             return self._odd_number(node, line)
         try:

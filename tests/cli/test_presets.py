@@ -10,8 +10,9 @@ from qdpo.config.fields import settings
 from qdpo.config.resolve import resolve
 
 
-def test_list(capsys: pytest.CaptureFixture[str]):
-    assert main(["presets"]) == 0
+@pytest.mark.parametrize("argv", [["presets"], ["presets", "list"]])
+def test_list(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(argv) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["name", "base", "data", "card", "it", "fits", "GPU", "memory"]
     assert [row.split()[0] for row in rows] == presets.names()
@@ -82,6 +83,6 @@ def test_a_copy_without_an_ending_is_named_as_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
-    assert main(["presets", "copy", "quickstart", "mine"]) == 0
-    assert "qdpo train --preset ./mine" in capsys.readouterr().err
-    assert resolve("./mine").config.name == "quickstart"
+    assert main(["presets", "copy", "quickstart", "mine too"]) == 0
+    assert "qdpo train --preset './mine too'" in capsys.readouterr().err
+    assert resolve("./mine too").config.name == "quickstart"

@@ -50,6 +50,8 @@ FAULTS = {
     "infinite": ("train:\n  learning_rate: .inf", 7, ["`.inf`: expected a decimal number"]),
     "not a number": ("train:\n  learning_rate: .nan", 7, ["`.nan`"]),
     "sexagesimal": ("train:\n  save_minutes: 1:30", 7, ["YAML reads `1:30` as `90`"]),
+    "sexagesimal bomb": ("train:\n  seed: 1" + ":1" * 100_000, 7, ["a number of 200,001 characters"]),
+    "seed of more than 32 bits": ("train:\n  seed: 4294967296", 7, ["at most 4294967295"]),
     "octal": ("train:\n  seed: 0042", 7, ["YAML reads `0042` as `34`"]),
     "hexadecimal": ("train:\n  seed: 0x10", 7, ["as `16`"]),
     "underscores": ("train:\n  seed: 1_000", 7, ["as `1000`"]),
