@@ -60,7 +60,9 @@ def prepare(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
     template = load_template(config.template, tokenizer)
     train_report = DataReport(_where(config.name, config.split))
     pairs = read_pairs(config, config.name, config.split, config.max_rows, train_report)
-    if config.eval_split or config.eval_name:
+    # A local file has no splits: a held-out split of the same file would be the training rows again.
+    one_file = config.eval_name is None and is_local(config.name) and config.name != EMBEDDED
+    if (config.eval_split or config.eval_name) and not one_file:
         name, split = config.eval_name or config.name, config.eval_split or config.split
         heldout_report = DataReport(_where(name, split))
         heldout = read_pairs(config, name, split, config.max_eval_rows, heldout_report)

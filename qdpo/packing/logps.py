@@ -42,9 +42,9 @@ class TokenScores:
     """What is known of each of S scored tokens.
 
     Attributes:
-        logps: (S,) fp32, log-probability in nats; carries the gradient.
-        entropy: (S,) fp32, nats.
-        mean_logit: (S,) fp32, mean over the vocabulary.
+        logps: (S,) at least fp32, log-probability in nats; carries the gradient.
+        entropy: (S,) at least fp32, nats.
+        mean_logit: (S,) at least fp32, mean over the vocabulary.
         top1: (S,) bool, whether the token is the most likely one.
     """
 
@@ -59,7 +59,7 @@ class PackScores:
     """Log-probabilities and token statistics of the 2n sequences of a pack, chosen first.
 
     Attributes:
-        logps: (2n,) fp32, summed over completion tokens; carries the gradient.
+        logps: (2n,) at least fp32, summed over completion tokens; carries the gradient.
         tokens: (2n,) completion tokens.
         logits: (2n,) sum over completion tokens of the mean logit.
         entropy: (2n,) sum over completion tokens, nats.
@@ -99,14 +99,15 @@ class _Score(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Head, targets: Tensor, with_grad: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = hidden.shape[0]
-        logps, entropy, mean_logit = hidden.new_empty(3, count, dtype=torch.float32)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        logps, entropy, mean_logit = hidden.new_empty(3, count, dtype=exact)
         top1 = torch.empty(count, dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden) if with_grad else None
         weight = head.weight
         for begin in range(0, count, CHUNK_ROWS):
             part = slice(begin, min(begin + CHUNK_ROWS, count))
             h, y = hidden[part].to(weight.dtype), targets[part, None]
-            logits = (h @ weight.t()).float()
+            logits = (h @ weight.t()).to(exact)
             if head.bias is not None:
                 logits += head.bias
             if head.scale != 1.0:
@@ -174,8 +175,8 @@ def score_pack(model: nn.Module, pack: Pack) -> PackScores:
     scores = score_tokens(output.last_hidden_state[0][pack.rows], head_of(model), pack.targets)
 
     def per_sequence(values: Tensor) -> Tensor:
-        zeros = torch.zeros(2 * pack.n_pairs, dtype=torch.float32, device=values.device)
-        return zeros.index_add(0, pack.sequence, values.float()[pack.scored])
+        zeros = torch.zeros(2 * pack.n_pairs, dtype=scores.logps.dtype, device=values.device)
+        return zeros.index_add(0, pack.sequence, values.to(zeros.dtype)[pack.scored])
 
     return PackScores(
         per_sequence(scores.logps),

@@ -1,0 +1,68 @@
+"""`qdpo train`: fine-tune a model on preference pairs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+HELP = "Fine-tune a model by DPO on preference pairs, with its base in 4 bits."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("--preset", metavar="NAME", help="a preset's name or a YAML file (see `qdpo presets`)")
+    parser.add_argument("--model", metavar="PATH", help="base model: hub name or local folder (model.name)")
+    parser.add_argument("--data", metavar="PATH", help="preference data: hub name or local file (data.name)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", help="where the run is written; default runs/NAME")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument("--dry-run", action="store_true", help="check and print what a run would do, then stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resolve the configuration and train, or say what training would do."""
+    from pathlib import Path
+
+    from qdpo.config.resolve import resolve
+    from qdpo.errors import UsageError
+    from qdpo.training import run_folder
+
+    if args.resume:
+        if args.run_dir is None:
+            raise UsageError("--resume needs --run-dir", "name the run's folder: --run-dir runs/NAME --resume")
+        folder = Path(args.run_dir).expanduser()
+        resolved = run_folder.reopen(folder)
+        preset = args.preset or str(folder)
+    else:
+        if args.preset is None:
+            raise UsageError("which preset?", "qdpo train --preset quickstart; `qdpo presets` lists them")
+        preset = args.preset
+        resolved = resolve(preset, [*replacements(args.model, args.data), *args.overrides])
+        folder = run_folder.choose(args.run_dir, resolved.config.name)
+    if args.dry_run:
+        from qdpo.training.dry_run import describe
+
+        return describe(resolved, folder)
+    from qdpo.training.run import train
+
+    command = shlex.join(["qdpo", *(sys.argv[1:] or ["train"])])
+    train(resolved, folder, preset=preset, command=command, resume=args.resume)
+    return 0
+
+
+def replacements(model: str | None, data: str | None) -> list[str]:
+    """`--model` and `--data` as overrides.
+
+    What a preset says of its own model or dataset (revision, split, schema) does not hold for another one.
+    """
+    overrides = []
+    if model is not None:
+        overrides += [f"model.name={model}", "model.revision=null", "model.tokenizer=null"]
+    if data is not None:
+        unset = ("config", "revision", "eval_name", "eval_split")
+        overrides += [f"data.name={data}", "data.split=train", "data.format=auto", "data.columns={}"]
+        overrides += [f"data.{key}=null" for key in unset]
+    return overrides

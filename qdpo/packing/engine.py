@@ -1,0 +1,77 @@
+"""Scoring many pairs without gradients: the reference pass and evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qdpo.data.pairs import TokenPair
+from qdpo.packing.layout import build_pack
+from qdpo.packing.logps import PackScores, score_pack
+from qdpo.packing.microbatch import cut
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A causal language model whose attention is installed, and how to run it.
+
+    Attributes:
+        model: the *ForCausalLM (adapters injected or not).
+        device: where it is.
+        autocast: makes the context of a forward pass (mixed precision or none).
+    """
+
+    model: nn.Module
+    device: torch.device
+    autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+
+    def score(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> PackScores:
+        """Score pairs as one pack; carries gradients where they are enabled."""
+        pack = build_pack(pairs, indices).to(self.device)
+        with self.autocast():
+            return score_pack(self.model, pack)
+
+    def score_all(self, pairs: Sequence[TokenPair], budget: int) -> PackScores:
+        """Score all pairs without gradients, in packs of up to `budget` tokens.
+
+        Returns:
+            The scores of all 2n sequences, chosen first, in the order of `pairs`, on the CPU.
+        """
+        n = len(pairs)
+        columns: list[Tensor] = [torch.zeros(2, n) for _ in range(5)]
+        with torch.no_grad(), evaluating(self.model):
+            for group in cut(pairs, budget):
+                scores = self.score([pairs[i] for i in group], group)
+                parts = (scores.logps, scores.tokens, scores.logits, scores.entropy, scores.top1)
+                for column, part in zip(columns, parts, strict=True):
+                    column[:, group] = part.view(2, -1).to("cpu", column.dtype)
+        return PackScores(*(column.view(-1) for column in columns))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while (no dropout, no recomputation), then back."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def text_nll(engine: Engine, texts: Sequence[list[int]], budget: int) -> float:
+    """Mean negative log-likelihood of plain texts, in nats per token.
+
+    Args:
+        engine: the model.
+        texts: ids of each text, BOS first.
+        budget: tokens per pass.
+    """
+    # A text is a pair whose two completions are the same: all of it is shared, and computed once.
+    pairs = [TokenPair(i, ids[:1], ids[1:], ids[1:]) for i, ids in enumerate(texts)]
+    scores = engine.score_all(pairs, budget)
+    return -float(scores.logps.sum() / scores.tokens.sum())

@@ -1,0 +1,203 @@
+"""Checkpoints: everything that a bitwise resume needs, whole or absent, and no pickle.
+
+checkpoints/step-000050/
+  adapter_model.safetensors, adapter_config.json
+  optimizer.safetensors, optimizer.json    tensors; the rest of the state
+  scheduler.json, scaler.json
+  rng.safetensors, rng.json                torch's generators; Python's and NumPy's
+  trainer_state.json
+  manifest.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, load_file, save_file
+
+from qdpo import console
+from qdpo.errors import DataError
+from qdpo.files import manifest_problems, sweep, write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINER_STATE = "trainer_state.json"
+STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
+    found = [STEP_FOLDER.match(path.name) for path in checkpoints.glob("step-*")]
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def newest_whole(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that matches its manifest; damaged ones are named and passed over.
+
+    Returns:
+        None when there is no checkpoint at all.
+
+    Raises:
+        DataError: there are checkpoints, and none is whole.
+    """
+    if checkpoints.is_dir():
+        sweep(checkpoints)
+    steps = complete_steps(checkpoints)
+    for step in reversed(steps):
+        folder = step_folder(checkpoints, step)
+        problems = manifest_problems(folder)
+        if not problems:
+            return folder
+        console.warn(f"checkpoint {folder} is damaged and is passed over: {problems[0]}")
+    if steps:
+        raise DataError(
+            f"none of the {len(steps)} checkpoints in {checkpoints} is whole",
+            "start again in a new run directory",
+        )
+    return None
+
+
+def prune(checkpoints: Path, keep: int, protected: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints; the protected step (the best) stays."""
+    for step in complete_steps(checkpoints)[:-keep]:
+        if step != protected:
+            shutil.rmtree(step_folder(checkpoints, step))
+
+
+# ------------------------------------------------------------------------------------------------------------ adapter
+
+
+def write_adapter(policy: PeftModel, folder: Path, base_name: str) -> None:
+    """The adapter in PEFT's layout.
+
+    Args:
+        policy: the model with its adapter.
+        folder: where the two files go.
+        base_name: what adapter_config.json names as its base.
+    """
+    from peft import get_peft_model_state_dict
+
+    config = copy.deepcopy(policy.peft_config["default"])
+    config.inference_mode = True
+    config.base_model_name_or_path = base_name
+    config.save_pretrained(str(folder))
+    # PEFT writes a set, whose order differs from process to process; the file should not
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text())
+    if isinstance(content.get("target_modules"), list):
+        content["target_modules"] = sorted(content["target_modules"])
+    write_json(path, content)
+    state = get_peft_model_state_dict(policy, save_embedding_layers=False)
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+
+
+def read_adapter(policy: PeftModel, folder: Path) -> None:
+    """Load adapter weights into a model that has the same adapter.
+
+    Raises:
+        DataError: names or shapes do not fit.
+    """
+    from peft import set_peft_model_state_dict
+
+    state = load_file(folder / ADAPTER_WEIGHTS)
+    try:
+        result: Any = set_peft_model_state_dict(policy, state)
+    except RuntimeError as error:
+        raise DataError(f"the adapter in {folder} does not fit this model: {error}") from error
+    if result.unexpected_keys:
+        raise DataError(f"the adapter in {folder} does not fit this model: {result.unexpected_keys[0]} is unknown")
+
+
+# ---------------------------------------------------------------------------------------------------------- optimizer
+
+
+def write_optimizer(optimizer: Any, folder: Path) -> None:
+    """The optimizer's state: tensors as safetensors, everything else as JSON."""
+    tensors, plain = _split(optimizer.state_dict())
+    save_file(tensors, folder / "optimizer.safetensors")
+    write_json(folder / "optimizer.json", plain)
+
+
+def read_optimizer(optimizer: Any, folder: Path) -> None:
+    """Load what `write_optimizer` wrote."""
+    tensors = load((folder / "optimizer.safetensors").read_bytes())
+    optimizer.load_state_dict(_join(json.loads((folder / "optimizer.json").read_text()), tensors))
+
+
+def _split(value: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Take the tensors out of nested dicts and lists; `{"tensor": name}` stands where one was.
+
+    Keys that are not text (the optimizer's parameter numbers) become pairs, since JSON has only text keys.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def walk(item: Any, path: str) -> Any:
+        if isinstance(item, torch.Tensor):
+            tensors[path] = item.detach().cpu().contiguous().clone()
+            return {"tensor": path}
+        if isinstance(item, dict):
+            return {"items": [[key, walk(inner, f"{path}.{key}")] for key, inner in item.items()]}
+        if isinstance(item, list | tuple):
+            return {"list": [walk(inner, f"{path}.{i}") for i, inner in enumerate(item)]}
+        return {"value": item}
+
+    return tensors, walk(value, "state")
+
+
+def _join(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if "tensor" in item:
+        return tensors[item["tensor"]]
+    if "items" in item:
+        return {key: _join(inner, tensors) for key, inner in item["items"]}
+    if "list" in item:
+        return [_join(inner, tensors) for inner in item["list"]]
+    return item["value"]
+
+
+# ------------------------------------------------------------------------------------------------------ random numbers
+
+
+def write_rng(folder: Path) -> None:
+    """The states of all random number generators that training uses."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()
+    tensors["numpy"] = torch.from_numpy(legacy[1].astype(np.int64))
+    save_file(tensors, folder / "rng.safetensors")
+    write_json(
+        folder / "rng.json",
+        {
+            "python": [version, list(words), gauss],
+            "numpy": [legacy[0], int(legacy[2]), int(legacy[3]), float(legacy[4])],
+        },
+    )
+
+
+def read_rng(folder: Path) -> None:
+    """Load what `write_rng` wrote."""
+    tensors = load((folder / "rng.safetensors").read_bytes())
+    states = json.loads((folder / "rng.json").read_text())
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"])

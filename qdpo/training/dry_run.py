@@ -1,0 +1,84 @@
+"""What a run would do, without downloading, loading weights, or writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qdpo import console
+from qdpo.config.resolve import Resolved, to_yaml
+from qdpo.config.schema import RunConfig
+from qdpo.files import free_bytes
+from qdpo.hardware import GIB, choose_dtype, find_device
+from qdpo.model.source import is_local
+from qdpo.training.run import loss_settings, quiet_libraries, total_steps
+
+
+def describe(resolved: Resolved, folder: Path) -> int:
+    """Print the resolved configuration on stdout and the plan of the run beside it.
+
+    Local data is read and checked in full; what lies on the hub is only named.
+
+    Returns:
+        0; everything that is wrong raises.
+    """
+    config = resolved.config
+    quiet_libraries()
+    loss_settings(config)
+    device = find_device()
+    dtype, reason = choose_dtype(config.model.dtype, device)
+    console.out().print(to_yaml(resolved), markup=False, end="")
+    say = console.say
+    say(f"run directory  {folder} ({free_bytes(folder) / GIB:.1f} GiB free)")
+    say(f"device         {device.name}, {device.memory / GIB:.1f} GiB")
+    say(f"compute        {str(dtype).removeprefix('torch.')}: {reason}")
+    say(f"base           {config.model.name} ({_where(config.model.name)}), {config.model.quantization}")
+    say(f"data           {config.data.name} ({_where(config.data.name)}), {config.data.split}")
+    say(f"loss           {' + '.join(config.loss.loss_type)}, beta {config.loss.beta:g}")
+    pairs = _check_data(config)
+    _say_length(config, pairs)
+    for remark in config.notes:
+        console.note(remark)
+    console.good("nothing was downloaded or written")
+    return 0
+
+
+def _where(name: str) -> str:
+    return "local" if is_local(name) else "from the hub, downloaded by a run"
+
+
+def _check_data(config: RunConfig) -> int | None:
+    """The number of training pairs, when tokenizer and data are local; prints what became of the rows."""
+    names = [config.model.tokenizer or config.model.name, config.data.name, config.data.eval_name or config.data.name]
+    if not all(is_local(name) for name in names):
+        return None
+    from qdpo.data.prepare import prepare
+    from qdpo.model.load import load_tokenizer
+
+    data = prepare(config.data, load_tokenizer(config.model), config.train.seed)
+    for report in (data.train_report, data.heldout_report):
+        for line in report.summary():
+            console.say(line)
+    return len(data.train)
+
+
+def _say_length(config: RunConfig, pairs: int | None) -> None:
+    train: Any = config.train
+    if pairs is not None or train.max_steps is not None:
+        steps = train.max_steps if pairs is None else total_steps(config, pairs)
+        seen = steps * train.pairs_per_step
+        of = f" of {pairs:,} ({seen / pairs:.2f} epochs)" if pairs else ""
+        console.say(f"length         {steps:,} steps of {train.pairs_per_step} pairs: {seen:,} pairs{of}")
+    else:
+        console.say(
+            f"length         {train.num_train_epochs:g} epochs in steps of {train.pairs_per_step} pairs; "
+            "the number of rows is known after download"
+        )
+    warmup = f"{train.warmup_steps} steps" if train.warmup_steps else f"{train.warmup_ratio:.0%}"
+    console.say(
+        f"schedule       {train.lr_scheduler_type}, peak {train.learning_rate:g}, warmup {warmup}, {train.optim}"
+    )
+    console.say(
+        f"evaluates      before the first step, every {train.eval_every} steps, at the end; "
+        f"saves every {train.save_every} steps or {train.save_minutes:g} minutes"
+    )

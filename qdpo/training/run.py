@@ -1,0 +1,481 @@
+"""One training run, from the resolved configuration to the adapter, the plots and the card.
+
+Reads from top to bottom: set up, data, model, checks, reference, training, result. Each stage leaves its files in the
+run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdpo import __version__, console
+from qdpo.config.resolve import Resolved
+from qdpo.config.schema import RunConfig
+from qdpo.config.steps import steps_for
+from qdpo.errors import ConfigError, UnavailableError
+from qdpo.files import digest_of, staged_folder, sweep, write_json
+from qdpo.hardware import GIB, Device, find_device, peak_memory
+from qdpo.training import run_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from qdpo.data.prepare import Prepared
+    from qdpo.model.load import Base
+    from qdpo.packing.engine import Engine
+    from qdpo.training.invariants import Check
+    from qdpo.training.losses import LossSettings
+    from qdpo.training.trainer import DpoTrainer, Split
+
+
+@dataclass
+class Run:
+    """What the stages of a run hand on.
+
+    Attributes:
+        folder: the run directory.
+        config: the resolved configuration.
+        device: where it computes.
+        resume: the checkpoint to continue from, None to start.
+        record: the content of run.json.
+        checks: the invariants that held.
+    """
+
+    folder: Path
+    config: RunConfig
+    device: Device
+    resume: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+
+    def save(self, **values: Any) -> None:
+        """Update run.json."""
+        self.record.update(values)
+        run_folder.write_record(self.folder, self.record)
+
+
+def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume: bool = False) -> Path:
+    """Train as configured.
+
+    Args:
+        resolved: the configuration.
+        folder: the run directory; for a new run, empty or absent.
+        preset: what the user called the configuration.
+        command: the command line, for the card.
+        resume: continue from the newest whole checkpoint in `folder`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        QdpoError: of many kinds, each explained.
+    """
+    begin = time.monotonic()
+    config = resolved.config
+    loss = loss_settings(config)
+    quiet_libraries()
+    device = find_device()
+    if config.engine == "trl":
+        raise UnavailableError("engine: trl is not available yet")
+    run = Run(folder, config, device)
+    if resume:
+        reopen(run)
+    else:
+        run_folder.create(folder, resolved)
+        run.record = {
+            "schema": 1,
+            "qdpo": __version__,
+            "name": config.name,
+            "preset": preset,
+            "created": run_folder.now(),
+            "command": command,
+            "seed": config.train.seed,
+        }
+    console.say(f"run directory: {folder}")
+    run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
+
+    tokenizer, data = prepare_data(run)
+    base, policy, engine = load_policy(run)
+    run_checks(run, engine, policy, tokenizer, data, loss)
+    train_split, heldout = reference_pass(run, engine, policy, data)
+    trainer = build_trainer(run, policy, base, train_split, heldout, data, loss)
+    trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+    finish(run, trainer, policy, tokenizer, seconds=time.monotonic() - begin)
+    return folder
+
+
+def loss_settings(config: RunConfig) -> LossSettings:
+    """The loss and its constants, checked together.
+
+    Raises:
+        ConfigError: a combination that has no meaning.
+    """
+    from qdpo.training.losses import LossSettings
+
+    section = config.loss.model_dump()
+    section["loss_type"] = tuple(section["loss_type"])
+    section["loss_weights"] = tuple(section["loss_weights"]) if section["loss_weights"] else None
+    try:
+        return LossSettings(**section)
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from error
+
+
+def quiet_libraries() -> None:
+    """No telemetry, no chatter: what matters is said by qdpo itself."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # bitsandbytes looks for an optional kernel that qdpo switches off (see keep_weights_unpacked)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
+
+
+def describe(device: Device) -> dict[str, Any]:
+    """The device, for run.json."""
+    return {
+        "kind": device.kind,
+        "name": device.name,
+        "capability": list(device.capability) if device.capability else None,
+        "memory_bytes": device.memory,
+    }
+
+
+def reopen(run: Run) -> None:
+    """Find where an interrupted run stands."""
+    from qdpo.training.checkpoint import newest_whole
+
+    sweep(run.folder)
+    run.record = run_folder.read_record(run.folder)
+    run.resume = newest_whole(run.folder / "checkpoints")
+    where = run.resume.name if run.resume else "the beginning: no checkpoint was written yet"
+    console.note(f"resuming from {where}")
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
+    """Read, check and tokenise the data, before the base is loaded."""
+    from qdpo.data.prepare import fingerprint, prepare
+    from qdpo.model.load import load_tokenizer
+
+    config = run.config
+    tokenizer = load_tokenizer(config.model)
+    data = prepare(config.data, tokenizer, config.train.seed)
+    for report in (data.train_report, data.heldout_report):
+        for line in report.summary():
+            console.say(line)
+    write_json(
+        run.folder / "data_report.json",
+        {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()},
+    )
+    run.save(
+        tokenizer={
+            "template_sha256": data.template.sha256,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        data={
+            "train": {
+                "name": config.data.name,
+                "split": config.data.split,
+                "fingerprint": fingerprint(data.train),
+                "pairs": len(data.train),
+            },
+            "heldout": {
+                "name": config.data.eval_name or config.data.name,
+                "split": config.data.eval_split,
+                "fingerprint": fingerprint(data.heldout),
+                "pairs": len(data.heldout),
+            },
+        },
+    )
+    return tokenizer, data
+
+
+# ----------------------------------------------------------------------------------------------------------- the model
+
+
+def load_policy(run: Run) -> tuple[Base, PeftModel, Engine]:
+    """Load the base, attach the adapter, install the packed attention."""
+    from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
+    from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
+    from qdpo.packing import attention
+    from qdpo.packing.engine import Engine
+
+    config = run.config
+    base = load_base(config.model, run.device)
+    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
+    parameters = parameter_count(base.model)
+    policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
+    if config.train.disable_dropout:
+        disable_dropout(policy)
+    attention.install(base.model)
+    run.save(
+        dtype={"compute": _short(base.dtype), "reason": base.dtype_reason},
+        base={
+            "name": config.model.name,
+            "folder": str(base.source.folder),
+            "revision": base.source.revision,
+            "architecture": (base.model.config.architectures or [type(base.model).__name__])[0],
+            "parameters": parameters,
+            "license": read_license(base.source.folder),
+            "weights_sha256": weights_sha256(base.source),
+        },
+        quantization={
+            "method": config.model.quantization,
+            "double_quant": config.model.double_quant,
+            "blocksize": NF4_BLOCKSIZE,
+            "load_dtype": _short(base.load_dtype),
+            "modules": base.quantized,
+        },
+        adapter={
+            "modules": len(lora_layers(policy)),
+            "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
+        },
+    )
+    return base, policy, Engine(policy.get_base_model(), run.device.torch)
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters of a model, those in 4 bits counted in full."""
+    return sum(
+        math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
+        for p in model.parameters()
+    )
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def run_checks(
+    run: Run,
+    engine: Engine,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Prepared,
+    loss: LossSettings,
+) -> None:
+    """Assert what must hold before the first step; each check is one green line."""
+    from qdpo.data.tokenise import Tokeniser
+    from qdpo.training import invariants
+
+    limits = run.config.data
+    tokeniser = Tokeniser(tokenizer, data.template, limits.max_length, limits.max_prompt_length)
+    sample = sorted(data.train, key=lambda pair: len(pair.prompt))[: invariants.SAMPLE]
+    fresh = run.config.model.adapter is None
+    run.checks += [
+        invariants.check_finite(policy).say(),
+        invariants.check_targets(policy, run.config.lora).say(),
+        invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
+        invariants.check_prefix(data.train[: 4 * invariants.SAMPLE]).say(),
+        invariants.check_policy_is_reference(engine, policy, sample, loss, fresh=fresh).say(),
+    ]
+
+
+def reference_pass(run: Run, engine: Engine, policy: PeftModel, data: Prepared) -> tuple[Split, Split]:
+    """Compute what the reference says of every pair that the run will look at."""
+    from qdpo.training.order import visited
+    from qdpo.training.reference import reference_logps
+    from qdpo.training.trainer import Split
+
+    config = run.config
+    steps = total_steps(config, len(data.train))
+    wanted = visited(len(data.train), config.train.seed, config.train.pairs_per_step, steps)
+    record = run.record
+    identity = digest_of(
+        [
+            record["base"]["weights_sha256"],
+            str(record["quantization"]),
+            str(record["dtype"]["compute"]),
+            str(config.model.adapter if config.reference == "start" else None),
+        ]
+    )
+    begin = time.monotonic()
+    splits = []
+    for pairs, needed in ((data.train, wanted), (data.heldout, range(len(data.heldout)))):
+        table = reference_logps(
+            engine,
+            policy,
+            pairs,
+            needed,
+            budget=config.packing.tokens_without_grad,
+            start=config.reference == "start",
+            identity=identity,
+            folder=run.folder / "reference",
+        )
+        splits.append(Split(pairs, table))
+    count = len(wanted) + len(data.heldout)
+    console.good(f"reference: log-probabilities of {count:,} pairs in {time.monotonic() - begin:.1f} s")
+    return splits[0], splits[1]
+
+
+# -------------------------------------------------------------------------------------------------------- the training
+
+
+def total_steps(config: RunConfig, pairs: int) -> int:
+    """Optimizer steps of a run on that many training pairs."""
+    return steps_for(pairs, config.train.pairs_per_step, config.train.num_train_epochs, config.train.max_steps)
+
+
+def training_arguments(run: Run) -> TrainingArguments:
+    """The configuration in transformers' terms."""
+    from transformers import TrainingArguments
+
+    config, train = run.config, run.config.train
+    half = run.record["dtype"]["compute"] if run.device.kind == "cuda" else None
+    best = {"none": None, "accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}[train.load_best]
+    return TrainingArguments(
+        output_dir=str(run.folder / "checkpoints"),
+        per_device_train_batch_size=train.pairs_per_step,
+        gradient_accumulation_steps=1,
+        max_steps=train.max_steps or -1,
+        num_train_epochs=train.num_train_epochs,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        # transformers reads a warmup below 1 as a share of all steps
+        warmup_steps=train.warmup_steps or train.warmup_ratio,
+        optim=train.optim,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        seed=train.seed,
+        logging_steps=train.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=train.eval_every,
+        eval_on_start=run.resume is None,
+        save_strategy="steps",
+        save_steps=train.save_every,
+        metric_for_best_model=best,
+        greater_is_better=train.load_best == "accuracy" if best else None,
+        bf16=half == "bfloat16",
+        fp16=half == "float16",
+        use_cpu=run.device.kind == "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=list(train.report_to) or "none",
+        run_name=config.name,
+    )
+
+
+def build_trainer(
+    run: Run, policy: PeftModel, base: Base, train: Split, heldout: Split, data: Prepared, loss: LossSettings
+) -> DpoTrainer:
+    """The trainer with its callbacks."""
+    from transformers import PrinterCallback
+
+    from qdpo.training.callbacks import MetricsFile, SaveBestCallback, ScheduleCallback
+    from qdpo.training.invariants import FirstStepCallback
+    from qdpo.training.terminal import TerminalCallback
+    from qdpo.training.trainer import DpoTrainer, EpochCallback
+
+    config = run.config
+    if run.device.kind == "cpu" and config.train.optim.startswith("paged"):
+        console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
+    trainer = DpoTrainer(
+        policy,
+        training_arguments(run),
+        train=train,
+        heldout=heldout,
+        text=data.text,
+        loss=loss,
+        packing=config.packing,
+        base_name=config.model.name,
+        keep=config.train.keep,
+        callbacks=[ScheduleCallback(config.train.save_minutes), FirstStepCallback(run.checks)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(EpochCallback(trainer))
+    if config.train.load_best != "none":
+        trainer.add_callback(SaveBestCallback())
+    trainer.add_callback(MetricsFile(run.folder / "metrics.jsonl", run.device, lambda: trainer.tokens_seen))
+    trainer.add_callback(TerminalCallback())
+    return trainer
+
+
+# ---------------------------------------------------------------------------------------------------------- the result
+
+
+def finish(
+    run: Run, trainer: DpoTrainer, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, *, seconds: float
+) -> None:
+    """Write the final adapter, the result, the plots and the card."""
+    from qdpo.files import sha256_file
+    from qdpo.report.card import write_card
+    from qdpo.report.plots import draw_plots
+    from qdpo.training import checkpoint
+    from qdpo.training.callbacks import read_metrics
+
+    step = trainer.state.global_step
+    if run.config.train.load_best != "none" and trainer.state.best_global_step:
+        step = trainer.state.best_global_step
+        checkpoint.read_adapter(policy, checkpoint.step_folder(trainer.checkpoints, step))
+        console.note(f"the final adapter is the best evaluation's, step {step} ({trainer.state.best_metric:.4f})")
+    adapter = run.folder / "adapter"
+    with staged_folder(adapter, replace=True) as staging:
+        checkpoint.write_adapter(policy, staging, run.config.model.name)
+        tokenizer.save_pretrained(str(staging))
+    lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval_loss" in line]
+    before = next(line for line in lines if line["step"] == 0)
+    after = next(line for line in reversed(lines) if line["step"] == step)
+    run.save(
+        state="finished",
+        checks=[{"name": check.name, "detail": check.detail} for check in run.checks],
+        result={
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory(run.device),
+            "tokens": trainer.tokens_seen,
+            "before": before,
+            "after": after,
+            "text_nll": (
+                {"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if trainer.text else None
+            ),
+            "adapter_step": step,
+            "adapter_sha256": sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
+        },
+    )
+    draw_plots(run.folder)
+    write_card(run.folder)
+    say_result(run, before, after, seconds)
+
+
+def say_result(run: Run, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+    """The before/after table and where things are."""
+    rows = [
+        ("held-out pairs: prefers the chosen", "eval_logps/accuracies", "{:.1%}"),
+        ("held-out reward accuracy", "eval_rewards/accuracies", "{:.1%}"),
+        ("held-out reward margin", "eval_rewards/margins", "{:.3f}"),
+        ("held-out loss", "eval_loss", "{:.4f}"),
+        ("held-out text, nats per token", "eval_text_nll", "{:.4f}"),
+    ]
+    console.say(f"{'':36}{'before':>10}{'after':>10}")
+    for label, key, form in rows:
+        if key in before and key in after:
+            console.say(f"{label:36}{form.format(before[key]):>10}{form.format(after[key]):>10}")
+    peak = peak_memory(run.device) / GIB
+    console.good(f"done in {seconds:.0f} s, peak memory {peak:.2f} GiB; adapter, plots and card in {run.folder}")
