@@ -12,7 +12,7 @@ from qdpo.report import names, usage
 from qdpo.report.data_section import training_data
 from qdpo.report.front_matter import front_matter, license_fields
 from qdpo.report.procedure import procedure
-from qdpo.report.record import RunRecord, dig, read_run
+from qdpo.report.record import RunRecord, all_ties, dig, read_run
 
 CARD = "README.md"
 
@@ -112,6 +112,11 @@ def _comparison(record: RunRecord) -> str:
         rows.append(_comparison_row("NLL of held-out text", before.get(TEXT_NLL), after.get(TEXT_NLL)))
     header = ("Held-out", f"Before (step {before['step']})", f"After (step {after['step']})", "Change")
     parts.append(md.table(header, rows, align="first-left"))
+    if all_ties(before):
+        parts.append(
+            f"At step {before['step']} the policy equals its reference: every reward is 0, no pair is won, and the "
+            "accuracy of that column says nothing about the base."
+        )
     parts.append(_forgetting(before.get(TEXT_NLL), after.get(TEXT_NLL)))
     return "\n\n".join(parts)
 

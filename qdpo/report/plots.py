@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from qdpo import files
 from qdpo.config.schema import LossSection
 from qdpo.report import markdown as md
-from qdpo.report.record import RunRecord, read_run
+from qdpo.report.record import RunRecord, all_ties, read_run
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 SIZE_INCHES, DPI = (10, 6), 100
@@ -154,7 +154,9 @@ def _legend(axes: Axes, title: str | None = None) -> None:
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    found = [(row["step"], md.number(row[key])) for row in rows if key in row]
+    # Before the first step every reward is 0: an accuracy of 0 would look like a bad start and is none.
+    rows = [row for row in rows if key in row and not (key == "rewards/accuracies" and all_ties(row))]
+    found = [(row["step"], md.number(row[key])) for row in rows]
     return [step for step, _ in found], [math.nan if value is None else value for _, value in found]
 
 

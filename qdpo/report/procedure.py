@@ -113,9 +113,8 @@ def _optimizer(record: RunRecord) -> str:
     if isinstance(used, dict) and used.get("name"):
         name = str(used["name"])
         remark = f" ({used['reason']})" if used.get("reason") else ""
-    elif dig(record.run, "hardware", "kind") == "cpu" and name != "adamw_torch":
-        # bitsandbytes' paged optimizers exist on CUDA only.
-        remark = " (as configured; on this CPU the nearest that exists stood in for it)"
+    elif dig(record.run, "hardware", "kind") == "cpu" and name.startswith("paged"):
+        remark = " (without paging, which needs CUDA)"
     betas = f"({md.short(train.adam_beta1)},{md.short(train.adam_beta2)})"
     return f"{name} with betas={betas} and epsilon={md.short(train.adam_epsilon)}{remark}"
 

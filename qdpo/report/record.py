@@ -93,6 +93,11 @@ def dig(value: Any, *keys: str) -> Any:
     return value
 
 
+def all_ties(row: dict[str, Any]) -> bool:
+    """Whether the policy equals its reference in a row of metrics, so that there is nothing to be right about."""
+    return all(row.get(f"rewards/{key}") == 0 for key in ("chosen", "rejected", "margins", "accuracies"))
+
+
 def _read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(yaml.safe_load(_read(path)))

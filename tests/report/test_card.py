@@ -253,6 +253,20 @@ def test_run_that_has_not_begun(example: Any) -> None:
     assert ModelCard(text).data.library_name == "peft"
 
 
+def test_accuracy_of_ties_is_explained(example: Any) -> None:
+    assert "no pair is won" not in render_card(example.write())
+    example.line(0, heldout=True)["eval_rewards/accuracies"] = 0.0
+    text = render_card(example.write())
+    assert "no pair is won" in text
+    assert table_rows(text)[0][6] == "0.0000", "the number itself is shown as it was logged"
+
+
+def test_paging_is_not_claimed_on_a_cpu(example: Any) -> None:
+    assert "(without paging, which needs CUDA)" in render_card(example.write())
+    example.run["hardware"]["kind"] = "cuda"
+    assert "without paging" not in render_card(example.write())
+
+
 def test_text_without_likelihoods(example: Any) -> None:
     for line in example.lines:
         line.pop("eval_text_nll", None)

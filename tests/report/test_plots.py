@@ -58,6 +58,15 @@ def test_single_evaluation_and_no_training(example: Any) -> None:
     assert [path.name for path in draw_plots(example.write())] == ALL
 
 
+def test_accuracy_of_ties_is_no_point(example: Any) -> None:
+    """Before the first step policy and reference are equal: an accuracy of 0 there says nothing."""
+    for line in example.lines[1:]:
+        for key in [key for key in line if key.endswith("rewards/accuracies")]:
+            del line[key]
+    example.line(0, heldout=True)["eval_rewards/accuracies"] = 0.0
+    assert [path.name for path in draw_plots(example.write())] == ["loss.png", "rewards.png"]
+
+
 def test_no_global_state(example: Any) -> None:
     import matplotlib as mpl
 
