@@ -67,7 +67,8 @@ def reopen(folder: Path) -> Resolved:
     """
     if not (folder / CONFIG).is_file():
         raise InputMissingError(
-            f"{folder} holds no run to resume", "give the folder of a run with --run-dir, or leave --resume out"
+            f"{folder} holds no run of qdpo ({CONFIG} is missing)",
+            "give the folder that `qdpo train` named as its run directory",
         )
     return resolve(str(folder / CONFIG))
 
