@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qdpo.errors import UsageError
 from qdpo.export.formats import FORMATS
 
 HELP = "merge the adapter into the base and export it"
@@ -30,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], help="dtype of the weights (default: the base's own)"
     )
+    parser.add_argument(
+        "--quant",
+        type=lambda text: tuple(part.strip() for part in text.split(",")),
+        default=(),
+        metavar="TYPE,...",
+        help="GGUF types, one file each: f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 "
+        "(default: q4_k_m)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,11 +47,16 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.export.request import Request
     from qdpo.export.source import load_run
 
+    if args.dtype and args.format != "safetensors":
+        raise UsageError(f"--dtype is for safetensors, not for {args.format}", "choose GGUF types with --quant")
+    if args.quant and args.format == "safetensors":
+        raise UsageError("--quant is for gguf, not for safetensors", "choose the precision with --dtype")
     request = Request(
         run=load_run(args.run),
         out=args.out or args.run / "export" / args.format,
         merge_base=args.merge_base,
         dtype=args.dtype,
+        quants=args.quant,
     )
     folder = FORMATS[args.format].write(request)
     out().print(str(folder), markup=False)

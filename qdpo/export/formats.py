@@ -33,4 +33,5 @@ class Format:
 
 FORMATS = {
     "safetensors": Format("transformers, vLLM, TGI", "qdpo.export.folder:write_safetensors"),
+    "gguf": Format("llama.cpp", "qdpo.export.gguf.format:write_gguf"),
 }

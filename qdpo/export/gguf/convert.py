@@ -1,0 +1,145 @@
+"""The merged model as GGUF files, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFWriter
+
+from qdpo.errors import InputMissingError
+from qdpo.export.gguf.encode import encode
+from qdpo.export.gguf.families import Family, family_of, to_gguf
+from qdpo.export.gguf.kinds import Kind, tensor_type
+from qdpo.export.gguf.rope import frequency_factors
+from qdpo.export.gguf.settings import write_settings
+from qdpo.export.gguf.vocabulary import Vocabulary
+from qdpo.export.merged import EMBEDDING, HEAD, MergedModel
+from qdpo.export.progress import Progress
+
+FACTORS = "rope_freqs.weight"
+METADATA_BYTES = 16 << 20
+"""Room for the vocabulary and other keys when the disk is checked."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A tensor of the model under both of its names."""
+
+    name: str
+    gguf_name: str
+    shape: tuple[int, ...]
+
+
+def mapped_tensors(family: Family, model: MergedModel) -> list[Mapped]:
+    """The tensors of a model with their GGUF names, in the order in which they are written.
+
+    Raises:
+        InputMissingError: a tensor has no place in the architecture.
+    """
+    names = gguf.get_tensor_name_map(family.arch, model.config["num_hidden_layers"])
+    mapped = []
+    for name in model.names:
+        if name == HEAD and family.needs_tied_head:
+            continue
+        if (gguf_name := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
+            raise InputMissingError(f"{name} has no place in llama.cpp's {family.name}", "export safetensors instead")
+        mapped.append(Mapped(name, gguf_name, model.shape(name)))
+    return mapped
+
+
+def types_of(kind: Kind, tensors: Sequence[Mapped], layers: int) -> dict[str, Type]:
+    """The GGUF type of each tensor (by its transformers name) in a file of a kind."""
+    shared_head = HEAD not in {tensor.name for tensor in tensors}
+    return {t.name: tensor_type(kind, t.gguf_name, t.shape, layers, shared_head) for t in tensors}
+
+
+def tensor_bytes(kind: Kind, model: MergedModel) -> int:
+    """Bytes of all tensors of a file, with the padding between them."""
+    tensors = mapped_tensors(family_of(model.config), model)
+    types = types_of(kind, tensors, model.config["num_hidden_layers"])
+    total = 0
+    for tensor in tensors:
+        block, size = gguf.GGML_QUANT_SIZES[types[tensor.name]]
+        stored = math.prod(tensor.shape) // int(block) * int(size)
+        total += stored + -stored % gguf.GGUF_DEFAULT_ALIGNMENT
+    return total
+
+
+class GgufFile:
+    """One GGUF file while it is written.
+
+    Args:
+        path: the file.
+        kind: its type.
+        model: what is converted.
+        vocabulary: its tokenizer.
+        general: `general.*` entries: name, license.
+    """
+
+    def __init__(
+        self, path: Path, kind: Kind, model: MergedModel, vocabulary: Vocabulary, general: dict[str, Any]
+    ) -> None:
+        self.path, self.kind = path, kind
+        self._family, self._config = family_of(model.config), model.config
+        self._tensors = mapped_tensors(self._family, model)
+        self._types = types_of(kind, self._tensors, model.config["num_hidden_layers"])
+        self._factors = frequency_factors(model.config)
+        self._writer = GGUFWriter(path, self._family.name)
+        for key, value in general.items():
+            getattr(self._writer, f"add_{key}")(value)
+        write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
+        vocabulary.write(self._writer)
+
+    def begin(self) -> None:
+        """Write everything that comes before the tensors."""
+        writer = self._writer
+        if self._factors is not None:
+            writer.add_tensor_info(FACTORS, self._factors.shape, self._factors.dtype, self._factors.nbytes)
+        for tensor in self._tensors:
+            kind = self._types[tensor.name]
+            if kind in (Type.F32, Type.F16):
+                dtype = np.dtype(np.float32 if kind is Type.F32 else np.float16)
+                writer.add_tensor_info(tensor.gguf_name, tensor.shape, dtype, math.prod(tensor.shape) * dtype.itemsize)
+            else:
+                shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+                writer.add_tensor_info(tensor.gguf_name, shape, np.dtype(np.uint8), math.prod(shape), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if self._factors is not None:
+            writer.write_tensor_data(self._factors)
+
+    def add(self, name: str, values: Any) -> None:
+        """Encode and write one tensor; tensors come in the order of `mapped_tensors`."""
+        values = to_gguf(self._family, self._config, name, values)
+        self._writer.write_tensor_data(encode(name, values, self._types[name]))
+
+    def finish(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+
+def write_files(files: Sequence[GgufFile], model: MergedModel) -> Progress:
+    """Write several files in one pass: each tensor is merged once, and encoded for each file."""
+    family = family_of(model.config)
+    tensors = mapped_tensors(family, model)
+    total = sum(math.prod(tensor.shape) for tensor in tensors) * 2
+    progress = Progress(f"writing {', '.join(file.kind.name for file in files)}", total)
+    for file in files:
+        file.begin()
+    for tensor in tensors:
+        values = model.read(tensor.name)
+        for file in files:
+            file.add(tensor.name, values)
+        progress.advance(math.prod(tensor.shape) * 2)
+    for file in files:
+        file.finish()
+    progress.finish()
+    return progress

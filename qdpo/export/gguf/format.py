@@ -1,0 +1,82 @@
+"""`--format gguf`: a folder with one GGUF file per type that was asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qdpo.console import good
+from qdpo.errors import UsageError
+from qdpo.export.folder import generation_config
+from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, tensor_bytes, write_files
+from qdpo.export.gguf.families import family_of
+from qdpo.export.gguf.kinds import KINDS, Kind
+from qdpo.export.gguf.settings import warn_of_window
+from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
+from qdpo.export.merged import EMBEDDING, MergedModel
+from qdpo.export.output import export_folder
+from qdpo.export.request import Request
+from qdpo.export.source import Run
+
+DEFAULT_QUANT = "q4_k_m"
+
+
+def write_gguf(request: Request) -> Path:
+    """Convert a run to GGUF.
+
+    Raises:
+        UsageError: an unknown type.
+        InputMissingError: the model or its tokenizer has no equal in llama.cpp.
+        DiskError, OutputError: the export cannot be written.
+    """
+    kinds = chosen_kinds(request.quants)
+    model = request.run.merged(request.merge_base)
+    vocabulary = vocabulary_of(request.run, model)
+    warn_of_window(family_of(model.config), model.config)
+    general = general_of(request)
+    needed = sum(tensor_bytes(kind, model) + METADATA_BYTES for _, kind in kinds)
+    names = [file_name(request.run, kind) for _, kind in kinds]
+    record = request.record("gguf", files=dict(zip(names, (quant for quant, _ in kinds), strict=True)))
+    with export_folder(request.out, needed, record) as folder:
+        files = [
+            GgufFile(folder / name, kind, model, vocabulary, general)
+            for name, (_, kind) in zip(names, kinds, strict=True)
+        ]
+        progress = write_files(files, model)
+    for name in names:
+        size = (request.out / name).stat().st_size
+        good(f"{name}: {size:,} bytes")
+    weights = progress.done // 2
+    good(f"{weights:,} weights in {progress.seconds:.0f} s ({weights / progress.seconds / 1e6:.1f} M a second)")
+    return request.out
+
+
+def chosen_kinds(quants: tuple[str, ...]) -> list[tuple[str, Kind]]:
+    """The types by name, in the order given, each once."""
+    wanted = list(dict.fromkeys(quant.lower() for quant in quants or (DEFAULT_QUANT,)))
+    if unknown := [quant for quant in wanted if quant not in KINDS]:
+        raise UsageError(f"--quant {','.join(unknown)} is not known", f"known are {', '.join(KINDS)}")
+    return [(quant, KINDS[quant]) for quant in wanted]
+
+
+def file_name(run: Run, kind: Kind) -> str:
+    """As llama.cpp names files: NAME-Q4_K_M.gguf."""
+    return f"{run.name}-{kind.name}.gguf"
+
+
+def vocabulary_of(run: Run, model: MergedModel) -> Vocabulary:
+    """The run's tokenizer, for the rows of the merged embedding."""
+    folder = run.tokenizer_files()[0].parent
+    return read_vocabulary(folder, model.shape(EMBEDDING)[0], model.config, generation_config(run, model.config))
+
+
+def general_of(request: Request) -> dict[str, Any]:
+    """`general.*` entries."""
+    base = request.run.record["base"]
+    about = {
+        "name": request.run.name,
+        "description": f"DPO of {base['name']} by qdpo, merged into the {request.merge_base} base "
+        + json.dumps({"adapter_sha256": (request.run.record.get("result") or {}).get("adapter_sha256")}),
+    }
+    return about | ({"license": base["license"]} if base.get("license") else {})

@@ -1,0 +1,92 @@
+"""The K-quant encoders: the bytes decode to what was encoded, as exactly as llama.cpp's own do."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from qdpo.export.gguf.kquants import ENCODERS, encode
+
+# Relative RMS error of llama.cpp's own encoder on Gaussian rows.
+LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}
+KINDS = list(ENCODERS)
+
+
+def round_trip(x: torch.Tensor, kind: Type) -> torch.Tensor:
+    stored = encode(x, kind, torch.device("cpu")).numpy()
+    assert stored.shape == (x.shape[0], x.shape[1] // 256 * gguf.GGML_QUANT_SIZES[kind][1])
+    return torch.from_numpy(gguf.quants.dequantize(stored, kind))
+
+
+def error(x: torch.Tensor, kind: Type) -> float:
+    return float((round_trip(x, kind) - x).norm() / x.norm())
+
+
+def gaussian(rows: int = 256, columns: int = 2048) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(rows, columns) * torch.rand(rows, 1) * 0.04
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_is_within_3_percent_of_llama_cpps(kind: Type) -> None:
+    assert error(gaussian(), kind) < 1.03 * LLAMA_CPP[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_magnitude_does_not_matter(kind: Type) -> None:
+    x = gaussian(8)
+    assert error(x * 0.1, kind) == pytest.approx(error(x, kind), rel=0.05)
+    assert error(x * 1e4, kind) == pytest.approx(error(x, kind), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e-3, -3e-4, -700.0])
+def test_blocks_of_one_value(kind: Type, value: float) -> None:
+    x = torch.full((2, 512), value)
+    assert torch.allclose(round_trip(x, kind), x, rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_weight_comes_back_in_its_place(kind: Type) -> None:
+    """One large weight among zeros, at every position of a super-block: the byte layout is right."""
+    x = torch.eye(256) * torch.where(torch.arange(256) % 2 == 0, 1.0, -1.0)
+    assert torch.allclose(round_trip(x, kind), x, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_sided_and_mixed_blocks(kind: Type) -> None:
+    x = gaussian(16, 512)
+    for rows in (x.abs(), -x.abs(), x + 0.05, torch.cat([x, torch.zeros_like(x)], 1)):
+        assert error(rows, kind) < 1.3 * LLAMA_CPP[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_that_do_not_fit_are_refused(kind: Type) -> None:
+    with pytest.raises(OverflowError, match="do not fit"):
+        encode(torch.full((1, 256), 3e38), kind, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_do_not_change_a_byte(kind: Type) -> None:
+    x = gaussian(300, 1024)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = encode(x, kind, torch.device("cpu"))
+        torch.set_num_threads(2)
+        two = encode(x, kind, torch.device("cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_encodes_as_well_as_the_cpu(kind: Type) -> None:
+    x = gaussian()
+    stored = encode(x, kind, torch.device("cuda")).numpy()
+    decoded = torch.from_numpy(gguf.quants.dequantize(stored, kind))
+    assert float((decoded - x).norm() / x.norm()) == pytest.approx(error(x, kind), rel=1e-3)
