@@ -50,26 +50,28 @@ def say(message: str) -> None:
 
 def good(message: str) -> None:
     """One line for a check that passed."""
-    talk().print("ok ", style="green", end="")
-    talk().print(message, markup=False)
+    _say_with("ok ", "green", message)
 
 
 def note(message: str) -> None:
     """A choice or a change that the user should know of, with its reason."""
-    talk().print("note: ", style="cyan", end="")
-    talk().print(message, markup=False)
+    _say_with("note: ", "cyan", message)
 
 
 def warn(message: str) -> None:
     """Something that the user may want to act on."""
-    talk().print("warning: ", style="yellow", end="")
-    talk().print(message, markup=False)
+    _say_with("warning: ", "yellow", message)
 
 
 def fail(error: QdpoError) -> None:
     """An error and its way out, as `error: ...` and `hint: ...`."""
-    talk().print("error: ", style="bold red", end="")
-    talk().print(error.message, markup=False)
+    _say_with("error: ", "bold red", error.message)
     if error.hint:
-        talk().print("hint: ", style="bold", end="")
-        talk().print(error.hint, markup=False)
+        _say_with("hint: ", "bold", error.hint)
+
+
+def _say_with(prefix: str, style: str, message: str) -> None:
+    # One print per line: a live display redraws between prints and would lose the prefix.
+    from rich.text import Text
+
+    talk().print(Text.assemble((prefix, style), message))

@@ -29,6 +29,9 @@ RESULT_ROWS = (
 )
 """Title and key of what a card reports about the held-out pairs, in the order of the seeds' cards."""
 
+PREFERS = ("Prefers the chosen (by log-probability)", "logps/accuracies")
+"""The one accuracy that is defined before training too: it does not compare with the reference."""
+
 TEXT_NLL = "text_nll"
 
 PLOTS = (
@@ -107,6 +110,8 @@ def _comparison(record: RunRecord) -> str:
     if not before or not after:
         return ""
     rows = [_comparison_row(title, before.get(key), after.get(key)) for title, key in RESULT_ROWS]
+    if PREFERS[1] in before and PREFERS[1] in after:
+        rows.insert(0, _comparison_row(PREFERS[0], before[PREFERS[1]], after[PREFERS[1]]))
     parts = ["## Before and after"]
     if TEXT_NLL in before or TEXT_NLL in after:
         rows.append(_comparison_row("NLL of held-out text", before.get(TEXT_NLL), after.get(TEXT_NLL)))

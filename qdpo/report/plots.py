@@ -109,6 +109,7 @@ def _accuracies(axes: Axes, record: RunRecord) -> bool:
     key = "rewards/accuracies"
     drawn = _train(axes, record, key, GREY, "training", "-")
     drawn |= _heldout(axes, record, key, BLUE, "held-out", "-", "o")
+    drawn |= _heldout(axes, record, "logps/accuracies", GREEN, "held-out, by log-probability alone", "-.", "^")
     if drawn:
         _level(axes, 0.5, "0.5: chance")
     axes.set_ylabel("share of pairs")

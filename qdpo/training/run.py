@@ -6,6 +6,7 @@ run directory.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
     from qdpo.data.prepare import Prepared
-    from qdpo.model.load import Base
     from qdpo.packing.engine import Engine
     from qdpo.training.invariants import Check
     from qdpo.training.losses import LossSettings
+    from qdpo.training.terminal import TerminalCallback
     from qdpo.training.trainer import DpoTrainer, Split
 
 
@@ -103,11 +104,12 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
 
     tokenizer, data = prepare_data(run)
-    base, policy, engine = load_policy(run)
+    policy, engine = load_policy(run)
     run_checks(run, engine, policy, tokenizer, data, loss)
     train_split, heldout = reference_pass(run, engine, policy, data)
-    trainer = build_trainer(run, policy, base, train_split, heldout, data, loss)
-    trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+    trainer, terminal = build_trainer(run, policy, train_split, heldout, data, loss)
+    with contextlib.closing(terminal):
+        trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
     finish(run, trainer, policy, tokenizer, seconds=time.monotonic() - begin)
     return folder
 
@@ -135,13 +137,13 @@ def quiet_libraries() -> None:
         os.environ[name] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
+    # bitsandbytes looks for an optional kernel that qdpo switches off (see keep_weights_unpacked)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # bitsandbytes looks for an optional kernel that qdpo switches off (see keep_weights_unpacked)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
 
 
@@ -212,7 +214,7 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def load_policy(run: Run) -> tuple[Base, PeftModel, Engine]:
+def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     """Load the base, attach the adapter, install the packed attention."""
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
@@ -250,7 +252,7 @@ def load_policy(run: Run) -> tuple[Base, PeftModel, Engine]:
             "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
         },
     )
-    return base, policy, Engine(policy.get_base_model(), run.device.torch)
+    return policy, Engine(policy.get_base_model(), run.device.torch)
 
 
 def parameter_count(model: Any) -> int:
@@ -382,9 +384,9 @@ def training_arguments(run: Run) -> TrainingArguments:
 
 
 def build_trainer(
-    run: Run, policy: PeftModel, base: Base, train: Split, heldout: Split, data: Prepared, loss: LossSettings
-) -> DpoTrainer:
-    """The trainer with its callbacks."""
+    run: Run, policy: PeftModel, train: Split, heldout: Split, data: Prepared, loss: LossSettings
+) -> tuple[DpoTrainer, TerminalCallback]:
+    """The trainer with its callbacks, and the display, which must be closed whatever happens."""
     from transformers import PrinterCallback
 
     from qdpo.training.callbacks import MetricsFile, SaveBestCallback, ScheduleCallback
@@ -412,8 +414,9 @@ def build_trainer(
     if config.train.load_best != "none":
         trainer.add_callback(SaveBestCallback())
     trainer.add_callback(MetricsFile(run.folder / "metrics.jsonl", run.device, lambda: trainer.tokens_seen))
-    trainer.add_callback(TerminalCallback())
-    return trainer
+    terminal = TerminalCallback()
+    trainer.add_callback(terminal)
+    return trainer, terminal
 
 
 # ---------------------------------------------------------------------------------------------------------- the result
