@@ -11,6 +11,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.files import free_bytes
 from qdpo.hardware import GIB, choose_dtype, find_device
 from qdpo.model.source import is_local
+from qdpo.training import trackers
 from qdpo.training.run import loss_settings, quiet_libraries, total_steps
 
 
@@ -25,6 +26,7 @@ def describe(resolved: Resolved, folder: Path) -> int:
     config = resolved.config
     quiet_libraries()
     loss_settings(config)
+    trackers.check_installed(config.train.report_to)
     device = find_device()
     dtype, reason = choose_dtype(config.model.dtype, device)
     console.out().print(to_yaml(resolved), markup=False, end="")

@@ -23,7 +23,7 @@ from qdpo.config.steps import steps_for
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.files import digest_of, staged_folder, sweep, write_json
 from qdpo.hardware import GIB, Device, find_device, peak_memory
-from qdpo.training import run_folder
+from qdpo.training import run_folder, trackers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,6 +82,7 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
     begin = time.monotonic()
     config = resolved.config
     loss = loss_settings(config)
+    trackers.check_installed(config.train.report_to)
     quiet_libraries()
     device = find_device()
     if config.engine == "trl":
@@ -342,6 +343,7 @@ def training_arguments(run: Run) -> TrainingArguments:
     from transformers import TrainingArguments
 
     config, train = run.config, run.config.train
+    trackers.set_folder(run.folder)
     half = run.record["dtype"]["compute"] if run.device.kind == "cuda" else None
     best = {"none": None, "accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}[train.load_best]
     return TrainingArguments(
