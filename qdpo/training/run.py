@@ -481,6 +481,8 @@ def say_result(run: Run, before: dict[str, float], after: dict[str, float], seco
     console.say(f"{'':36}{'before':>10}{'after':>10}")
     for label, key, form in rows:
         if key in before and key in after:
-            console.say(f"{label:36}{form.format(before[key]):>10}{form.format(after[key]):>10}")
+            first = "ties" if key == "eval_rewards/accuracies" and before["eval_rewards/margins"] == 0 else before[key]
+            start = first if isinstance(first, str) else form.format(first)
+            console.say(f"{label:36}{start:>10}{form.format(after[key]):>10}")
     peak = peak_memory(run.device) / GIB
     console.good(f"done in {seconds:.0f} s, peak memory {peak:.2f} GiB; adapter, plots and card in {run.folder}")

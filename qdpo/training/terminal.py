@@ -20,9 +20,13 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
+from qdpo.report.record import all_ties
 
 EVAL_PREFIX = "eval_"
 MISSING = "n/a"
+TIES = "ties"
+"""Shown for the accuracy while policy and reference are equal and no pair can be won."""
+
 NARROW = 66
 """Below this many columns the table drops the reward of each side and keeps the margin."""
 
@@ -155,7 +159,7 @@ class TerminalCallback(TrainerCallback):
         # An evaluation ahead of training does not know yet how long the run will be.
         total = f"/{max_steps}" if max_steps else ""
         words = [f"step {step:>{len(str(max_steps))}}{total}", f"{part:<8}"]
-        words += [f"{title} {_show(values.get(key), form):>7}" for title, key, form in METRICS]
+        words += [f"{title} {_show(values, key, form):>7}" for title, key, form in METRICS]
         words += _extras(values)
         if part == "train" and (left := self._seconds_left(step)) is not None:
             words.append(f"eta {_clock(left)}")
@@ -209,7 +213,7 @@ def _table(rows: dict[str, tuple[int, dict[str, Any]]], narrow: bool) -> Table:
     for part, title, style in (("start", "held-out", "dim"), ("held-out", "held-out", "bold"), ("train", "train", "")):
         if part in rows:
             step, values = rows[part]
-            cells = [_show(values.get(key), form) for _, key, form in shown]
+            cells = [_show(values, key, form) for _, key, form in shown]
             table.add_row(title, str(step), *cells, style=style)
     return table
 
@@ -233,7 +237,10 @@ def _extras(values: dict[str, Any]) -> list[str]:
     return [form.format(values[key]) for key, form in forms if _finite(values.get(key))]
 
 
-def _show(value: Any, form: str) -> str:
+def _show(values: dict[str, Any], key: str, form: str) -> str:
+    value = values.get(key)
+    if key == "rewards/accuracies" and all_ties(values):
+        return TIES
     if isinstance(value, bool) or not isinstance(value, int | float):
         return MISSING
     # Not-a-number is shown as it is: hiding it would hide why a run fails.
