@@ -71,12 +71,7 @@ def packed_attention(
         (1, N, H, D) and None (no attention weights).
     """
     if qdpo_pack is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return output, None
+        return _ordinary(module, query, key, value, attention_mask, scaling, dropout, softcap, kwargs), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -84,6 +79,32 @@ def packed_attention(
     if qdpo_pack.n_tokens >= LOOP_FROM * qdpo_pack.n_pairs:
         return _looped(query, key, value, qdpo_pack, scale, sliding_window, softcap), None
     return _batched(query, key, value, qdpo_pack, scale, sliding_window, softcap), None
+
+
+def _ordinary(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Attention of a pass without a pack: transformers' SDPA, and its eager formula where scores are soft-capped."""
+    if softcap is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)[0]
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if mask is None and query.shape[2] != key.shape[2]:
+        # with a cache, plain causal is aligned at the lower right
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        mask = mask.tril(key.shape[2] - query.shape[2])
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    return _attend(query, key, value, mask, scale, softcap).transpose(1, 2).contiguous()
 
 
 def _attend(
