@@ -34,4 +34,6 @@ class Format:
 FORMATS = {
     "safetensors": Format("transformers, vLLM, TGI", "qdpo.export.folder:write_safetensors"),
     "gguf": Format("llama.cpp", "qdpo.export.gguf.format:write_gguf"),
+    "gguf-lora": Format("the adapter alone, for llama.cpp", "qdpo.export.gguf.lora:write_gguf_lora"),
+    "ollama": Format("GGUF and Modelfile", "qdpo.export.ollama:write_ollama"),
 }

@@ -38,5 +38,4 @@ class Request:
             "adapter_sha256": (record.get("result") or {}).get("adapter_sha256"),
             "merge_base": self.merge_base,
             "quantization": {k: v for k, v in record.get("quantization", {}).items() if k != "modules"},
-            **details,
-        }
+        } | details

@@ -21,13 +21,6 @@ from qdpo.export.request import Request
 from qdpo.export.source import load_run
 
 
-def make_run(folder: Path, config: Any, **lora: Any) -> Path:
-    base = toys.save_base(folder / "base", config)
-    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"] if config.model_type == "phi3" else toys.PROJECTIONS
-    peft = toys.add_adapter(toys.load_plain(base), **{"target_modules": targets, **lora})
-    return toys.save_run(folder / "run", base, peft)
-
-
 def export(run: Path, *quants: str) -> Path:
     """Export; the file when there is one, else the folder."""
     out = write_gguf(Request(load_run(run), run / "export" / "gguf", "original", quants=quants))
@@ -37,7 +30,7 @@ def export(run: Path, *quants: str) -> Path:
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_f32_is_the_merged_model(tmp_path: Path, family: str) -> None:
-    run = make_run(tmp_path, families.config(family))
+    run = toys_gguf.make_run(tmp_path, families.config(family))
     merged = write_safetensors(Request(load_run(run), tmp_path / "merged", "original"))
     config = json.loads((merged / "config.json").read_text())
     expected = load_file(merged / "model.safetensors")
@@ -48,7 +41,7 @@ def test_f32_is_the_merged_model(tmp_path: Path, family: str) -> None:
 
 
 def test_every_type_is_as_exact_as_it_should_be(tmp_path: Path) -> None:
-    run = make_run(tmp_path, families.config("mistral"))
+    run = toys_gguf.make_run(tmp_path, families.config("mistral"))
     merged = load_file(write_safetensors(Request(load_run(run), tmp_path / "m", "original")) / "model.safetensors")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     out = export(run, *KINDS)
@@ -67,7 +60,7 @@ def test_every_type_is_as_exact_as_it_should_be(tmp_path: Path) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    run = make_run(tmp_path, families.config("llama3-rope"))
+    run = toys_gguf.make_run(tmp_path, families.config("llama3-rope"))
     path = export(run, "f16")
     found = toys_gguf.fields(path)
     expected = {
@@ -104,11 +97,11 @@ def test_settings(tmp_path: Path) -> None:
 
 def test_gemma_norms_and_llama_rows_are_moved(tmp_path: Path) -> None:
     """What a missing quirk would leave: the raw tensor."""
-    gemma = make_run(tmp_path / "g", families.config("gemma"))
+    gemma = toys_gguf.make_run(tmp_path / "g", families.config("gemma"))
     raw = load_file(tmp_path / "g" / "base" / "model.safetensors")
     stored = toys_gguf.tensors(export(gemma, "f32"))
     assert torch.equal(stored["blk.0.attn_norm.weight"], raw["model.layers.0.input_layernorm.weight"] + 1)
-    llama = make_run(tmp_path / "l", families.config("llama"), target_modules=["v_proj"])
+    llama = toys_gguf.make_run(tmp_path / "l", families.config("llama"), target_modules=["v_proj"])
     raw = load_file(tmp_path / "l" / "base" / "model.safetensors")
     q = toys_gguf.tensors(export(llama, "f32"))["blk.0.attn_q.weight"]
     head = raw["model.layers.0.self_attn.q_proj.weight"][:64]
@@ -118,7 +111,7 @@ def test_gemma_norms_and_llama_rows_are_moved(tmp_path: Path) -> None:
 
 
 def test_a_window_is_told_and_cuts_the_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path, families.config("mistral", sliding_window=96))
+    run = toys_gguf.make_run(tmp_path, families.config("mistral", sliding_window=96))
     assert toys_gguf.fields(export(run, "f16"))["llama.context_length"] == 96
     assert "attends to a window of 96 tokens" in capsys.readouterr().err
 
@@ -134,7 +127,7 @@ def test_a_window_is_told_and_cuts_the_context(tmp_path: Path, capsys: pytest.Ca
 def test_what_llama_cpp_computes_differently_is_refused(
     tmp_path: Path, family: str, changes: dict[str, Any], named: str
 ) -> None:
-    run = make_run(tmp_path, families.config(family, **changes))
+    run = toys_gguf.make_run(tmp_path, families.config(family, **changes))
     with pytest.raises(InputMissingError, match=named):
         export(run, "f16")
     assert list((run / "export").glob("*")) == []
@@ -146,14 +139,14 @@ def test_unknown_family_and_untied_gemma_are_refused(tmp_path: Path) -> None:
     settings = {k: v for k, v in families.COMMON.items() if k != "vocab_size"}
     config = transformers.StableLmConfig(**settings, vocab_size=toys.VOCABULARY)
     with pytest.raises(InputMissingError, match="no GGUF for StableLmForCausalLM"):
-        export(make_run(tmp_path / "s", config), "f16")
-    gemma = make_run(tmp_path / "g", families.config("gemma"), modules_to_save=["lm_head"])
+        export(toys_gguf.make_run(tmp_path / "s", config), "f16")
+    gemma = toys_gguf.make_run(tmp_path / "g", families.config("gemma"), modules_to_save=["lm_head"])
     with pytest.raises(InputMissingError, match="takes the embedding as the head"):
         export(gemma, "f16")
 
 
 def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
-    run = make_run(tmp_path, families.config("llama"))
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
     weights = run / "adapter" / "adapter_model.safetensors"
     adapter = load_file(weights)
     name = next(n for n in adapter if "layers.1.mlp.up_proj.lora_B" in n)
@@ -169,7 +162,7 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_unknown_type(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="q3_k_m is not known"):
-        export(make_run(tmp_path, families.config("llama")), "q3_k_m", "f16")
+        export(toys_gguf.make_run(tmp_path, families.config("llama")), "q3_k_m", "f16")
 
 
 def test_mix_of_a_7b_model() -> None:
@@ -195,6 +188,6 @@ def test_mix_of_a_7b_model() -> None:
 
 
 def test_written_files_open_in_ggufs_reader_with_aligned_tensors(tmp_path: Path) -> None:
-    reader = gguf.GGUFReader(export(make_run(tmp_path, families.config("qwen2")), "q4_k_m"))
+    reader = gguf.GGUFReader(export(toys_gguf.make_run(tmp_path, families.config("qwen2")), "q4_k_m"))
     assert all(tensor.data_offset % 32 == 0 for tensor in reader.tensors)
     assert len(reader.tensors) == 2 + 12 * 3

@@ -8,9 +8,18 @@ from typing import Any
 
 import gguf
 import torch
+from export import toys
 
 from qdpo.export.gguf.encode import decode
 from qdpo.export.gguf.families import family_of, from_gguf
+
+
+def make_run(folder: Path, config: Any, **lora: Any) -> Path:
+    """A run on a 16-bit base of any family: folder/base and folder/run."""
+    base = toys.save_base(folder / "base", config)
+    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"] if config.model_type == "phi3" else toys.PROJECTIONS
+    peft = toys.add_adapter(toys.load_plain(base), **{"target_modules": targets, **lora})
+    return toys.save_run(folder / "run", base, peft)
 
 
 def fields(path: Path) -> dict[str, Any]:

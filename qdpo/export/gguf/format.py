@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +31,53 @@ def write_gguf(request: Request) -> Path:
         InputMissingError: the model or its tokenizer has no equal in llama.cpp.
         DiskError, OutputError: the export cannot be written.
     """
+    batch = plan_batch(request)
+    record = request.record("gguf", files=batch.files)
+    with export_folder(request.out, batch.needed, record) as folder:
+        batch.write(folder)
+    return request.out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """GGUF files that are about to be written in one pass.
+
+    Attributes:
+        files: file name -> type.
+        needed: bytes of disk.
+    """
+
+    files: dict[str, str]
+    needed: int
+    model: MergedModel
+    vocabulary: Vocabulary
+    general: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into a folder."""
+        files = [
+            GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general)
+            for name, quant in self.files.items()
+        ]
+        progress = write_files(files, self.model)
+        for name in self.files:
+            good(f"{name}: {(folder / name).stat().st_size:,} bytes")
+        weights = progress.done // 2
+        good(f"{weights:,} weights in {progress.seconds:.0f} s ({weights / progress.seconds / 1e6:.1f} M a second)")
+
+
+def plan_batch(request: Request) -> Batch:
+    """Read and check everything that can be checked before the first byte is written."""
     kinds = chosen_kinds(request.quants)
     model = request.run.merged(request.merge_base)
-    vocabulary = vocabulary_of(request.run, model)
     warn_of_window(family_of(model.config), model.config)
-    general = general_of(request)
-    needed = sum(tensor_bytes(kind, model) + METADATA_BYTES for _, kind in kinds)
-    names = [file_name(request.run, kind) for _, kind in kinds]
-    record = request.record("gguf", files=dict(zip(names, (quant for quant, _ in kinds), strict=True)))
-    with export_folder(request.out, needed, record) as folder:
-        files = [
-            GgufFile(folder / name, kind, model, vocabulary, general)
-            for name, (_, kind) in zip(names, kinds, strict=True)
-        ]
-        progress = write_files(files, model)
-    for name in names:
-        size = (request.out / name).stat().st_size
-        good(f"{name}: {size:,} bytes")
-    weights = progress.done // 2
-    good(f"{weights:,} weights in {progress.seconds:.0f} s ({weights / progress.seconds / 1e6:.1f} M a second)")
-    return request.out
+    return Batch(
+        files={file_name(request.run, kind): quant for quant, kind in kinds},
+        needed=sum(tensor_bytes(kind, model) + METADATA_BYTES for _, kind in kinds),
+        model=model,
+        vocabulary=vocabulary_of(request.run, model),
+        general=general_of(request),
+    )
 
 
 def chosen_kinds(quants: tuple[str, ...]) -> list[tuple[str, Kind]]:
