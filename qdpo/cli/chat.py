@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.errors import UsageError
     from qdpo.evaluation.chat import Sampling
     from qdpo.evaluation.trained import load_trained
-    from qdpo.training.run import quiet_libraries
+    from qdpo.libraries import quiet_libraries
 
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise UsageError("--max-new-tokens must be at least 1, --temperature at least 0, --top-p above 0 and at most 1")

@@ -260,7 +260,7 @@ def _try_nf4(device: Any, dtype: Any) -> str:
 
 def _library_telemetry() -> str:
     """Whether huggingface_hub, through which TRL reports too, would send anything from a run of qdpo."""
-    from qdpo.training.run import quiet_libraries
+    from qdpo.libraries import quiet_libraries
 
     quiet_libraries()
     from huggingface_hub import constants

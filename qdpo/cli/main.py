@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from qdpo import __version__, console
 from qdpo.errors import QdpoError, UsageError
+from qdpo.libraries import quiet_environment
 
 EX_SOFTWARE = 70
 EX_INTERRUPTED = 130
@@ -88,6 +89,7 @@ def _run(argv: list[str]) -> int:
     if run is None:
         parser.print_help()
         return UsageError.exit_code
+    quiet_environment()
     return run(args)
 
 

@@ -10,9 +10,10 @@ from qdpo.config.resolve import Resolved, to_yaml
 from qdpo.config.schema import RunConfig
 from qdpo.files import free_bytes
 from qdpo.hardware import GIB, choose_dtype, find_device
+from qdpo.libraries import quiet_libraries
 from qdpo.model.source import is_local
 from qdpo.training import trackers
-from qdpo.training.run import loss_settings, quiet_libraries, total_steps
+from qdpo.training.run import loss_settings, total_steps
 
 
 def describe(resolved: Resolved, folder: Path) -> int:

@@ -7,11 +7,8 @@ run directory.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from qdpo.config.steps import steps_for
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.files import digest_of, staged_folder, sweep, write_json
 from qdpo.hardware import GIB, Device, find_device, peak_memory
+from qdpo.libraries import quiet_libraries
 from qdpo.training import run_folder, trackers
 
 if TYPE_CHECKING:
@@ -130,22 +128,6 @@ def loss_settings(config: RunConfig) -> LossSettings:
         return LossSettings(**section)
     except ValueError as error:
         raise ConfigError(f"loss: {error}") from error
-
-
-def quiet_libraries() -> None:
-    """No telemetry, no chatter: what matters is said by qdpo itself."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ[name] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # bitsandbytes looks for an optional kernel that qdpo switches off (see keep_weights_unpacked)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
 
 
 def describe(device: Device) -> dict[str, Any]:

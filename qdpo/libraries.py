@@ -1,0 +1,28 @@
+"""The libraries underneath: no telemetry, no chatter. What matters is said by qdpo itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quiet_environment() -> None:
+    """What can be set before any of them is imported; costs nothing."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # bitsandbytes looks for an optional kernel that qdpo switches off (see model/load.py: keep_weights_unpacked)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
+
+
+def quiet_libraries() -> None:
+    """Also silence transformers' own remarks and its bar for loading weights; the hub's download bars stay."""
+    quiet_environment()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
