@@ -1,0 +1,48 @@
+"""A frozen linear layer as the fused functions see it: dense, or in 4 bits and dequantized where it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Frozen:
+    """The weight of a frozen linear layer.
+
+    Attributes:
+        module: nn.Linear, or bitsandbytes' Linear4bit.
+    """
+
+    __slots__ = ("module",)
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """(out, in) in a type; a 4-bit weight is dequantized anew at every call."""
+        state = getattr(self.module.weight, "quant_state", None)
+        if state is None:
+            return self.module.weight.to(dtype)
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.module.weight, state).to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, in) to (N, out)."""
+        bias = self.module.bias
+        return F.linear(x, self.weight(x.dtype), bias.to(x.dtype) if bias is not None else None)
+
+
+def is_frozen_linear(module: Any) -> bool:
+    """Whether a module is a linear layer of a kind that `Frozen` knows and that is not trained."""
+    kinds: tuple[type, ...] = (torch.nn.Linear,)
+    try:
+        from bitsandbytes.nn import Linear4bit
+
+        kinds += (Linear4bit,)
+    except ImportError:
+        pass
+    return type(module) in kinds and not any(parameter.requires_grad for parameter in module.parameters())
