@@ -83,7 +83,7 @@ def _try(fusion: Fusion, kind: str, module: nn.Module, make: Callable[[Any], Cal
     if forward is None or not _same(module, forward):
         fusion.left[kind] += 1
         return
-    module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
+    module.forward = types.MethodType(forward, module)
     fusion.counts[kind] += 1
     fusion.modules.append(module)
 

@@ -1,0 +1,81 @@
+"""Clocks and memory."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: processor time (a busy machine does not change it) and wall time."""
+
+    cpu: float
+    wall: float
+
+
+def timed(run: Callable[[], object], device: torch.device) -> Timing:
+    """The time of one call, everything on the device finished."""
+    _finish(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    _finish(device)
+    return Timing(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleaved(
+    variants: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[Timing]]:
+    """Times of every variant, A B C A B C ..., so that a change of the machine's speed meets all of them."""
+    times: dict[str, list[Timing]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            times[name].append(timed(run, device))
+    return times
+
+
+def summary(times: list[Timing], baseline: list[Timing], clock: str) -> dict[str, Any]:
+    """Median seconds, and the ratio to a baseline measured in the same rounds (median, lowest, highest)."""
+    ratios = [getattr(b, clock) / getattr(t, clock) for b, t in zip(baseline, times, strict=True)]
+    return {
+        "seconds": statistics.median(getattr(t, clock) for t in times),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "times": [asdict(t) for t in times],
+    }
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Largest sum of tensor bytes above what is there before the call.
+
+    On a GPU from the allocator; on a CPU from the profiler's record of every allocation.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        _finish(device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        _finish(device)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    results: Any = profile.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
