@@ -8,7 +8,8 @@ from pathlib import Path
 from qdpo.errors import UsageError
 from qdpo.export.formats import FORMATS
 
-HELP = "merge the adapter into the base and export it"
+HELP = "merge the adapter into the base, export it, and verify the export"
+EX_NOT_GOOD_ENOUGH = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GGUF types, one file each: f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 "
         "(default: q4_k_m)",
     )
+    parser.add_argument("--pairs", type=int, default=64, metavar="N", help="held-out pairs to score (default: 64)")
+    parser.add_argument("--no-verify", action="store_true", help="write without scoring; `qdpo verify` can do it later")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; returns the exit code."""
-    from qdpo.console import out
+    """Export and verify; returns 0 when no check failed, 1 otherwise."""
+    from qdpo.console import out, warn
     from qdpo.export.request import Request
     from qdpo.export.source import load_run
 
@@ -59,5 +62,12 @@ def run(args: argparse.Namespace) -> int:
         quants=args.quant,
     )
     folder = FORMATS[args.format].write(request)
+    passed = True
+    if args.no_verify:
+        warn(f"the export was not scored; before you use it: qdpo verify {folder}")
+    else:
+        from qdpo.export.verify.run import verify_export
+
+        passed = verify_export(folder, args.run, args.pairs)["passed"]
     out().print(str(folder), markup=False)
-    return 0
+    return 0 if passed else EX_NOT_GOOD_ENOUGH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -17,8 +18,9 @@ import pytest
 from export import toys
 
 from qdpo import files
+from qdpo.cli import verify as verify_verb
 from qdpo.cli.main import main
-from qdpo.export import output
+from qdpo.export import folder, output
 from qdpo.files import manifest_problems
 from qdpo.model.load import weights_sha256
 from qdpo.model.source import Source
@@ -38,8 +40,46 @@ def run(toy: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy / "run", tmp_path / "run"))
 
 
-def export(run: Path, *more: str) -> int:
+def export_and_verify(run: Path, *more: str) -> int:
     return main(["merge-export", "--run", str(run), "--format", "safetensors", *more])
+
+
+def export(run: Path, *more: str) -> int:
+    return export_and_verify(run, "--no-verify", *more)
+
+
+def verify(folder: Path) -> int:
+    parser = argparse.ArgumentParser()
+    verify_verb.add_arguments(parser)
+    return verify_verb.run(parser.parse_args([str(folder)]))
+
+
+def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qdpo.export.verify import targets  # the verifier keeps the right function
+
+    assert targets.rounded is folder.rounded
+    monkeypatch.setattr(folder, "rounded", lambda name, tensor, dtype: (tensor * 1.01).to(dtype))
+    assert export_and_verify(run) == 1
+    out = run / "export" / "safetensors"
+    assert json.loads((out / "verify.json").read_text())["passed"] is False
+    assert verify(out) == 1
+    monkeypatch.undo()
+    assert export_and_verify(run) == 0
+    assert verify(out) == 0
+    assert verify(out / "model.safetensors") == 0, "a file stands for its folder"
+
+
+def test_an_unverified_export_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run) == 0
+    assert "was not scored" in capsys.readouterr().err
+    assert not (run / "export" / "safetensors" / "verify.json").exists()
+
+
+def test_options_that_do_not_belong_to_a_format(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run, "--quant", "f16") == 64
+    assert "--quant is for gguf" in capsys.readouterr().err
+    assert main(["merge-export", "--run", str(run), "--format", "gguf", "--dtype", "float16"]) == 64
+    assert "--dtype is for safetensors" in capsys.readouterr().err
 
 
 def test_writes_into_the_run_and_prints_the_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +210,7 @@ def test_30_kills_leave_nothing_or_a_whole_export(run: Path) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are reaped
         import bitsandbytes
         from qdpo.cli.main import main
-        args = ["merge-export", "--run", sys.argv[1], "--format", "safetensors"]
+        args = ["merge-export", "--run", sys.argv[1], "--format", "safetensors", "--no-verify"]
         sys.stderr = open(os.devnull, "w")
         for line in sys.stdin:
             if (child := os.fork()) == 0:

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from qdpo.files import write_manifest
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TEXT = ["Once upon a time there was a little girl who liked to play in the park.", "The cat sat; the dog ran!"] * 20
 VOCABULARY = 320
@@ -56,7 +58,10 @@ def byte_tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.chat_template = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    fast.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     return fast
 
 
@@ -171,3 +176,26 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     """Mean KL(p || q) in nats per token, from logits."""
     p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def add_data(run: Path, base: Path, pairs: int = 24) -> Path:
+    """Give a run its configuration and preference data, so that its export can be scored."""
+    nouns = ["cat", "dog", "girl", "park", "time", "play"]
+    rows = [
+        {
+            "prompt": f"Who sat in the {nouns[i % 6]}? {i}",
+            "chosen": f"The {nouns[i % 5]} sat there {i}.",
+            "rejected": f"Once upon a {nouns[i % 4]}, {i} ran!",
+        }
+        for i in range(pairs)
+    ]
+    data = run / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "toy",
+        "model": {"name": str(base), "dtype": "float32"},
+        "data": {"name": str(data), "max_length": 100, "max_prompt_length": 60, "eval_fraction": 0.5},
+    }
+    (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    write_manifest(run / "adapter")
+    return run

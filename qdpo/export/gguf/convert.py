@@ -97,6 +97,11 @@ class GgufFile:
         write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
         vocabulary.write(self._writer)
 
+    def keys(self) -> dict[str, Any]:
+        """All metadata that the file has, by key."""
+        values = {key: entry.value for shard in self._writer.kv_data for key, entry in shard.items()}
+        return {key: value for key, value in values.items() if key != "general.alignment"}
+
     def begin(self) -> None:
         """Write everything that comes before the tensors."""
         writer = self._writer

@@ -1,0 +1,67 @@
+"""What an export is scored on: the run's own held-out pairs, and texts that are hard to tokenise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdpo.data.pairs import Message, TokenPair
+from qdpo.export.source import Run
+
+# Spaces at every place, line breaks, digits, contractions, scripts, emoji with joiners, combining marks, byte
+# fallback, and text that looks like markup.
+TRICKY = (
+    *("", " ", "  ", "\n", "\n\n", "\t", " \n ", "a", " a", "a ", "  two  spaces  ", "line\nbreak", "tab\tin"),
+    *("Hello, world!", "I'm, you're, they'll", "don't DON'T", "1234567890", "3.14159 1,000,000", "a1b2c3", "x=y+z;"),
+    *("naïve café", "Größe", "нещо на Български", "日本語テキスト", "العربية", "हिन्दी", "ភាសាខ្មែរ"),
+    *("🦙", "👩‍👩‍👧‍👦", "e\u0301", "\u00a0", "\u200b", "ﷺ", "<b>bold</b>", "<|im_start|>", "</s>", "[INST]", "{{ x }}"),
+)
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Held-out pairs of a run.
+
+    Attributes:
+        pairs: token pairs, as the training evaluates them.
+        prompts: the texts of the first prompts, and their ids.
+        ends: ids that end an answer.
+        tokenizer: the run's.
+    """
+
+    pairs: list[TokenPair]
+    prompts: list[tuple[str, list[int]]]
+    ends: frozenset[int]
+    tokenizer: Any
+
+
+def read_heldout(run: Run, count: int) -> Heldout:
+    """The first `count` held-out pairs of a run.
+
+    Raises:
+        QdpoError: the run's configuration or its data cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    from qdpo.data.prepare import prepare
+    from qdpo.training import run_folder
+
+    config = run_folder.reopen(run.folder).config
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    prepared = prepare(config.data, tokenizer, config.train.seed)
+    pairs = prepared.heldout[:count]
+    ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
+    prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]
+    return Heldout(pairs, prompts, frozenset(ends), tokenizer)
+
+
+def texts_to_tokenise(tokenizer: Any) -> list[str]:
+    """Rendered conversations around tricky texts, where the tokenizer has a template; plain ones otherwise."""
+    if not tokenizer.chat_template:
+        return [text for text in TRICKY if text]
+    rendered = []
+    for text in TRICKY:
+        message = Message("user", text)
+        conversation = [{"role": message.role, "content": message.content}]
+        rendered.append(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    return rendered

@@ -1,0 +1,98 @@
+"""Does the artefact prefer what the trained model prefers, token by token and pair by pair?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qdpo.data.pairs import TokenPair
+from qdpo.export.verify.scorers import Scorer
+
+DISTRIBUTIONS_BYTES = 1 << 30
+"""Memory for the trained model's distributions, which the per-token KL is measured against."""
+
+
+@dataclass
+class Scores:
+    """What one model says about the pairs.
+
+    Attributes:
+        engine: what computed it.
+        chosen, rejected: sums of log-probabilities of the completions, in nats, float64 [pairs].
+        distributions: log-probabilities of the next token at the first completion tokens of each side, float32
+            [tokens, vocabulary]; empty when they were not asked for.
+    """
+
+    engine: str
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    distributions: list[torch.Tensor]
+
+
+def score(scorer: Scorer, pairs: Sequence[TokenPair], tokens_kept: int) -> Scores:
+    """Log-probabilities of all completions.
+
+    Args:
+        scorer: the model.
+        pairs: prompts and completions as ids.
+        tokens_kept: for how many tokens of each completion the whole distribution is kept.
+    """
+    sums: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
+    distributions = []
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            completion: list[int] = getattr(pair, side)
+            logits = scorer.logits([*pair.prompt, *completion])
+            start = len(pair.prompt) - 1  # the last token of the prompt predicts the first of the completion
+            logprobs = logits[start : start + len(completion)].log_softmax(-1)
+            taken = logprobs.gather(1, torch.tensor(completion).unsqueeze(1))
+            sums[side].append(taken.double().sum())
+            if tokens_kept:
+                distributions.append(logprobs[:tokens_kept].clone())
+    return Scores(scorer.engine, torch.stack(sums["chosen"]), torch.stack(sums["rejected"]), distributions)
+
+
+def tokens_to_keep(pairs: Sequence[TokenPair], vocabulary: int) -> int:
+    """Tokens per completion whose distributions fit `DISTRIBUTIONS_BYTES`."""
+    return max(1, DISTRIBUTIONS_BYTES // (vocabulary * 4 * 2 * max(len(pairs), 1)))
+
+
+def margins(scores: Scores, reference: Scores) -> torch.Tensor:
+    """Implicit reward margins over beta, in nats: how much more than the reference it prefers the chosen one."""
+    return (scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)
+
+
+def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any]:
+    """One row of the parity table.
+
+    Args:
+        scores: the model of the row.
+        trained: the trained policy.
+        reference: the base that rewards are measured against.
+
+    Returns:
+        accuracy (share of pairs with a positive margin), margin (mean, nats), margin_kept (share of the trained
+        margin), kl (mean of KL(trained || row), nats per token), kl_max, top1 (share of equal likeliest tokens),
+        engine.
+    """
+    own, whole = margins(scores, reference), margins(trained, reference)
+    kls, agree = [], []
+    for ours, theirs in zip(scores.distributions, trained.distributions, strict=True):
+        p, q = theirs.double(), ours.double()
+        kls.append((p.exp() * (p - q)).sum(-1))
+        agree.append(p.argmax(-1) == q.argmax(-1))
+    kl, top1 = torch.cat(kls).clamp(min=0), torch.cat(agree)
+    mean = float(whole.mean())
+    return {
+        "engine": scores.engine,
+        "accuracy": float((own > 0).double().mean()),
+        "margin": float(own.mean()),
+        "margin_kept": float(own.mean()) / mean if mean else None,
+        "kl": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "top1": float(top1.double().mean()),
+        "tokens": len(kl),
+    }

@@ -1,0 +1,67 @@
+"""Does the artefact turn text into the tokens that the model was trained on?"""
+
+from __future__ import annotations
+
+import json
+
+from qdpo.data.pairs import TokenPair
+from qdpo.export.source import Run
+from qdpo.export.verify.checks import Check, from_problems
+from qdpo.export.verify.heldout import Heldout, texts_to_tokenise
+from qdpo.export.verify.targets import Target, template_in
+from qdpo.files import digest_of
+
+
+def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
+    """Tokenise held-out conversations and tricky texts by the artefact's own tokenizer.
+
+    Conversations must give the training ids. So must tricky texts, unless the conversion has told of a difference.
+    """
+    name = "same tokens"
+    encode, engine = target.encoder()
+    if encode is None:
+        return Check(name, None, engine)
+    from transformers import AutoTokenizer
+
+    tokenizer = heldout.tokenizer if heldout else AutoTokenizer.from_pretrained(run.adapter)
+
+    def reference(text: str) -> list[int]:
+        return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+    problems = template_problems(run)
+    texts: dict[str, list[int]] = {}
+    for pair in heldout.pairs if heldout else []:
+        for ids in _sequences(pair):
+            text = str(tokenizer.decode(ids))
+            # Where decoding loses something (spaces that a tokenizer swallows), the run's own tokenizer is the judge.
+            texts[text] = ids if reference(text) == ids else reference(text)
+    exact = sum(reference(text) == ids for text, ids in texts.items())
+    problems += [
+        f"{text[:40]!r} gives {encode(text)[:8]}..., trained on {ids[:8]}..."
+        for text, ids in texts.items()
+        if encode(text) != ids
+    ]
+    tricky = texts_to_tokenise(tokenizer)
+    wrong = [text for text in tricky if encode(text) != reference(text)]
+    shown = ", ".join(repr(text[-24:]) for text in wrong[:3])
+    told = f"{len(tricky) - len(wrong)} of {len(tricky)} tricky texts" + (f" (not {shown})" if wrong else "")
+    if wrong and engine == "transformers":
+        problems.append(told)
+    good = f"{exact} held-out sequences and {told} give the training ids, by {engine}"
+    return from_problems(name, problems, good)
+
+
+def template_problems(run: Run) -> list[str]:
+    """Whether the template beside the adapter, which exports carry, is the one that the pairs were rendered with."""
+    recorded = run.record.get("tokenizer", {}).get("template_sha256")
+    template = template_in(run.adapter)
+    if recorded in (None, digest_of(["plain text"]), digest_of([template or "plain text"])):
+        return []
+    return [
+        "the tokenizer's chat template is not the one that the run was trained with "
+        f"(SHA-256 {json.dumps(recorded)[:18]}...)"
+    ]
+
+
+def _sequences(pair: TokenPair) -> list[list[int]]:
+    return [[*pair.prompt, *pair.chosen], [*pair.prompt, *pair.rejected]]
