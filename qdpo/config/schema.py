@@ -117,6 +117,7 @@ class DataSection(Section):
             "ultrafeedback",
             "ultrafeedback_binarized",
             "llama_factory",
+            "alpaca",
             "minimal_pairs",
         ],
         Field(description="schema of the rows; auto recognises it from columns and values"),
@@ -125,6 +126,10 @@ class DataSection(Section):
         dict[str, str],
         Field(description="column of prompt, chosen, rejected, system where they have other names"),
     ] = {}
+    ties: Annotated[
+        Literal["auto", "drop", "keep"],
+        Field(description="pairs with equal scores; auto drops them where the score alone makes the pair"),
+    ] = "auto"
     system: Annotated[
         str | None,
         Field(description="system message for rows that bring none; null adds none, an empty text an empty one"),

@@ -29,12 +29,14 @@ class Pair:
         prompt: the conversation before the completion; empty when completions stand alone.
         chosen: the better completion, one assistant message or more.
         rejected: the worse completion.
+        scores: what the dataset rates chosen and rejected, where it does.
     """
 
     row: int
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    scores: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,23 +6,29 @@ import array
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo.config.schema import DataSection
-from qdpo.data.formats import BadRow, recognise, to_pair
+from qdpo.data.formats import BadRow, Reading, Tie, keeps_ties, recognise, rename, to_pair
 from qdpo.data.pairs import Pair, TokenPair
+from qdpo.data.readers import Broken
 from qdpo.data.report import DataReport
-from qdpo.data.sources import read_file, read_rows
+from qdpo.data.sources import has_splits, read_file, read_rows
 from qdpo.data.template import Template, load_template
-from qdpo.data.tokenise import Tokeniser
+from qdpo.data.tokenise import CutAway, Tokeniser
 from qdpo.errors import DataError
 from qdpo.files import digest_of
 from qdpo.model.source import ASSETS, EMBEDDED, is_local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RECOGNISED_BY = 20
+"""Rows that decide on the format."""
+BATCH = 256
+"""Pairs that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def prepare(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) 
     train_report = DataReport(_where(config.name, config.split))
     pairs = read_pairs(config, config.name, config.split, config.max_rows, train_report)
     # A local file has no splits: a held-out split of the same file would be the training rows again.
-    one_file = config.eval_name is None and is_local(config.name) and config.name != EMBEDDED
+    one_file = config.eval_name is None and not has_splits(config.name)
     if (config.eval_split or config.eval_name) and not one_file:
         name, split = config.eval_name or config.name, config.eval_split or config.split
         heldout_report = DataReport(_where(name, split))
@@ -91,23 +97,25 @@ def read_pairs(config: DataSection, name: str, split: str, limit: int | None, re
         DataError: a row is bad and data.on_bad_row is error, or no row is left.
     """
     rows: Iterable[Any] = read_rows(name, split=split, config=config.config, revision=config.revision)
-    renames = {theirs: ours for ours, theirs in config.columns.items()}
+    rows = islice(rows, limit)
+    head = list(islice(rows, RECOGNISED_BY))
+    usable = [rename(row, config.columns) for row in head if isinstance(row, dict)]
     pairs: list[Pair] = []
-    format = None
-    for number, row in enumerate(islice(rows, limit)):
+    if usable:
+        format, report.format_reason = recognise(usable, config.format, report.source)
+        report.format = format.name
+        reading = Reading(config.system, keep_ties=keeps_ties(config.ties, format))
+    for number, row in enumerate(chain(head, rows)):
         report.rows_read += 1
-        if not isinstance(row, dict):
-            report.leave_out(number, f"the row is {type(row).__name__}, expected an object with columns")
-            continue
-        row = {renames.get(column, column): value for column, value in row.items()}
-        if format is None:
-            format, report.format_reason = recognise(row, config.format, report.source)
-            report.format = format.name
         try:
-            pairs.append(to_pair(row, number, format, config.system))
+            if isinstance(row, Broken):
+                raise BadRow(row.reason)
+            if not isinstance(row, dict):
+                raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
+            pairs.append(to_pair(rename(row, config.columns), number, format, reading))
         except BadRow as reason:
-            report.leave_out(number, str(reason))
-    if report.left_out and config.on_bad_row == "error":
+            report.leave_out(number, str(reason), inherent=isinstance(reason, Tie))
+    if report.faults and config.on_bad_row == "error":
         raise bad_rows(report)
     if not pairs:
         raise DataError(f"{report.source}: no usable pair in {report.rows_read:,} rows")
@@ -120,6 +128,7 @@ def bad_rows(report: DataReport) -> DataError:
         f"{left.count:,} of {report.rows_read:,} rows: {reason} "
         f"(first: rows {', '.join(map(str, left.first_rows))} of {report.source})"
         for reason, left in report.left_out.items()
+        if not left.inherent
     ]
     return DataError(
         "; ".join(lines),
@@ -160,14 +169,18 @@ def _tokenised(
 ) -> list[TokenPair]:
     tokenise = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
     tokens = []
-    for pair in pairs:
-        try:
-            tokens.append(tokenise(pair))
-        except BadRow as reason:
-            # What cutting does to a pair is inherent in the limits: such rows are left out and counted, always.
-            report.leave_out(pair.row, str(reason))
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        for pair, result in zip(batch, tokenise.batch(batch), strict=True):
+            if isinstance(result, BadRow):
+                # What cutting does to a pair is inherent in the limits: such rows are left out and counted, always.
+                report.leave_out(pair.row, str(result), inherent=isinstance(result, CutAway))
+            else:
+                tokens.append(result)
+    if report.faults and config.on_bad_row == "error":
+        raise bad_rows(report)
     if not tokens:
-        raise bad_rows(report) if report.left_out else DataError(f"{report.source}: no pair is left")
+        raise bad_rows(report) if report.faults else DataError(f"{report.source}: no pair is left")
     report.cut = {kind: tokenise.cuts[kind] for kind in ("prompt", "chosen", "rejected", "boundary")}
     report.measure(tokens)
     return tokens

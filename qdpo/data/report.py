@@ -13,10 +13,17 @@ FIRST_ROWS = 5
 
 @dataclass
 class LeftOut:
-    """Rows left out for one reason."""
+    """Rows left out for one reason.
+
+    Attributes:
+        count: how many.
+        first_rows: the first five by number.
+        inherent: the rows are not at fault: the limits or a tie leave them out.
+    """
 
     count: int = 0
     first_rows: list[int] = field(default_factory=list)
+    inherent: bool = False
 
     def add(self, row: int) -> None:
         """Count a row; the first five are remembered by number."""
@@ -48,9 +55,14 @@ class DataReport:
     cut: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def leave_out(self, row: int, reason: str) -> None:
+    def leave_out(self, row: int, reason: str, *, inherent: bool = False) -> None:
         """Count a row that did not become a pair."""
-        self.left_out.setdefault(reason, LeftOut()).add(row)
+        self.left_out.setdefault(reason, LeftOut(inherent=inherent)).add(row)
+
+    @property
+    def faults(self) -> int:
+        """Rows that are left out because something is wrong with them."""
+        return sum(left.count for left in self.left_out.values() if not left.inherent)
 
     def measure(self, pairs: Sequence[TokenPair]) -> None:
         """Fill in the number of pairs and their lengths."""

@@ -1,4 +1,4 @@
-"""From a pair of conversations to token ids, cut to length, every cut counted.
+"""From pairs of conversations to token ids, cut to length, every cut counted.
 
 Prompts are cut on the left (the oldest turns first, then the oldest tokens of the last user message, keeping BOS and
 the template's header where that is possible), completions on the right.
@@ -7,18 +7,24 @@ the template's header where that is possible), completions on the right.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from qdpo.data.formats import BadRow
 from qdpo.data.pairs import Message, Pair, TokenPair
+from qdpo.data.pieces import BadRow
 from qdpo.data.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def common_prefix(*sequences: list[int]) -> int:
+class CutAway(BadRow):
+    """A pair of which nothing comparable is left after cutting: inherent in the limits, not the row's fault."""
+
+
+def common_prefix(*sequences: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     length = 0
     for items in zip(*sequences, strict=False):
@@ -39,6 +45,7 @@ class Tokeniser:
         max_prompt_length: tokens of the prompt.
         cuts: how many prompts, chosen and rejected completions were cut so far, and how many prompts lost tokens to
             a merge across the boundary with the completion.
+        merge: how the first such merge looks: the prompt's last tokens, and what the answers begin with instead.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,14 +53,20 @@ class Tokeniser:
     max_length: int
     max_prompt_length: int
     cuts: Counter[str] = field(default_factory=Counter)
+    merge: str | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of rendered text, with one BOS if the tokenizer has one and the text does not bring it."""
-        ids = [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
-        bos = self.bos
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        return self._encode_all([text])[0]
 
-    @property
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        bos = self.bos
+        return encoded if bos is None else [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+
+    @cached_property
     def bos(self) -> int | None:
         """The id that begins every sequence, None for tokenizers that use none."""
         if self.tokenizer.bos_token_id is None:
@@ -69,51 +82,106 @@ class Tokeniser:
         Raises:
             BadRow: nothing is left to compare after cutting, or there is nothing to condition on.
         """
-        prompt_text = self.template.prompt(self.tokenizer, pair.prompt)
-        sides = [
-            self.encode(self.template.conversation(self.tokenizer, pair.prompt, completion))
-            for completion in (pair.chosen, pair.rejected)
-        ]
-        whole = self.encode(prompt_text)
+        (result,) = self.batch([pair])
+        if isinstance(result, BadRow):
+            raise result
+        return result
+
+    def batch(self, pairs: Sequence[Pair]) -> list[TokenPair | BadRow]:
+        """The ids of pairs, or why one cannot be used; much faster than one by one.
+
+        Raises:
+            DataError: the template is at fault, not a pair.
+        """
+        rendered = self.template.render(self.tokenizer, pairs)
+        texts = [text for item in rendered if not isinstance(item, BadRow) for text in item]
+        ids = iter(self._encode_all(texts) if texts else [])
+        results: list[TokenPair | BadRow] = []
+        for pair, item in zip(pairs, rendered, strict=True):
+            if isinstance(item, BadRow):
+                results.append(item)
+                continue
+            try:
+                results.append(self._cut(pair, next(ids), next(ids), next(ids)))
+            except BadRow as reason:
+                results.append(reason)
+        return results
+
+    def _cut(self, pair: Pair, whole: list[int], with_chosen: list[int], with_rejected: list[int]) -> TokenPair:
         # Tokens that merge across the boundary (a space taken by the answer's first word) belong to the answers.
-        shared = common_prefix(whole, *sides)
-        if shared < len(whole):
-            self.cuts["boundary"] += 1
-        prompt, chosen, rejected = whole[:shared], sides[0][shared:], sides[1][shared:]
+        shared = len(whole)
+        if with_chosen[:shared] != whole or with_rejected[:shared] != whole:
+            shared = common_prefix(whole, with_chosen, with_rejected)
+        prompt, chosen, rejected = whole[:shared], with_chosen[shared:], with_rejected[shared:]
         if not prompt:
             raise BadRow("the prompt has no token, and the tokenizer has no BOS to condition on")
+        self._check_special(prompt, chosen, rejected)
+        counted = []
+        if shared < len(whole):
+            counted.append("boundary")
+            if self.merge is None:
+                self.merge = self._describe(whole[shared:], chosen)
         if len(prompt) > self.max_prompt_length:
-            self.cuts["prompt"] += 1
-            prompt = self._cut_prompt(pair.prompt, prompt)
+            counted.append("prompt")
+            prompt = self._cut_prompt(pair.prompt, prompt, merged=len(whole) - shared)
         room = self.max_length - len(prompt)
-        for name, completion in (("chosen", chosen), ("rejected", rejected)):
-            if len(completion) > room:
-                self.cuts[name] += 1
+        counted += [name for name, ids in (("chosen", chosen), ("rejected", rejected)) if len(ids) > room]
+        same = chosen == rejected
         chosen, rejected = chosen[:room], rejected[:room]
         if not chosen or not rejected:
-            raise BadRow("an answer has no token left after cutting to max_length")
+            raise CutAway("an answer has no token left after cutting to max_length")
+        if same:
+            raise BadRow("chosen and rejected are identical in tokens")
         if chosen == rejected:
-            raise BadRow("chosen and rejected are identical after cutting to max_length")
+            raise CutAway("chosen and rejected are identical after cutting to max_length")
+        self.cuts.update(counted)
         return TokenPair(pair.row, prompt, chosen, rejected)
 
-    def _cut_prompt(self, messages: tuple[Message, ...], ids: list[int]) -> list[int]:
-        """The newest `max_prompt_length` tokens of a prompt, with its beginning kept where it can be."""
-        if self.template.source is not None:
+    def _check_special(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
+        """One BOS, at the beginning; one end of turn in each completion: texts may spell out either."""
+        bos = self.bos
+        if bos is not None and bos not in self.template.end_of_turn and bos != self.tokenizer.eos_token_id:
+            for name, ids in (("the prompt", prompt[1:]), ("`chosen`", chosen), ("`rejected`", rejected)):
+                if bos in ids:
+                    raise BadRow(f"{name} contains the text of the BOS token")
+        if self.template.end_of_turn:
+            for name, ids in (("chosen", chosen), ("rejected", rejected)):
+                ends = sum(ids.count(end) for end in self.template.end_of_turn)
+                if ends > 1:
+                    raise BadRow(f"`{name}` contains the text of the end-of-turn token")
+                if ends == 0:
+                    raise BadRow(f"`{name}` has no end-of-turn token: the template writes none for this conversation")
+
+    def _describe(self, lost: list[int], answer: list[int]) -> str:
+        def show(ids: list[int]) -> str:
+            return " ".join(repr(token) for token in self.tokenizer.convert_ids_to_tokens(ids))
+
+        return f"{show(lost[:4])} became {show(answer[: len(lost[:4]) + 1])} before an answer"
+
+    def _cut_prompt(self, messages: tuple[Message, ...], ids: list[int], *, merged: int) -> list[int]:
+        """The newest `max_prompt_length` tokens of a prompt, with its beginning kept where it can be.
+
+        Args:
+            messages: the conversation.
+            ids: its ids.
+            merged: tokens at its end that belong to the answers.
+        """
+        limit = self.max_prompt_length
+        if self.template.source is not None and messages:
             system = [m for m in messages[:1] if m.role == "system"]
             turns = list(messages[len(system) :])
-            while len(turns) > 1 and len(ids) > self.max_prompt_length:
+            while len(turns) > 1 and len(ids) > limit:
                 # a turn is a user message and the answer to it
                 turns = turns[2:] if len(turns) > 2 else turns[1:]
                 ids = self.encode(self.template.prompt(self.tokenizer, [*system, *turns]))
-            if len(ids) <= self.max_prompt_length:
+                ids = ids[: len(ids) - merged]
+            if len(ids) <= limit:
                 return ids
             # BOS, the system message and the role marker are what a prompt with another question has in common
-            other = self.encode(
-                self.template.prompt(self.tokenizer, [*system, Message(turns[-1].role, "0" if turns else "")])
-            )
+            other = self.encode(self.template.prompt(self.tokenizer, [*system, Message(turns[-1].role, "0")]))
             header = common_prefix(ids, other)
         else:
             header = 1 if ids[0] == self.bos else 0
-        if header > self.max_prompt_length // 2:
+        if header > limit // 2:
             header = 1 if ids[0] == self.bos else 0
-        return ids[:header] + ids[len(ids) - (self.max_prompt_length - header) :]
+        return ids[:header] + ids[len(ids) - (limit - header) :]

@@ -1,0 +1,67 @@
+"""Datasets from the Hugging Face hub: downloaded once, then read from disk; every failure explained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qdpo.errors import DataError, UnavailableError
+
+LOCAL = "or give a local file with --data PATH"
+
+
+def load(name: str, split: str, config: str | None, revision: str | None) -> Any:
+    """A `datasets.Dataset` whose rows lie on disk.
+
+    Raises:
+        UnavailableError: no such dataset, gated, or no network and not in the cache.
+        DataError: it has no such split or configuration, or its files are damaged.
+    """
+    import datasets
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except GatedRepoError as error:
+        raise _gated(name) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise _gated(name) from error
+        raise UnavailableError(
+            f"the hub has no dataset {name!r}" + (f" with the revision {revision}" if revision else ""),
+            f"check the name; for a private one log in with `hf auth login`; {LOCAL}",
+        ) from error
+    except HFValidationError as error:
+        raise UnavailableError(
+            f"{name!r} is neither a file here nor a name on the hub", "a hub name is OWNER/NAME; a file needs its path"
+        ) from error
+    except (ConnectionError, FileNotFoundError, HfHubHTTPError) as error:
+        raise UnavailableError(
+            f"the hub cannot be reached and {name} is not in the local cache ({_first_line(error)})",
+            f"go online once to download it, {LOCAL}",
+        ) from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise DataError(
+            f"the files of the hub dataset {name} cannot be read: {_first_line(error.__cause__ or error)}",
+            f"try another data.revision, {LOCAL}",
+        ) from error
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"the hub dataset {name} cannot be loaded: {_first_line(error)}",
+            f"datasets that bring their own script are not run; look for a Parquet revision, {LOCAL}",
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"the hub dataset {name} cannot be read: {_first_line(error)}", "check data.config and data.split"
+        ) from error
+
+
+def _gated(name: str) -> UnavailableError:
+    return UnavailableError(
+        f"the hub dataset {name} is gated",
+        f"accept its terms on its page, then log in with `hf auth login`; {LOCAL}",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,317 @@
+"""Rows from a file: JSON Lines, a JSON list, CSV, Parquet or Arrow; compressed or not; one at a time.
+
+The kind is taken from the file's first bytes where they tell, else from its extension. A record that is damaged on its
+own (a line that is not JSON) is yielded as `Broken`, so that the caller can count it; a damaged file raises.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from qdpo.errors import DataError, InputMissingError
+
+EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather"})
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+REFUSED = {b"PK\x03\x04": "a ZIP archive", b"\x28\xb5\x2f\xfd": "compressed with zstd", b"\x80\x04": "a Python pickle"}
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+LARGEST_FIELD = 1 << 30
+"""Characters of one CSV field; the csv module's own limit is 131,072."""
+CHUNK = 1 << 20
+LARGEST_ITEM = 64 << 20
+"""Characters of one item of a JSON list; what is longer without an end is damaged."""
+ROWS_PER_BATCH = 256
+
+csv.field_size_limit(LARGEST_FIELD)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that cannot be read, while those after it can.
+
+    Attributes:
+        reason: the same for all records with this damage.
+        detail: where and what exactly.
+    """
+
+    reason: str
+    detail: str
+
+
+def check(path: Path) -> None:
+    """Refuse what is no readable data file, before anything else is done.
+
+    Raises:
+        InputMissingError: not there, or not allowed.
+        DataError: of no known kind.
+    """
+    if path.is_symlink() and not path.exists():
+        raise InputMissingError(f"{path} is a symbolic link that leads nowhere or in a circle", "give the file itself")
+    if not path.exists():
+        raise InputMissingError(f"there is no file {path}", "check the path, and data.name")
+    if not path.is_file():
+        raise DataError(f"{path} is not a file", f"give one file: {', '.join(sorted(EXTENSIONS))}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty", "the file has 0 bytes: write it again")
+    _kind(path)
+
+
+def read(path: Path) -> Iterator[Any]:
+    """The rows of a file that `check` accepted.
+
+    Raises:
+        DataError: the file is damaged; says where.
+    """
+    kind = _kind(path)
+    if kind == "parquet":
+        return _parquet(path)
+    if kind == "arrow":
+        return _arrow(path)
+    return {"json": _json, "csv": _csv, "tsv": _csv}[kind](path)
+
+
+def _kind(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(6)
+    except OSError as error:
+        raise InputMissingError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    for magic, what in REFUSED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path} is {what}", "unpack it, and give a JSON, CSV, Parquet or Arrow file")
+    if head.startswith(UTF16):
+        raise DataError(f"{path} is not UTF-8 but UTF-16", "convert it: iconv -f UTF-16 -t UTF-8 IN > OUT")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    extension = next((e for e in reversed(path.suffixes) if e.lower() in EXTENSIONS), "").lower()
+    if head.startswith(b"ARROW1") or extension in (".arrow", ".feather"):
+        return "arrow"
+    if extension == ".parquet":
+        raise DataError(f"{path} is not a Parquet file: it does not begin with PAR1", "was the download complete?")
+    if extension in (".csv", ".tsv"):
+        return extension[1:]
+    if extension in (".jsonl", ".ndjson", ".json"):
+        return "json"
+    raise DataError(
+        f"{path} has the unknown extension {path.suffix!r}", f"known are {', '.join(sorted(EXTENSIONS))}, also as .gz"
+    )
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked.
+
+    Raises:
+        DataError: the compressed stream is cut off or damaged.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(6)
+    opener: Any = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
+    try:
+        with opener(path, "rb") if opener else path.open("rb") as stream:
+            yield stream
+    except EOFError as error:
+        raise DataError(f"{path} ends in the middle of its compressed data", "copy or download it again") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} is damaged: {error}", "copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json(path: Path) -> Iterator[Any]:
+    """One object a line, or one list of objects, whatever the extension says."""
+    with _open(path) as stream:
+        first = stream.read(CHUNK)
+        start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if start.startswith(b"["):
+            yield from _json_list(path, first, stream)
+        elif not start and len(first) < CHUNK:
+            return
+        else:
+            yield from _json_lines(path, first, stream)
+
+
+def _json_lines(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
+    for number, line in enumerate(_lines(first, stream), 1):
+        if not line.strip():
+            continue
+        try:
+            # a byte order mark at the start of a file is not part of its text
+            yield _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield Broken("the line is not UTF-8", f"line {number}, byte {error.start}")
+        except _DuplicateKey as error:
+            yield Broken(f"the key `{error}` occurs twice", f"line {number}")
+        except (ValueError, RecursionError) as error:
+            if number == 1 and path.suffix == ".json" and line.strip() == b"{":
+                raise DataError(
+                    f"{path} holds one object, expected a list of rows", "one object a line, or a list `[{...}, ...]`"
+                ) from error
+            yield Broken("the line is not JSON", f"line {number}: {error}")
+
+
+def _lines(first: bytes, stream: IO[bytes]) -> Iterator[bytes]:
+    *lines, rest = first.split(b"\n")
+    yield from lines
+    yield rest + stream.readline()
+    yield from stream
+
+
+def _json_list(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
+    """The items of `[...]` one by one, holding no more than one item and one chunk in memory."""
+    text = io.TextIOWrapper(io.BufferedReader(_Joined(first, stream)), encoding="utf-8-sig")
+    buffer, position, count = "", 0, 0
+
+    def more() -> bool:
+        nonlocal buffer, position
+        chunk = text.read(max(CHUNK, len(buffer) - position))
+        buffer, position = buffer[position:] + chunk, 0
+        return bool(chunk)
+
+    def skip() -> str:
+        """The next character that is not white space, empty at the end of the file."""
+        nonlocal position
+        while True:
+            while position < len(buffer) and buffer[position] in " \t\r\n":
+                position += 1
+            if position < len(buffer) or not more():
+                return buffer[position : position + 1]
+
+    def damaged(what: str) -> DataError:
+        return DataError(f"{path}: not a JSON list of rows: after {count:,} items {what}", "repair or write it again")
+
+    try:
+        skip()
+        position += 1
+        while (found := skip()) != "]":
+            if not found:
+                raise damaged("the file ends")
+            while True:
+                try:
+                    item, end = _DECODER.raw_decode(buffer, position)
+                    # a number at the end of the buffer may go on in the next chunk
+                    if end < len(buffer) or not more():
+                        break
+                except _DuplicateKey as error:
+                    raise damaged(f"the key `{error}` occurs twice") from error
+                except (ValueError, RecursionError) as error:
+                    if len(buffer) - position > LARGEST_ITEM or not more():
+                        raise damaged(str(error)) from error
+            position = end
+            yield item
+            count += 1
+            if (found := skip()) == ",":
+                position += 1
+                if skip() == "]":
+                    raise damaged("there is a comma before `]`")
+            elif found != "]":
+                raise damaged(f"`,` or `]` was expected, not {found!r}" if found else "the file ends")
+        position += 1
+        if skip():
+            raise damaged("there is more after the closing `]`")
+    except UnicodeDecodeError as error:
+        raise damaged("there is text that is not UTF-8") from error
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read ahead, then the rest of the stream."""
+
+    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
+        self.first, self.rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self.first[: len(target)] or self.rest.read(len(target))
+        self.first = self.first[len(target) :]
+        target[: len(data)] = data
+        return len(data)
+
+
+# ----------------------------------------------------------------------------------------------------------------- CSV
+
+
+def _csv(path: Path) -> Iterator[Any]:
+    delimiter = "\t" if ".tsv" in path.suffixes else ","
+    with _open(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        try:
+            rows = csv.DictReader(text, delimiter=delimiter, strict=True)
+            names = list(rows.fieldnames or [])
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise DataError(f"{path}: the column `{twice}` occurs twice", "rename one of them in the first line")
+            for row in rows:
+                if None in row:
+                    yield Broken("more fields than columns", f"line {rows.line_num}: is a comma not quoted?")
+                else:
+                    yield row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not CSV in UTF-8: {error}", "repair or write it again") from error
+
+
+# ------------------------------------------------------------------------------------------------------- Parquet, Arrow
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not a readable Parquet file: {error}", "copy or download it again: it may be cut off"
+        ) from error
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Arrow in its file form (Feather) or its stream form (what `datasets` saves)."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as stream:
+            head = stream.read(6)
+            stream.seek(0)
+            if head == b"ARROW1":
+                file = pa.ipc.open_file(stream)
+                batches: Any = (file.get_batch(i) for i in range(file.num_record_batches))
+            else:
+                batches = pa.ipc.open_stream(stream)
+            for batch in batches:
+                for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                    yield from batch.slice(start, ROWS_PER_BATCH).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Arrow file: {error}", "copy or write it again") from error

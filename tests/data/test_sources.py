@@ -1,0 +1,155 @@
+"""Rows from files of every kind, folders and the embedded pairs; damage is named with its place."""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import os
+
+import datasets
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from qdpo.data.readers import Broken
+from qdpo.data.sources import find_source, has_splits, read_rows
+from qdpo.errors import DataError, InputMissingError, UnavailableError
+
+ROWS = [{"prompt": f"question {i} é🙂", "chosen": f"good\n{i}", "rejected": f'bad, "{i}"'} for i in range(700)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def write_csv(path, delimiter=","):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(ROWS[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+WRITERS = {
+    "a.jsonl": lambda path: path.write_bytes(LINES),
+    "blank-lines.jsonl": lambda path: path.write_bytes(b"\n  \n" + LINES.replace(b"\n", b"\n\n")),
+    "no-newline-at-end.jsonl": lambda path: path.write_bytes(LINES.rstrip()),
+    "crlf.jsonl": lambda path: path.write_bytes(LINES.replace(b"\n", b"\r\n")),
+    "bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + LINES),
+    "lines.json": lambda path: path.write_bytes(LINES),
+    "list.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "list-indented.json": lambda path: path.write_text(json.dumps(ROWS, indent=2), encoding="utf-8-sig"),
+    "list.jsonl": lambda path: path.write_text(json.dumps(ROWS)),
+    "a.ndjson": lambda path: path.write_bytes(LINES),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "gzip-without-saying.jsonl": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "a.json.bz2": lambda path: path.write_bytes(bz2.compress(json.dumps(ROWS).encode())),
+    "a.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES)),
+    "a.csv": write_csv,
+    "a.tsv": lambda path: write_csv(path, "\t"),
+    "a.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=50),
+    "parquet-without-saying": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
+    "a.feather": lambda path: pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), path),
+    "folder": lambda path: datasets.Dataset.from_list(ROWS).save_to_disk(path),
+    "dict": lambda path: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_gives_the_same_rows(name: str, tmp_path):
+    WRITERS[name](tmp_path / name)
+    assert list(read_rows(str(tmp_path / name))) == ROWS
+
+
+def test_items_longer_than_what_is_read_at_once(tmp_path):
+    rows = [{"prompt": "x" * 1_500_000}, {"prompt": "y" * 3_000_000}, {"prompt": "z"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(read_rows(str(tmp_path / "a.json"))) == rows
+    assert list(read_rows(str(tmp_path / "a.jsonl"))) == rows
+
+
+def test_numbers_that_end_where_a_chunk_ends(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qdpo.data.readers.CHUNK", 7)
+    (tmp_path / "a.json").write_text('[12345, 678901, 23456789012, {"a": [1, 2]}, "b"]')
+    assert list(read_rows(str(tmp_path / "a.json"))) == [12345, 678901, 23456789012, {"a": [1, 2]}, "b"]
+
+
+def test_rows_are_read_one_at_a_time(tmp_path):
+    """The first row comes before the damage further on is seen."""
+    (tmp_path / "a.json").write_text(json.dumps(ROWS)[:-1])
+    rows = read_rows(str(tmp_path / "a.json"))
+    assert next(rows) == ROWS[0]
+    with pytest.raises(DataError, match="after 700 items the file ends"):
+        list(rows)
+
+
+def test_damaged_lines_are_told_apart_from_the_others(tmp_path):
+    good = json.dumps(ROWS[0]).encode()
+    lines = [good, b'{"a": 1', b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, good]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    rows = list(read_rows(str(tmp_path / "a.jsonl")))
+    assert rows[0] == rows[-1] == ROWS[0]
+    assert [row.reason for row in rows[1:-1] if isinstance(row, Broken)] == [
+        "the line is not JSON",
+        "the line is not UTF-8",
+        "the key `a` occurs twice",
+        "the line is not JSON",
+    ]
+    assert rows[1].detail.startswith("line 2: ")
+
+
+def test_folders_by_split(tmp_path):
+    (tmp_path / "train-00001-of-00002.jsonl").write_text('{"n": 2}\n')
+    (tmp_path / "train-00000-of-00002.jsonl").write_text('{"n": 1}\n')
+    (tmp_path / "test.jsonl").write_text('{"n": 3}\n')
+    (tmp_path / "README.md").write_text("text")
+    assert list(read_rows(str(tmp_path))) == [{"n": 1}, {"n": 2}]
+    assert list(read_rows(str(tmp_path), split="test")) == [{"n": 3}]
+    with pytest.raises(InputMissingError, match="'dev'") as caught:
+        read_rows(str(tmp_path), split="dev")
+    assert "test.jsonl" in str(caught.value.hint)
+
+
+def test_what_has_splits(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    assert [has_splits(name) for name in ("quickstart", "owner/name", str(tmp_path))] == [True] * 3
+    assert [has_splits(name) for name in (str(tmp_path / "a.jsonl"), "missing.jsonl", "./x", "a.csv.gz")] == [False] * 4
+
+
+def test_the_identity_changes_with_the_content_alone(tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    one.write_bytes(LINES)
+    two.write_bytes(LINES)
+    first = find_source(str(one)).identity()
+    assert find_source(str(two)).identity() == first
+    os.utime(one, (1, 1))
+    assert find_source(str(one)).identity() == first
+    one.write_bytes(LINES.replace(b"good", b"fine", 1))
+    assert find_source(str(one)).identity() != first
+
+
+def test_hub_failures_are_explained(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UnavailableError, match="cannot be reached and nobody/nothing-of-this-name is not in the local"):
+        read_rows("nobody/nothing-of-this-name")
+    raised = {
+        "has no dataset": datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
+        "is gated": datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
+        "cannot be loaded: Dataset scripts are no longer": RuntimeError("Dataset scripts are no longer supported"),
+    }
+    for words, error in raised.items():
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        with pytest.raises(UnavailableError, match=words):
+            read_rows("a/b")
+
+
+def test_hub_splits_and_configurations_are_data_errors(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args, **kwargs):
+        raise ValueError("Unknown split \"dev\". Should be one of ['train'].")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match="Unknown split") as caught:
+        read_rows("a/b", split="dev")
+    assert caught.value.hint == "check data.config and data.split"
