@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from qdpo.errors import UsageError
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GGUF types, one file each: f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 "
         "(default: q4_k_m)",
     )
+    parser.add_argument(
+        "--pick",
+        action="store_true",
+        help="try the types of --quant (default: q4_k_s to q8_0) and keep the smallest that does what was trained",
+    )
     parser.add_argument("--pairs", type=int, default=64, metavar="N", help="held-out pairs to score (default: 64)")
     parser.add_argument("--no-verify", action="store_true", help="write without scoring; `qdpo verify` can do it later")
 
@@ -61,6 +67,13 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quants=args.quant,
     )
+    if args.pick:
+        from qdpo.export.pick import pick
+
+        if args.format not in ("gguf", "ollama"):
+            raise UsageError(f"--pick chooses among GGUF types, not for {args.format}", "use --format gguf or ollama")
+        chosen, _ = pick(request, args.pairs)
+        request = dataclasses.replace(request, quants=(chosen,))
     folder = FORMATS[args.format].write(request)
     passed = True
     if args.no_verify:

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artefact", type=Path, metavar="EXPORT", help="folder that `qdpo merge-export` wrote")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: looked for above EXPORT)")
     parser.add_argument("--pairs", type=int, default=64, metavar="N", help="held-out pairs to score (default: 64)")
+    parser.add_argument(
+        "--against", type=Path, metavar="OTHER", help="compare with another export (folder or GGUF file) instead"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +27,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.pairs < 1:
         raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
+    if args.against:
+        from qdpo.export.verify.against import compare_artefacts
+
+        result = compare_artefacts(args.artefact, args.against, args.run, args.pairs)
+        out().print_json(data=result)
+        return 0
     folder = args.artefact if args.artefact.is_dir() else args.artefact.parent
     verdict = verify_export(folder, args.run, args.pairs)
     out().print("passed" if verdict["passed"] else "failed")

@@ -79,12 +79,7 @@ def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any
         engine.
     """
     own, whole = margins(scores, reference), margins(trained, reference)
-    kls, agree = [], []
-    for ours, theirs in zip(scores.distributions, trained.distributions, strict=True):
-        p, q = theirs.double(), ours.double()
-        kls.append((p.exp() * (p - q)).sum(-1))
-        agree.append(p.argmax(-1) == q.argmax(-1))
-    kl, top1 = torch.cat(kls).clamp(min=0), torch.cat(agree)
+    kl, top1 = per_token(trained, scores)
     mean = float(whole.mean())
     return {
         "engine": scores.engine,
@@ -96,3 +91,13 @@ def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any
         "top1": float(top1.double().mean()),
         "tokens": len(kl),
     }
+
+
+def per_token(p: Scores, q: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p || q) in nats, and whether the likeliest tokens are equal, both [tokens]."""
+    kls, agree = [], []
+    for one, other in zip(p.distributions, q.distributions, strict=True):
+        first, second = one.double(), other.double()
+        kls.append((first.exp() * (first - second)).sum(-1))
+        agree.append(first.argmax(-1) == second.argmax(-1))
+    return torch.cat(kls).clamp(min=0), torch.cat(agree)

@@ -1,0 +1,79 @@
+"""`qdpo verify EXPORT --against OTHER`: two artefacts side by side, without a trained model between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qdpo.console import say
+from qdpo.errors import InputMissingError
+from qdpo.export.output import RECORD
+from qdpo.export.source import Run, load_run, read_json
+from qdpo.export.verify.heldout import Heldout, read_heldout
+from qdpo.export.verify.integrity import check_integrity
+from qdpo.export.verify.parity import Scores, margins, per_token, score, tokens_to_keep
+from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
+from qdpo.export.verify.targets import Target, targets_of
+
+
+def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: int) -> dict[str, Any]:
+    """Score two artefacts on the same held-out pairs.
+
+    Args:
+        one, other: folders of exports, or single GGUF files in them; a folder with several files needs a file.
+        run_folder: the run whose held-out pairs are used; None looks above `one`.
+        pairs: how many pairs.
+
+    Returns:
+        engine of each, mean KL(one || other) in nats per token, top1 (share of equal likeliest tokens), agreement
+        (share of pairs for which both prefer the same answer), preferred (for each, the share of pairs in which the
+        chosen answer is likelier), margin_difference (mean of its size, nats).
+
+    Raises:
+        InputMissingError: an artefact is damaged, ambiguous or not there.
+    """
+    folder = one if one.is_dir() else one.parent
+    run = load_run(run_folder or find_run(folder))
+    heldout = read_heldout(run, pairs)
+    first = _scores(_only_target(one, run), run, heldout)
+    second = _scores(_only_target(other, run), run, heldout)
+    kl, top1 = per_token(first, second)
+    a, b = (scores.chosen - scores.rejected for scores in (first, second))
+    result: dict[str, Any] = {
+        "engines": [first.engine, second.engine],
+        "pairs": len(heldout.pairs),
+        "kl": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "top1": float(top1.double().mean()),
+        "agreement": float(((a > 0) == (b > 0)).double().mean()),
+        "preferred": [float((a > 0).double().mean()), float((b > 0).double().mean())],
+        "margin_difference": float((margins(first, second)).abs().mean()),
+    }
+    say(f"{one} against {other}, {len(heldout.pairs)} pairs:")
+    say(f"  KL {result['kl']:.3g} nats a token (at most {result['kl_max']:.3g}), top-1 equal {result['top1']:.1%}")
+    say(
+        f"  both prefer the same answer in {result['agreement']:.1%} of the pairs; the chosen one is likelier in "
+        f"{result['preferred'][0]:.1%} and {result['preferred'][1]:.1%}"
+    )
+    return result
+
+
+def _only_target(path: Path, run: Run) -> Target:
+    folder = path if path.is_dir() else path.parent
+    integrity = check_integrity(folder)
+    if not integrity.passed:
+        raise InputMissingError(f"{folder} is damaged: {integrity.detail}", "export it again")
+    targets = targets_of(folder, read_json(folder / RECORD), run)
+    named = [target for target in targets if path.is_dir() or target.name in (path.name, "safetensors", "awq")]
+    if len(named) != 1:
+        names = ", ".join(target.name for target in targets)
+        raise InputMissingError(f"{path} has {len(targets)} artefacts: {names}", "name one of the files")
+    return named[0]
+
+
+def _scores(target: Target, run: Run, heldout: Heldout) -> Scores:
+    model = run.merged("original")  # for names and shapes; weights are read from the artefact
+    rows = int(model.config["vocab_size"])
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in heldout.pairs)
+    with target.scorer(model, longest + SAMPLE_TOKENS) as scorer:
+        return score(scorer, heldout.pairs, tokens_to_keep(heldout.pairs, rows))

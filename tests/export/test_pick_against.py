@@ -1,0 +1,70 @@
+"""Choosing the smallest type that is good enough, and comparing two artefacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from export import families, toys
+
+from qdpo.errors import InputMissingError, QdpoError
+from qdpo.export import pick as picking
+from qdpo.export.folder import write_safetensors
+from qdpo.export.gguf.format import write_gguf
+from qdpo.export.pick import pick
+from qdpo.export.request import Request
+from qdpo.export.source import load_run
+from qdpo.export.verify.against import compare_artefacts
+
+
+@pytest.fixture(autouse=True)
+def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdpo.export.verify.targets.has_llama_cpp", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pick")
+    base = toys.save_base(folder / "base", families.config("mistral", num_hidden_layers=2))
+    peft = toys.add_adapter(toys.load_4bit(base), size=0.1)
+    return toys.add_data(toys.save_run(folder / "run", base, peft), base)
+
+
+def request(run: Path, out: Path, *quants: str) -> Request:
+    return Request(load_run(run), out, "trained", quants=quants)
+
+
+def test_the_smallest_that_is_good_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picking, "KEPT", 0.0)  # what a random adapter makes of labels is chance
+    monkeypatch.setattr(picking, "AGREED", 0.995)
+    chosen, table = pick(request(run, tmp_path / "out", "f16", "q4_0", "f32"), pairs=6)
+    assert [row["type"] for row in table] == ["q4_0", "f16", "f32"]
+    assert [row["good_enough"] for row in table] == [False, True, True]
+    assert chosen == "f16"
+    assert list(tmp_path.iterdir()) == [], "the trials are gone"
+
+
+def test_none_is_good_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picking, "AGREED", 1.01)
+    with pytest.raises(QdpoError, match=r"none of q4_0, f16 keeps"):
+        pick(request(run, tmp_path / "out", "q4_0", "f16"), pairs=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_against(run: Path, tmp_path: Path) -> None:
+    gguf = write_gguf(request(run, tmp_path / "gguf", "f16", "q4_0"))
+    folder = write_safetensors(request(run, tmp_path / "safetensors"))
+    f16, q4 = gguf / "toy-F16.gguf", gguf / "toy-Q4_0.gguf"
+    near = compare_artefacts(f16, folder, run, 6)
+    far = compare_artefacts(q4, folder, run, 6)
+    same = compare_artefacts(folder, folder, run, 6)
+    assert same["kl"] == 0
+    assert same["agreement"] == 1
+    assert near["kl"] < 1e-4 < far["kl"]
+    assert near["top1"] > far["top1"]
+    assert far["engines"] == ["torch on dequantised tensors", "transformers"]
+    with pytest.raises(InputMissingError, match="has 2 artefacts"):
+        compare_artefacts(gguf, folder, run, 4)
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(InputMissingError, match="is damaged"):
+        compare_artefacts(f16, folder, run, 4)
