@@ -5,7 +5,7 @@ checkpoints/step-000050/
   optimizer.safetensors, optimizer.json    tensors; the rest of the state
   scheduler.json, scaler.json
   rng.safetensors, rng.json                torch's generators; Python's and NumPy's
-  trainer_state.json
+  trainer_state.json, progress.json        transformers' counters; ours
   manifest.json
 """
 
@@ -167,6 +167,19 @@ def _join(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if "list" in item:
         return [_join(inner, tensors) for inner in item["list"]]
     return item["value"]
+
+
+# ----------------------------------------------------------------------------------------------------------- progress
+
+
+def write_progress(folder: Path, tokens_seen: int) -> None:
+    """What transformers does not count."""
+    write_json(folder / "progress.json", {"tokens_seen": tokens_seen})
+
+
+def read_progress(folder: Path) -> int:
+    """The tokens that were trained on so far."""
+    return int(json.loads((folder / "progress.json").read_text())["tokens_seen"])
 
 
 # ------------------------------------------------------------------------------------------------------ random numbers

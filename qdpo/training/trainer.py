@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from qdpo.config.schema import PackingSection
 from qdpo.config.steps import steps_per_epoch
@@ -197,6 +197,20 @@ class DpoTrainer(Trainer):
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or continue; a checkpoint of the last step is taken as it is.
+
+        transformers looks at the number of steps only after a step, and would make one too many.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            folder = Path(resume_from_checkpoint)
+            state = TrainerState.load_from_json(str(folder / checkpoint.TRAINER_STATE))
+            if state.global_step >= state.max_steps:
+                checkpoint.read_adapter(self.policy, folder)
+                self.state, self.tokens_seen = state, checkpoint.read_progress(folder)
+                return None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     @property
     def checkpoints(self) -> Path:
         """The folder of this run's checkpoints."""
@@ -213,7 +227,7 @@ class DpoTrainer(Trainer):
             if self.accelerator.scaler is not None:
                 write_json(staging / "scaler.json", self.accelerator.scaler.state_dict())
             checkpoint.write_rng(staging)
-            write_json(staging / "progress.json", {"tokens_seen": self.tokens_seen})
+            checkpoint.write_progress(staging, self.tokens_seen)
             self.state.save_to_json(str(staging / checkpoint.TRAINER_STATE))
         with explained(self.checkpoints):
             checkpoint.prune(self.checkpoints, self.keep, self.state.best_global_step or None)
@@ -228,7 +242,7 @@ class DpoTrainer(Trainer):
         checkpoint.read_optimizer(self.optimizer, folder)
         assert self.lr_scheduler is not None
         self.lr_scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()))
-        self.tokens_seen = json.loads((folder / "progress.json").read_text())["tokens_seen"]
+        self.tokens_seen = checkpoint.read_progress(folder)
 
     def _load_scaler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None and self.accelerator.scaler is not None:

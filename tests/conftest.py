@@ -1,0 +1,40 @@
+"""What all tests share: an environment without network or surprises, a tiny model on disk, the shared folder."""
+
+from __future__ import annotations
+
+import os
+
+# Before any Hugging Face import: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Models of a few thousand weights: threads that wait for one another on a busy machine make them 50 times slower, and
+# the order of a sum would depend on how many there are.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from training.tiny import Tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Material beside the checkout that is too large for it: real models and datasets."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A tiny Llama with its tokenizer, and preference pairs as JSONL files, all on disk; not to be changed."""
+    from training.tiny import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real models and data beside the checkout; a test that needs it is skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip("there is no ../shared beside the checkout, which holds the real models and data of this test")
+    return SHARED
