@@ -31,13 +31,24 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def install(model: nn.Module) -> None:
-    """Let every attention layer of a model go through `packed_attention`."""
+def install(model: nn.Module, name: str = NAME) -> str | None:
+    """Let every attention layer of a model go through `packed_attention`.
+
+    Args:
+        model: any transformers model.
+        name: the implementation; another one than `NAME` gives a model its own attention back.
+
+    Returns:
+        The implementation that was in use.
+    """
     register()
+    before = None
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = NAME
+            before = before or config._attn_implementation
+            config._attn_implementation = name
+    return before
 
 
 def packed_attention(

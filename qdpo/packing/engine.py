@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from qdpo.data.pairs import TokenPair
 from qdpo.packing.layout import build_pack
 from qdpo.packing.logps import PackScores, score_pack
+from qdpo.packing.masks import masks_for
 from qdpo.packing.microbatch import cut
+from qdpo.packing.padded import cut_padded, score_padded
+
+WAYS = {
+    "packed": "shared prompts, no padding",
+    "packed_mask": "shared prompts, no padding, one explicit mask",
+    "packed_masks": "shared prompts, no padding, one explicit mask per kind of layer",
+    "unshared": "separate padded rows",
+}
+"""How pairs can be laid out, the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +33,28 @@ class Engine:
         model: the *ForCausalLM (adapters injected or not).
         device: where it is.
         autocast: makes the context of a forward pass (mixed precision or none).
+        way: how pairs are laid out, see `WAYS`; `qdpo.packing.probe` decides it.
     """
 
     model: nn.Module
     device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    way: str = "packed"
 
     def score(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> PackScores:
-        """Score pairs as one pack; carries gradients where they are enabled."""
-        pack = build_pack(pairs, indices).to(self.device)
+        """Score pairs in one pass; carries gradients where they are enabled."""
         with self.autocast():
-            return score_pack(self.model, pack)
+            if self.way == "unshared":
+                return score_padded(self.model, pairs, self.device)
+            pack = build_pack(pairs, indices).to(self.device)
+            mask = None
+            if self.way != "packed":
+                mask = masks_for(self.model, pack, by_layer_type=self.way == "packed_masks")
+            return score_pack(self.model, pack, mask)
+
+    def cut(self, pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
+        """Group pairs into passes of up to `budget` tokens; positions in `pairs`."""
+        return cut_padded(pairs, budget) if self.way == "unshared" else cut(pairs, budget)
 
     def score_all(self, pairs: Sequence[TokenPair], budget: int) -> PackScores:
         """Score all pairs without gradients, in packs of up to `budget` tokens.
@@ -44,7 +65,7 @@ class Engine:
         n = len(pairs)
         columns: list[Tensor] = [torch.zeros(2, n) for _ in range(5)]
         with torch.no_grad(), evaluating(self.model):
-            for group in cut(pairs, budget):
+            for group in self.cut(pairs, budget):
                 scores = self.score([pairs[i] for i in group], group)
                 parts = (scores.logps, scores.tokens, scores.logits, scores.entropy, scores.top1)
                 for column, part in zip(columns, parts, strict=True):

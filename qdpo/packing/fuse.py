@@ -6,9 +6,10 @@ random input both give the same output and the same gradients; otherwise it stay
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -48,6 +49,16 @@ class Fusion:
         for module in self.modules:
             module.__dict__.pop("forward", None)
         self.modules.clear()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Every module's own forward for a while."""
+        forwards = [(module, module.__dict__.pop("forward")) for module in self.modules]
+        try:
+            yield
+        finally:
+            for module, forward in forwards:
+                module.forward = forward
 
     def describe(self) -> str:
         """In words, e.g. `56 LoRA linears, 8 gated MLPs`."""

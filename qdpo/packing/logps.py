@@ -87,9 +87,18 @@ def head_of(model: nn.Module) -> Head:
             "take lm_head out of lora.target_modules, or set engine: trl",
         )
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    scale = getattr(config, "logit_scale", None) or 1.0
-    if divisor := getattr(config, "logits_scaling", None):
-        scale = scale / divisor
+    scale = next(
+        (
+            value
+            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        None,
+    )
+    if scale is None and (divisor := getattr(config, "logits_scaling", None)) is not None:
+        # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
+        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+    scale = 1.0 if scale is None else scale
     return Head(weight, output.bias, getattr(config, "final_logit_softcapping", None), float(scale))
 
 
@@ -155,33 +164,46 @@ def score_tokens(hidden: Tensor, head: Head, targets: Tensor) -> TokenScores:
         return TokenScores(*_Score.apply(hidden, head, targets, with_grad))
 
 
-def score_pack(model: nn.Module, pack: Pack) -> PackScores:
+def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> PackScores:
     """Run a pack through a causal language model and score its completions.
 
     Args:
-        model: the *ForCausalLM itself (with adapters injected or not), its attention installed.
+        model: the *ForCausalLM itself (with adapters injected or not), its attention installed unless a mask is given.
         pack: on the model's device.
+        mask: what `qdpo.packing.masks` makes, for a model with its own attention.
     """
+    scores = score_tokens(hidden_of(model, pack, mask)[pack.rows], head_of(model), pack.targets)
+    return sum_per_sequence(scores, pack.scored, pack.sequence, 2 * pack.n_pairs)
+
+
+def hidden_of(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> Tensor:
+    """(N, H) last hidden states of a pack, see `score_pack`."""
     backbone: Any = model.base_model
-    # A 4-D mask is taken as it is; without it transformers would build an N x N one from the position ids.
-    dummy = torch.zeros(1, 1, 1, 1, device=pack.input_ids.device)
-    output = backbone(
-        input_ids=pack.input_ids,
-        position_ids=pack.position_ids,
-        attention_mask=dummy,
-        use_cache=False,
-        qdpo_pack=pack,
-    )
-    scores = score_tokens(output.last_hidden_state[0][pack.rows], head_of(model), pack.targets)
+    settings: dict[str, Any] = {"attention_mask": mask}
+    if mask is None:
+        # A 4-D mask is taken as it is; without it transformers would build an N x N one from the position ids.
+        dummy = torch.zeros(1, 1, 1, 1, device=pack.input_ids.device)
+        settings = {"attention_mask": dummy, "qdpo_pack": pack}
+    output = backbone(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False, **settings)
+    return output.last_hidden_state[0]
 
-    def per_sequence(values: Tensor) -> Tensor:
-        zeros = torch.zeros(2 * pack.n_pairs, dtype=scores.logps.dtype, device=values.device)
-        return zeros.index_add(0, pack.sequence, values.to(zeros.dtype)[pack.scored])
 
+def sum_per_sequence(scores: TokenScores, scored: Tensor | None, sequence: Tensor, count: int) -> PackScores:
+    """Sums of token scores over sequences.
+
+    Args:
+        scores: of S tokens.
+        scored: (K,) index into S of each sequence's tokens; None for all S in order.
+        sequence: (K,) number of the sequence.
+        count: sequences.
+    """
+
+    def summed(values: Tensor) -> Tensor:
+        values = values.to(scores.logps.dtype)
+        zeros = torch.zeros(count, dtype=values.dtype, device=values.device)
+        return zeros.index_add(0, sequence, values if scored is None else values[scored])
+
+    tokens = torch.bincount(sequence, minlength=count).to(scores.logps.dtype)
     return PackScores(
-        per_sequence(scores.logps),
-        per_sequence(torch.ones_like(scores.logps)),
-        per_sequence(scores.mean_logit),
-        per_sequence(scores.entropy),
-        per_sequence(scores.top1),
+        summed(scores.logps), tokens, summed(scores.mean_logit), summed(scores.entropy), summed(scores.top1)
     )

@@ -1,0 +1,181 @@
+"""The start-up probe: which layout is right for the loaded model, found out by running it.
+
+Two short pairs go through the model in its training type, packed and as separate padded rows. Rounding makes even two
+paddings of the same rows differ; a layout is right when it differs no more than they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdpo.data.pairs import TokenPair
+from qdpo.packing import attention
+from qdpo.packing.engine import WAYS, evaluating
+from qdpo.packing.layout import build_pack
+from qdpo.packing.logps import hidden_of
+from qdpo.packing.masks import masks_for
+from qdpo.packing.padded import hidden_of_padded
+from qdpo.packing.refusal import refusal
+
+MARGIN = 4.0
+"""How many times the noise a layout may differ."""
+
+FLOOR = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Relative differences (root mean square) that are rounding even when two paddings happen to agree exactly. Norms and
+RoPE compute in fp32 in fp64 models too. A wrong mask gives 0.05 and more."""
+
+WINDOW = 12
+"""A sliding window is shrunk to this during the probe, so that short pairs reach beyond it."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the probe found.
+
+    Attributes:
+        way: one of `qdpo.packing.engine.WAYS`, or `trl` when nothing but stock TRL will do.
+        reason: in one sentence, with figures.
+        noise: relative difference (root mean square) between hidden states of separate rows under two paddings.
+        errors: the same difference between separate rows and each layout that was tried.
+    """
+
+    way: str
+    reason: str
+    noise: float = 0.0
+    errors: dict[str, float | str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"way": self.way, "reason": self.reason, "noise": self.noise, "errors": self.errors}
+
+
+def probe_pairs(vocabulary: int) -> list[TokenPair]:
+    """Two pairs of random tokens: a long prompt with shorter answers and the other way round."""
+    rng = random.Random(0)
+
+    def words(length: int) -> list[int]:
+        return [rng.randrange(min(4, vocabulary - 2), vocabulary) for _ in range(length)]
+
+    pairs = [TokenPair(0, words(25), words(9), words(14)), TokenPair(1, words(8), words(17), words(5))]
+    # nothing in common at the beginning, so that both answers are segments of their own
+    return [TokenPair(p.row, p.prompt, p.chosen, [(p.chosen[0] + 1) % vocabulary, *p.rejected[1:]]) for p in pairs]
+
+
+def decide(
+    model: nn.Module,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Decision:
+    """Find the fastest layout that is right for a model, and set the model's attention up for it.
+
+    Args:
+        model: the *ForCausalLM, adapters injected or not, with its own attention.
+        device: where it is.
+        autocast: the context of a forward pass in training.
+    """
+    config: Any = model.config
+    own = attention.install(model, getattr(config, "_attn_implementation", None) or "eager") or "eager"
+    pairs = probe_pairs(config.get_text_config().vocab_size)
+    errors: dict[str, float | str] = {}
+    with torch.no_grad(), evaluating(model), _short_window(model), autocast():
+        try:
+            separate = _rows_of_padded(model, pairs, device, 0)
+            noise = _difference(_rows_of_padded(model, pairs, device, 7), separate)
+            alone = torch.cat([_rows_of_padded(model, [pair], device, 3) for pair in pairs])
+            noise = max(noise, _difference(alone, _by_pair(separate, pairs)))
+        except Exception as error:  # whatever a foreign architecture raises, the answer is the same
+            return Decision("trl", f"separate padded rows do not run: {_first_line(error)}")
+        limit = max(MARGIN * noise, FLOOR.get(separate.dtype, 1e-3))
+        why = refusal(config, bool(getattr(model, "_is_stateful", False)))
+        if why is None:
+            for way in ("packed", "packed_mask", "packed_masks"):
+                try:
+                    attention.install(model, attention.NAME if way == "packed" else own)
+                    gap = _difference(_rows_of_packed(model, pairs, device, way), separate)
+                    if way == "packed":
+                        # evaluation by other code uses ordinary passes of the installed attention
+                        gap = max(gap, _difference(_rows_of_padded(model, pairs, device, 0), separate))
+                except Exception as problem:
+                    errors[way] = f"{type(problem).__name__}: {_first_line(problem)}"
+                    continue
+                errors[way] = gap
+                if gap <= limit:
+                    reason = f"{WAYS[way]}: differs from separate rows by {gap:.1e}, two paddings by {noise:.1e}"
+                    return Decision(way, reason, noise, errors)
+        attention.install(model, own)
+        if why is None:
+            tried = ", ".join(f"{way} {e:.1e}" if isinstance(e, float) else f"{way} fails" for way, e in errors.items())
+            why = f"packed rows differ from separate ones ({tried}; two paddings {noise:.1e})"
+        if noise > FLOOR.get(separate.dtype, 1e-3) * 25:
+            return Decision("trl", f"{why}, and padding changes the result by {noise:.1e}", noise, errors)
+        return Decision("unshared", f"{WAYS['unshared']}: {why}", noise, errors)
+
+
+def _rows_of_padded(model: nn.Module, pairs: list[TokenPair], device: torch.device, padding: int) -> Tensor:
+    """(rows, H) hidden states of every token of every sequence, chosen ones first."""
+    sequences = [p.prompt + p.chosen for p in pairs] + [p.prompt + p.rejected for p in pairs]
+    hidden = hidden_of_padded(model, sequences, device, padding)
+    return torch.cat([hidden[number, : len(sequence)] for number, sequence in enumerate(sequences)])
+
+
+def _by_pair(rows: Tensor, pairs: list[TokenPair]) -> Tensor:
+    """Rows of [chosen of all | rejected of all] in the order [chosen, rejected] of each pair."""
+    lengths = [len(p.prompt) + len(p.chosen) for p in pairs] + [len(p.prompt) + len(p.rejected) for p in pairs]
+    parts = rows.split(lengths)
+    n = len(pairs)
+    return torch.cat([parts[i + n * side] for i in range(n) for side in (0, 1)])
+
+
+def _rows_of_packed(model: nn.Module, pairs: list[TokenPair], device: torch.device, way: str) -> Tensor:
+    """The same rows taken from a packed row."""
+    # a packed row leaves out last tokens; one more, never looked at, keeps the real ones
+    longer = [TokenPair(p.row, p.prompt, [*p.chosen, p.chosen[0]], [*p.rejected, p.rejected[0]]) for p in pairs]
+    pack = build_pack(longer, range(len(pairs))).to(device)
+    mask = None if way == "packed" else masks_for(model, pack, by_layer_type=way == "packed_masks")
+    hidden = hidden_of(model, pack, mask)
+    by_start = {segment.start: segment for segment in pack.segments}
+    starts = sorted(by_start)
+    chosen, rejected = [], []
+    for i in range(len(pairs)):
+        prefix, first, second = (by_start[start] for start in starts[3 * i : 3 * i + 3])
+        prompt = hidden[prefix.start : prefix.start + prefix.length]
+        chosen += [prompt, hidden[first.start : first.start + first.length]]
+        rejected += [prompt, hidden[second.start : second.start + second.length]]
+    return torch.cat(chosen + rejected)
+
+
+def _difference(rows: Tensor, separate: Tensor) -> float:
+    """Relative difference, root mean square; infinite when anything is not finite."""
+    gap = (rows.double() - separate.double()).norm() / separate.double().norm().clamp(min=1e-12)
+    return float(gap) if torch.isfinite(gap) else float("inf")
+
+
+@contextlib.contextmanager
+def _short_window(model: nn.Module) -> Iterator[None]:
+    """Every sliding window of the model at most `WINDOW` for a while, in its modules and its configuration."""
+    holders = {
+        id(h): h for module in model.modules() for h in (module, getattr(module, "config", None)) if h is not None
+    }
+    changed: list[tuple[Any, int]] = []
+    for holder in holders.values():
+        window = getattr(holder, "sliding_window", None)
+        if isinstance(window, int) and not isinstance(window, bool) and window > WINDOW:
+            changed.append((holder, window))
+            holder.sliding_window = WINDOW
+    try:
+        yield
+    finally:
+        for holder, window in changed:
+            holder.sliding_window = window
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
