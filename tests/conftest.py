@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before any Hugging Face import: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +12,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models of a few thousand weights: threads that wait for one another on a busy machine make them 50 times slower, and
 # the order of a sum would depend on how many there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Reference log-probabilities that tests compute are no other run's business.
+os.environ["QDPO_CACHE"] = tempfile.mkdtemp(prefix="qdpo-tests-")
 
 from pathlib import Path
 from typing import TYPE_CHECKING

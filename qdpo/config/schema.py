@@ -254,6 +254,27 @@ class PackingSection(Section):
     tokens_without_grad: Annotated[
         PositiveInt, Field(description="packed tokens of one pass without gradients (reference, evaluation)")
     ] = 16384
+    checkpoint_layers: Annotated[
+        NonNegativeInt | None,
+        Field(
+            description="layers whose activations are recomputed when train.gradient_checkpointing is on; fewer are "
+            "faster and take more memory, with the same gradients; null: all but the last, which would save nothing"
+        ),
+    ] = None
+    fused_lora: Annotated[
+        bool, Field(description="run a frozen linear layer and its adapter as one function: faster, less memory")
+    ] = True
+    fused_mlp: Annotated[
+        bool, Field(description="run a gated MLP with its adapters as one function: faster, less memory")
+    ] = True
+    fused_norm: Annotated[bool, Field(description="run RMSNorm as one function: less memory")] = True
+    reference_cache: Annotated[
+        Literal["shared", "run"],
+        Field(
+            description="shared: the reference's log-probabilities are kept in $QDPO_CACHE (~/.cache/qdpo) and used "
+            "again by every run with the same base and pairs; run: kept in the run directory only"
+        ),
+    ] = "shared"
 
 
 class RunConfig(Section):

@@ -190,6 +190,11 @@ def _lora_forward(module: Any) -> Callable[..., Tensor]:
     plain = type(module).forward
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and not self.merged and not torch.is_grad_enabled():
+            # the reference takes the same path through a 4-bit weight as the policy, so that both round alike
+            dtype = _dtype_for(x)
+            if dtype is not None and _compute_type_fits(frozen.module, dtype):
+                return frozen(x.to(dtype))
         name = _active(self)
         if name is not None and not args and not kwargs:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight

@@ -7,9 +7,13 @@ run directory.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ from qdpo.libraries import quiet_libraries
 from qdpo.training import run_folder, trackers
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -198,11 +203,9 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
 
 
 def load_policy(run: Run) -> tuple[PeftModel, Engine]:
-    """Load the base, attach the adapter, install the packed attention."""
+    """Load the base, attach the adapter, find the layout that suits them."""
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
-    from qdpo.packing import attention
-    from qdpo.packing.engine import Engine
 
     config = run.config
     base = load_base(config.model, run.device)
@@ -211,7 +214,6 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
     if config.train.disable_dropout:
         disable_dropout(policy)
-    attention.install(base.model)
     run.save(
         dtype={"compute": _short(base.dtype), "reason": base.dtype_reason},
         base={
@@ -235,7 +237,57 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
             "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
         },
     )
-    return policy, Engine(policy.get_base_model(), run.device.torch)
+    return policy, set_up_engine(run, policy, base.dtype)
+
+
+def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
+    """Probe the loaded model, fuse what may be fused, checkpoint what is asked, and compare gradients.
+
+    Raises:
+        UnavailableError: only stock TRL can train this model.
+    """
+    from qdpo.packing.engine import Engine
+    from qdpo.packing.fuse import fuse
+    from qdpo.packing.gradient_check import check_gradients
+    from qdpo.packing.probe import decide
+    from qdpo.packing.recompute import checkpoint_layers, decoder_layers
+    from qdpo.training.invariants import Check
+
+    packing = run.config.packing
+    model: Any = policy.get_base_model()
+    own = model.config._attn_implementation
+    autocast = mixed_precision(run.device, dtype)
+    decision = decide(model, run.device.torch, autocast)
+    if decision.way == "trl":
+        raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
+    if decision.way != "packed":
+        console.note(f"engine: {decision.reason}")
+    engine = Engine(model, run.device.torch, autocast, decision.way)
+    fusion = fuse(model, linear=packing.fused_lora, mlp=packing.fused_mlp, norm=packing.fused_norm)
+    wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
+    checkpointed = checkpoint_layers(model, wanted)
+    gap = check_gradients(engine, fusion, own)
+    layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()} fused; {layers}").say())
+    run.save(
+        engine={
+            **decision.as_dict(),
+            "attention": own,
+            "fused": dict(fusion.counts),
+            "checkpointed_layers": checkpointed,
+            "gradient_difference": gap,
+        }
+    )
+    return engine
+
+
+def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
+    """The context of a forward pass: autocast on a GPU in half precision, as the trainer has it, else none."""
+    import torch
+
+    if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return partial(torch.autocast, "cuda", dtype)
+    return contextlib.nullcontext
 
 
 def parameter_count(model: Any) -> int:
@@ -277,39 +329,61 @@ def run_checks(
 
 def reference_pass(run: Run, engine: Engine, policy: PeftModel, data: Prepared) -> tuple[Split, Split]:
     """Compute what the reference says of every pair that the run will look at."""
-    from qdpo.training.order import visited
-    from qdpo.training.reference import reference_logps
+    from qdpo.training.order import permutation, visited
+    from qdpo.training.reference import cache_folder, reference_logps
     from qdpo.training.trainer import Split
 
     config = run.config
     steps = total_steps(config, len(data.train))
     wanted = visited(len(data.train), config.train.seed, config.train.pairs_per_step, steps)
-    record = run.record
-    identity = digest_of(
-        [
-            record["base"]["weights_sha256"],
-            str(record["quantization"]),
-            str(record["dtype"]["compute"]),
-            str(config.model.adapter if config.reference == "start" else None),
-        ]
-    )
+    # in the order of first use, so that a longer run's passes begin with a shorter one's
+    place = {pair: i for i, pair in enumerate(permutation(len(data.train), config.train.seed, 0))}
     begin = time.monotonic()
-    splits = []
-    for pairs, needed in ((data.train, wanted), (data.heldout, range(len(data.heldout)))):
-        table = reference_logps(
+    results = [
+        reference_logps(
             engine,
             policy,
             pairs,
             needed,
             budget=config.packing.tokens_without_grad,
             start=config.reference == "start",
-            identity=identity,
-            folder=run.folder / "reference",
+            identity=reference_identity(run, engine),
+            pin=run.folder / "reference",
+            shared=cache_folder() if config.packing.reference_cache == "shared" else None,
         )
-        splits.append(Split(pairs, table))
-    count = len(wanted) + len(data.heldout)
-    console.good(f"reference: log-probabilities of {count:,} pairs in {time.monotonic() - begin:.1f} s")
-    return splits[0], splits[1]
+        for pairs, needed in (
+            (data.train, sorted(wanted, key=place.__getitem__)),
+            (data.heldout, range(len(data.heldout))),
+        )
+    ]
+    computed, reused = sum(r.computed for r in results), sum(r.reused for r in results)
+    checked, gap = sum(r.checked for r in results), max(r.gap for r in results)
+    remark = f" ({reused:,} known, {checked} of them computed again: within {gap:.1g} nats)" if checked else ""
+    remark = remark or (f" ({reused:,} from this run's folder)" if reused else "")
+    console.good(
+        f"reference: log-probabilities of {computed + reused:,} pairs in {time.monotonic() - begin:.1f} s{remark}"
+    )
+    run.save(reference={"computed": computed, "reused": reused, "checked": checked, "largest_difference": gap})
+    return Split(data.train, results[0].table), Split(data.heldout, results[1].table)
+
+
+def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
+    """What the reference's log-probabilities depend on besides the pair, by name."""
+    from qdpo.files import sha256_file
+
+    record, adapter = run.record, run.config.model.adapter
+    identity = {
+        "format": "1",
+        "weights_sha256": record["base"]["weights_sha256"],
+        "revision": str(record["base"]["revision"]),
+        "quantization": json.dumps({k: v for k, v in record["quantization"].items() if k != "modules"}, sort_keys=True),
+        "quantized_modules": digest_of(sorted(record["quantization"]["modules"])),
+        "dtype": record["dtype"]["compute"],
+        "attention": f"{engine.way}, {record['engine']['attention']}",
+    }
+    if run.config.reference == "start" and adapter is not None:
+        identity["adapter_sha256"] = sha256_file(Path(adapter) / "adapter_model.safetensors")
+    return identity
 
 
 # -------------------------------------------------------------------------------------------------------- the training
@@ -344,8 +418,8 @@ def training_arguments(run: Run) -> TrainingArguments:
         adam_epsilon=train.adam_epsilon,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        # set_up_engine has chosen the layers; transformers would checkpoint all of them
+        gradient_checkpointing=False,
         seed=train.seed,
         logging_steps=train.log_every,
         logging_first_step=True,
@@ -389,6 +463,7 @@ def build_trainer(
         text=data.text,
         loss=loss,
         packing=config.packing,
+        way=run.record["engine"]["way"],
         base_name=config.model.name,
         keep=config.train.keep,
         callbacks=[ScheduleCallback(config.train.save_minutes), FirstStepCallback(run.checks)],

@@ -23,7 +23,6 @@ from qdpo.errors import TrainingError
 from qdpo.files import explained, staged_folder, write_json
 from qdpo.packing.engine import Engine, text_nll
 from qdpo.packing.logps import PackScores
-from qdpo.packing.microbatch import cut
 from qdpo.training import checkpoint
 from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
@@ -57,6 +56,7 @@ class DpoTrainer(Trainer):
         text: held-out plain texts as ids, possibly none.
         loss: the loss and its constants.
         packing: token budgets.
+        way: how pairs are laid out, see `qdpo.packing.engine.WAYS`.
         base_name: what the adapter names as its base.
         keep: checkpoints to keep.
         callbacks: besides the Trainer's own.
@@ -72,6 +72,7 @@ class DpoTrainer(Trainer):
         text: list[list[int]],
         loss: LossSettings,
         packing: PackingSection,
+        way: str,
         base_name: str,
         keep: int,
         callbacks: list[TrainerCallback],
@@ -96,7 +97,7 @@ class DpoTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.sampler = EpochSampler(len(train.pairs), args.seed)
         self.engine = Engine(
-            policy.get_base_model(), next(policy.parameters()).device, self.compute_loss_context_manager
+            policy.get_base_model(), next(policy.parameters()).device, self.compute_loss_context_manager, way
         )
 
     # ------------------------------------------------------------------------------------------------------- the data
@@ -135,7 +136,7 @@ class DpoTrainer(Trainer):
         pairs = [self.train_split.pairs[i] for i in indices]
         reference = self.train_split.reference[indices].to(self.engine.device)
         mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
-        groups = cut(pairs, self.packing.tokens_per_micro_batch)
+        groups = self.engine.cut(pairs, self.packing.tokens_per_micro_batch)
         coupled = self._coupled_gradients(pairs, reference, mean_chosen) if self.loss_settings.couples_pairs else None
         total = torch.zeros((), device=self.engine.device)
         for group in groups:
