@@ -72,7 +72,7 @@ class DpoTrainer(Trainer):
         text: list[list[int]],
         loss: LossSettings,
         packing: PackingSection,
-        way: str,
+        way: str = "packed",
         base_name: str,
         keep: int,
         callbacks: list[TrainerCallback],
