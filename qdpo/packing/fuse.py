@@ -271,10 +271,11 @@ def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
         results = []
         for run in (lambda x: type(module).forward(module, x), lambda x: forward(module, x)):
-            with mixed:
+            with torch.enable_grad(), mixed:
                 y = run(x)
-            factors = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape).to(y.dtype)
-            results.append([y, *torch.autograd.grad((y * factors).sum(), [x, *trained])])
+                factors = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape).to(y.dtype)
+                total = (y * factors).sum()
+            results.append([y, *torch.autograd.grad(total, [x, *trained])])
         return all(_close(mine, theirs) for theirs, mine in zip(*results, strict=True))
     finally:
         with torch.no_grad():

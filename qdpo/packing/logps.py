@@ -46,12 +46,14 @@ class TokenScores:
         entropy: (S,) at least fp32, nats.
         mean_logit: (S,) at least fp32, mean over the vocabulary.
         top1: (S,) bool, whether the token is the most likely one.
+        log_squares: (S,) at least fp32, log of the sum of the squared probabilities; None where not asked for.
     """
 
     logps: Tensor
     entropy: Tensor
     mean_logit: Tensor
     top1: Tensor
+    log_squares: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,11 @@ def head_of(model: nn.Module) -> Head:
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, with_grad: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, with_grad: bool, with_squares: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         count = hidden.shape[0]
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        logps, entropy, mean_logit = hidden.new_empty(3, count, dtype=exact)
+        logps, entropy, mean_logit, log_squares = hidden.new_zeros(4, count, dtype=exact)
         top1 = torch.empty(count, dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden) if with_grad else None
         weight = head.weight
@@ -131,6 +133,8 @@ class _Score(torch.autograd.Function):
             top1[part] = logits.argmax(-1) == y[:, 0]
             p = torch.exp(logits - normaliser[:, None])
             entropy[part] = normaliser - (p * logits).sum(-1)
+            if with_squares:
+                log_squares[part] = p.square().sum(-1).log()
             if gradient is None:
                 continue
             # d logp / d logits = onehot(y) - p, through the soft-cap's slope, the scale and the head
@@ -141,27 +145,29 @@ class _Score(torch.autograd.Function):
                 step = d.to(weight.dtype) @ weight
             gradient[part] = step * head.scale
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(entropy, mean_logit, top1)
-        return logps, entropy, mean_logit, top1
+        ctx.mark_non_differentiable(entropy, mean_logit, top1, log_squares)
+        return logps, entropy, mean_logit, top1, log_squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None
 
 
-def score_tokens(hidden: Tensor, head: Head, targets: Tensor) -> TokenScores:
+def score_tokens(hidden: Tensor, head: Head, targets: Tensor, *, squares: bool = False) -> TokenScores:
     """Score S tokens.
 
     Args:
         hidden: (S, H) the states that predict them.
         head: the frozen output projection.
         targets: (S,) their ids.
+        squares: compute `log_squares` too.
     """
     with_grad = torch.is_grad_enabled() and hidden.requires_grad
     # The function chooses its own precision: autocast would turn the fp32 sums into half precision.
     with torch.autocast(hidden.device.type, enabled=False):
-        return TokenScores(*_Score.apply(hidden, head, targets, with_grad))
+        logps, entropy, mean_logit, top1, log_squares = _Score.apply(hidden, head, targets, with_grad, squares)
+    return TokenScores(logps, entropy, mean_logit, top1, log_squares if squares else None)
 
 
 def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> PackScores:

@@ -47,9 +47,11 @@ def test_every_statistic_equals_the_one_from_full_logits(
 ) -> None:
     monkeypatch.setattr(logps, "CHUNK_ROWS", chunk)
     head, (hidden, targets) = make_head(**HEADS[kind]), inputs()
-    scores = score_tokens(hidden, head, targets)
+    scores = score_tokens(hidden, head, targets, squares=True)
     logits = full_logits(hidden, head)
     log_p = torch.log_softmax(logits, -1)
+    assert scores.log_squares is not None
+    torch.testing.assert_close(scores.log_squares, torch.logsumexp(2 * log_p, -1).detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(scores.logps, log_p.gather(1, targets[:, None])[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(scores.entropy, -(log_p.exp() * log_p).sum(-1).detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(scores.mean_logit, logits.mean(-1).detach(), rtol=0, atol=1e-12)
