@@ -112,15 +112,18 @@ def read_adapter(policy: PeftModel, folder: Path) -> None:
     Raises:
         DataError: names or shapes do not fit.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     state = load_file(folder / ADAPTER_WEIGHTS)
+    expected = get_peft_model_state_dict(policy, save_embedding_layers=False).keys()
+    # PEFT would leave a weight that is missing as it is, and pass over one that it does not know
+    for names, what in ((expected - state.keys(), "is missing"), (state.keys() - expected, "is unknown")):
+        if names:
+            raise DataError(f"the adapter in {folder} does not fit this model: {min(names)} {what}")
     try:
-        result: Any = set_peft_model_state_dict(policy, state)
+        set_peft_model_state_dict(policy, state)
     except RuntimeError as error:
         raise DataError(f"the adapter in {folder} does not fit this model: {error}") from error
-    if result.unexpected_keys:
-        raise DataError(f"the adapter in {folder} does not fit this model: {result.unexpected_keys[0]} is unknown")
 
 
 # ---------------------------------------------------------------------------------------------------------- optimizer

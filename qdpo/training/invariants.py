@@ -61,6 +61,13 @@ def check_targets(policy: nn.Module, config: LoraSection) -> Check:
     missing = [target for target in config.target_modules if target not in present]
     if missing:
         raise TrainingError(f"no adapter was attached to {', '.join(missing)}", "check lora.target_modules")
+    bare = [
+        name
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in config.target_modules and name not in layers
+    ]
+    if bare:
+        raise TrainingError(f"no adapter was attached to {len(bare)} layers (first: {bare[0]})")
     count = sum(parameter.numel() for parameter in trainable(policy).values())
     return Check(
         "every target has a trainable adapter",

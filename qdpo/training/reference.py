@@ -158,14 +158,14 @@ def reference_logps(
         pin: folder in the run directory for the table that this run uses.
         shared: folder of values shared between runs; None shares nothing.
     """
-    from safetensors.torch import load, save
+    from safetensors.torch import save
 
     subset = [pairs[i] for i in wanted]
     parts = [part for item in sorted(identity.items()) for part in item]
     path = pin / f"{digest_of([*parts, fingerprint(subset)])[:32]}.safetensors"
-    if path.is_file():
-        values = load(path.read_bytes())["logps"]
-        return Reference(_table(len(pairs), wanted, values), 0, len(subset))
+    pinned = _read_table(path)
+    if pinned is not None:
+        return Reference(_table(len(pairs), wanted, pinned), 0, len(subset))
     context = contextlib.nullcontext() if start else policy.disable_adapter()
     store = Store.open(shared if shared is not None else pin / "partial", identity)
     keys = [pair_key(pair) for pair in subset]
@@ -219,3 +219,17 @@ def _spot_check(engine: Engine, store: Store, pairs: dict[str, TokenPair], budge
         )
         return 0, 0.0
     return len(sample), float(gaps.max())
+
+
+def _read_table(path: Path) -> Tensor | None:
+    """The values in a run's own table, None when it is not there or damaged: they can always be computed again."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.is_file():
+        return None
+    try:
+        return load(path.read_bytes())["logps"]
+    except (SafetensorError, KeyError) as error:
+        console.warn(f"{path} is damaged and is computed again: {error}")
+        return None

@@ -90,7 +90,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise InputMissingError(f"{folder} holds no run ({RECORD} is missing)") from error
     except (OSError, ValueError) as error:
         raise InputMissingError(f"{folder / RECORD} cannot be read: {error}") from error
-    assert isinstance(record, dict)
+    if not isinstance(record, dict):
+        raise InputMissingError(f"{folder / RECORD} cannot be read: it holds no JSON object")
     return record
 
 

@@ -184,3 +184,11 @@ def test_the_cache_moves_with_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cache_folder() == tmp_path / "reference"
     monkeypatch.delenv("QDPO_CACHE")
     assert cache_folder() == Path.home() / ".cache" / "qdpo" / "reference"
+
+
+@pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None], ids=["empty", "text", "cut"])
+def test_a_damaged_table_of_the_run_is_computed_anew(damage: bytes | None, policy: Any, tmp_path: Path) -> None:
+    first = look_up(policy, tmp_path)
+    (path,) = (tmp_path / "run").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-8] if damage is None else damage)
+    assert torch.equal(look_up(policy, tmp_path).table, first.table)
