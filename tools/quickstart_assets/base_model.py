@@ -13,6 +13,13 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from .tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS
 
+CARD = """---
+license: apache-2.0
+language: en
+---
+
+The base of qdpo's quickstart: a demonstration model, see ../README.md.
+"""
 IGNORED = -100  # label of a padding position
 
 
@@ -141,3 +148,4 @@ def save_model(model: MistralForCausalLM, folder: Path) -> None:
         max_new_tokens=64,
     )
     model.save_pretrained(folder)
+    (folder / "README.md").write_text(CARD, encoding="utf-8")

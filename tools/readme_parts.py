@@ -1,0 +1,106 @@
+"""The parts of the README that are made from the code: the file tree and the presets table.
+
+    python tools/readme_parts.py          rewrite them
+    python tools/readme_parts.py --check  exit with 1 when they are out of date
+
+Each part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ROOMS = {
+    "qdpo": "the package",
+    "presets": "one YAML file per known recipe, shipped inside the wheel",
+    "tools": "what contributors run",
+    "benchmarks": "qdpo beside stock TRL, in one run",
+    "docs": "more than fits here",
+    "tests": "mirrors the package; tests/parity against TRL, tests/faults breaks things on purpose",
+    ".ci": "what every change must pass",
+}
+
+
+def summary(path: Path) -> str:
+    """The first line of a module's docstring, or of a text file."""
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].rstrip(".")
+    first = path.read_text().split("\n")[0]
+    return first.lstrip("# ").rstrip(".")
+
+
+def file_tree() -> str:
+    """Every source file with one line on what it is for."""
+    lines = ["```"]
+    for room, meaning in ROOMS.items():
+        folder = ROOT / room
+        if not folder.is_dir():
+            continue
+        lines.append(f"{room + '/':<42} {meaning}")
+        if room not in ("qdpo", "tools", "benchmarks", "docs"):
+            continue
+        lines += _folder(folder, depth=1)
+    return "\n".join([*lines, "```"])
+
+
+def _folder(folder: Path, depth: int) -> list[str]:
+    lines = []
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".py", ".md") and p.name != "__init__.py")
+    for path in files:
+        lines.append(f"{'  ' * depth + path.name:<42} {summary(path)}")
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))):
+        init = path / "__init__.py"
+        if not init.is_file():
+            continue
+        lines.append(f"{'  ' * depth + path.name + '/':<42} {summary(init)}")
+        lines += _folder(path, depth + 1)
+    return lines
+
+
+def presets_table() -> str:
+    """The shipped presets: what they train, on what, for which card."""
+    from qdpo.config.presets import names
+    from qdpo.config.resolve import resolve
+
+    lines = ["| preset | what | base | data | card |", "| --- | --- | --- | --- | --- |"]
+    for name in names():
+        config = resolve(name).config
+        base, data = (f"`{value}`" for value in (config.model.name, config.data.name))
+        lines.append(f"| `{name}` | {config.about} | {base} | {data} | {config.card} |")
+    return "\n".join(lines)
+
+
+PARTS = {"file-tree": file_tree, "presets": presets_table}
+
+
+def filled(text: str) -> str:
+    """The README with its parts made anew."""
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no part {name}")
+        part = make()
+        text = pattern.sub(lambda match, part=part: match[1] + part + "\n" + match[2], text)
+    return text
+
+
+def main() -> int:
+    """Rewrite or check."""
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = filled(old)
+    if "--check" in sys.argv[1:]:
+        if new != old:
+            print("README.md is out of date: run python tools/readme_parts.py", file=sys.stderr)
+        return int(new != old)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
