@@ -145,7 +145,7 @@ class Adapter:
 
         Args:
             name: the base tensor's name.
-            weight: float32, what the adapter adds to (the base's tensor, or its replacement).
+            weight: float32, what the adapter adds to (the base's tensor, or its replacement); may be changed.
 
         Returns:
             float32; `weight` itself where the adapter does not touch it.
@@ -165,13 +165,14 @@ class Adapter:
             delta = (b @ a).T * self._scale(name, a.shape[0])
         else:
             a, b = part["lora_A.weight"], part["lora_B.weight"]
-            delta = (b @ a) * self._scale(name, a.shape[0])
+            delta = (b @ a).mul_(self._scale(name, a.shape[0]))
         if delta.shape != weight.shape:
             raise InputMissingError(
                 f"{name}: the adapter changes {tuple(delta.shape)}, the base has {tuple(weight.shape)}",
                 "the adapter was trained on another base, or on a fused layer; give the base of run.json",
             )
-        merged = weight + delta
+        merged = weight.add_(delta)  # in place: at most two copies of a tensor are alive
+        del delta
         if "magnitude" in part:
             # DoRA: the direction of each row comes from W + delta, its length from the magnitude vector
             # (https://arxiv.org/abs/2402.09353, equation 5).

@@ -140,7 +140,8 @@ class MergedModel:
         if not self.is_float(name):
             return self._base.read(self._source(name))
         merged = self._merge(name)
-        if bad := int((~torch.isfinite(merged)).sum()):
+        if merged.numel() and not torch.isfinite(torch.stack(torch.aminmax(merged))).all():
+            bad = int((~torch.isfinite(merged)).sum())
             raise InputMissingError(
                 f"{name} has {bad:,} of {merged.numel():,} values that are NaN or infinite after the merge",
                 "training diverged, or the base is damaged; export an earlier checkpoint",

@@ -172,7 +172,7 @@ def test_mix_of_a_7b_model() -> None:
     def of(quant: str, name: str, columns: int = 4096) -> str:
         return tensor_type(KINDS[quant], name, (4096, columns), 32, shared_head=False).name
 
-    for part in ("attn_v", "ffn_down"):
+    for part in ("attn_v", "attn_qkv", "ffn_down"):
         assert [i for i in range(32) if of("q4_k_m", f"blk.{i}.{part}.weight") == "Q6_K"] == more
         assert [i for i in range(32) if of("q5_k_m", f"blk.{i}.{part}.weight") == "Q6_K"] == more
         assert [i for i in range(32) if of("q4_k_s", f"blk.{i}.{part}.weight") == "Q5_K"] == [0, 1, 2, 3]
@@ -180,7 +180,6 @@ def test_mix_of_a_7b_model() -> None:
     assert of("q4_k_m", "output.weight") == of("q4_0", "output.weight") == "Q6_K"
     assert of("q8_0", "output.weight") == "Q8_0"
     assert of("q4_k_m", "token_embd.weight") == "Q4_K"
-    assert of("q4_k_m", "blk.5.attn_qkv.weight") == "Q5_K"
     assert of("q4_k_m", "blk.5.attn_q.weight", columns=4096 + 32) == "Q5_0"
     assert of("q6_k", "blk.5.attn_q.weight", columns=100) == "F16"
     assert tensor_type(KINDS["q4_k_m"], "token_embd.weight", (9, 256), 32, shared_head=True).name == "Q6_K"

@@ -71,7 +71,7 @@ def _mix(kind: Kind, name: str, layers: int, shared_head: bool) -> Type:
     small = kind.file_type is LlamaFileType.MOSTLY_Q4_K_S
     layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
     wanted = kind.type
-    if name.endswith("attn_v.weight"):
+    if name.endswith(("attn_v.weight", "attn_qkv.weight")):
         if medium and _more_bits(layer, layers):
             wanted = Type.Q6_K
         elif small and layer < 4:
@@ -83,8 +83,6 @@ def _mix(kind: Kind, name: str, layers: int, shared_head: bool) -> Type:
             wanted = Type.Q6_K
         elif small and layer < layers // 8:
             wanted = Type.Q5_K
-    elif name.endswith("attn_qkv.weight") and medium:
-        wanted = {Type.Q4_K: Type.Q5_K, Type.Q5_K: Type.Q6_K}[kind.type]
     return wanted
 
 

@@ -49,7 +49,7 @@ def read_heldout(run: Run, count: int) -> Heldout:
     config = run_folder.reopen(run.folder).config
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
     prepared = prepare(config.data, tokenizer, config.train.seed)
-    pairs = prepared.heldout[:count]
+    pairs = list(prepared.heldout[:count])
     ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
     prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]
     return Heldout(pairs, prompts, frozenset(ends), tokenizer)

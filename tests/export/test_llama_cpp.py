@@ -1,0 +1,200 @@
+"""llama.cpp itself on what qdpo writes: same logits, same tokens, same text, and its own quantiser beside ours."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export import families, toys, toys_gguf
+
+from qdpo.export.gguf.format import write_gguf
+from qdpo.export.gguf.lora import write_gguf_lora
+from qdpo.export.request import Request
+from qdpo.export.source import load_run
+from qdpo.export.verify.heldout import TRICKY
+from qdpo.export.verify.run import verify_export
+from qdpo.export.verify.scorers import LlamaScorer, TorchScorer
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
+
+
+def request(run: Path, *quants: str) -> Request:
+    return Request(load_run(run), run / "export" / "gguf", "original", quants=quants)
+
+
+def export(run: Path, *quants: str) -> Path:
+    return write_gguf(request(run, *quants))
+
+
+def some_ids(count: int = 100) -> list[int]:
+    return torch.randint(2, toys.VOCABULARY, (count,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def in_llama_cpp(path: Path, ids: list[int], lora: Path | None = None) -> torch.Tensor:
+    scorer = LlamaScorer(path, 256, lora)
+    try:
+        return scorer.logits(ids)
+    finally:
+        scorer.close()
+
+
+def in_transformers(run: Path, base: Path, ids: list[int]) -> torch.Tensor:
+    from peft import PeftModel
+
+    return TorchScorer(PeftModel.from_pretrained(toys.load_plain(base), run / "adapter")).logits(ids)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_f16_logits_are_those_of_transformers(tmp_path: Path, family: str) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config(family))
+    expected = in_transformers(run, tmp_path / "base", some_ids())
+    found = in_llama_cpp(next(export(run, "f16").glob("*.gguf")), some_ids())
+    assert toys.divergence(expected, found) < 1e-4
+    assert (expected.argmax(-1) == found.argmax(-1)).double().mean() > 0.97
+
+
+def test_adapter_file_on_the_base(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"), use_rslora=True)
+    expected = in_transformers(run, tmp_path / "base", some_ids())
+    lora = next(write_gguf_lora(Request(load_run(run), tmp_path / "lora")).glob("*.gguf"))
+    nothing = toys.add_adapter(toys.load_plain(tmp_path / "base"), size=0.0)
+    plain = toys.save_run(tmp_path / "plain", tmp_path / "base", nothing)
+    base = next(export(plain, "f16").glob("*.gguf"))
+    assert toys.divergence(expected, in_llama_cpp(base, some_ids(), lora)) < 1e-4
+    assert toys.divergence(expected, in_llama_cpp(base, some_ids())) > 1e-3
+
+
+def quantise(source: Path, target: Path, file_type: int) -> Path:
+    """llama.cpp's own quantiser."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, 1
+    code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+    assert code == 0
+    return target
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma", "qwen2", "phi3", "llama-hidden-320"])
+@pytest.mark.parametrize("quant", ["q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s", "q6_k", "q8_0", "q4_0", "q5_1"])
+def test_types_and_errors_beside_llama_cpps_quantiser(tmp_path: Path, family: str, quant: str) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config(family, num_hidden_layers=9))
+    out = export(run, "f32", quant)
+    whole = out / "toy-F32.gguf"
+    ours = next(path for path in out.glob("*.gguf") if path != whole)
+    theirs = quantise(whole, tmp_path / "theirs.gguf", toys_gguf.fields(ours)["general.file_type"])
+    assert toys_gguf.types(ours) == toys_gguf.types(theirs)
+    exact, own, other = (toys_gguf.tensors(path) for path in (whole, ours, theirs))
+    errors = [sum(float((t[n] - exact[n]).square().sum()) for n in exact) ** 0.5 for t in (own, other)]
+    assert errors[0] <= 1.03 * errors[1]
+
+
+def encode(path: Path, text: str) -> list[int]:
+    llama = llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
+    try:
+        return [int(i) for i in llama.tokenize(text.encode(), add_bos=False, special=True)]
+    finally:
+        llama.close()
+
+
+def test_byte_level_tokens(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
+    path = next(export(run, "f16").glob("*.gguf"))
+    tokenizer = toys.byte_tokenizer()
+    for text in TRICKY:
+        if text:
+            assert encode(path, text) == tokenizer.encode(text, add_special_tokens=False), text
+
+
+def vectors(folder: Path) -> list[tuple[str, list[int]]]:
+    """llama.cpp's own test texts and their tokens."""
+    source = next(folder.glob("*.inp"))
+    texts = source.read_text().split("\n__ggml_vocab_test__\n")
+    lines = source.with_suffix(".out").read_text().splitlines()
+    ids = [[int(number) for number in line.split()] for line in lines]
+    return list(zip(texts, ids, strict=False))
+
+
+def test_gpt2_tokenizer_on_llama_cpps_own_vectors(shared: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = shared / "data" / "tokenizers" / "gpt2"
+    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "gpt2_vocab.json"), str(folder / "gpt2_merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    run = toys_gguf.make_run(tmp_path, families.config("llama", vocab_size=50257, num_hidden_layers=1))
+    fast.save_pretrained(run / "adapter")
+    path = next(export(run, "f16").glob("*.gguf"))
+    checked = 0
+    for text, ids in vectors(folder):
+        if text:
+            assert encode(path, text) == ids == fast.encode(text), text
+            checked += 1
+    assert checked > 30
+
+
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_mistral_tokenizer_model(shared: Path, tmp_path: Path, version: str) -> None:
+    """A lone tokenizer.model: llama.cpp gives the tokens of mistral-common."""
+    folder = shared / "data" / "tokenizers" / "mistral"
+    rows = {"v1": 32000, "v3": 32768}[version]
+    run = toys_gguf.make_run(tmp_path, families.config("mistral", vocab_size=rows, num_hidden_layers=1))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (run / "adapter" / name).unlink(missing_ok=True)
+        (tmp_path / "base" / name).unlink(missing_ok=True)
+    shutil.copyfile(folder / f"tokenizer.model.{version}", run / "adapter" / "tokenizer.model")
+    (run / "adapter" / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    path = next(export(run, "f16").glob("*.gguf"))
+    words = encode(path, "Hello")
+    assert len(words) == 1, "merged by score: one token, not its letters"
+    if version == "v1":
+        known: Any = json.loads((folder / "tokens_v1.json").read_text())
+        text = (folder / "text_v1.txt").read_text()
+        ids = known if isinstance(known, list) else known["tokens"]
+        assert encode(path, text)[-5:] == ids[-5:]
+
+
+def test_stories260k_through_every_type(shared: Path, tmp_path: Path) -> None:
+    """A real trained model: llama.cpp's greedy text equals transformers', and quantisation costs what it should."""
+    base = shared / "models" / "stories260K"
+    peft = toys.add_adapter(toys.load_plain(base), size=0.002)
+    run = tmp_path / "run"
+    peft.save_pretrained(run / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, run / "adapter" / name)
+    toys.write_record(run, base, [])
+    out = export(run, "f32", "f16", "bf16", "q8_0", "q5_1", "q4_0")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = tokenizer.encode("Once upon a time")
+    reference = TorchScorer(peft)
+    text = reference.generate(ids, frozenset({2}), 100)
+    assert len(text) > 60
+    limits = {"F32": 1e-6, "F16": 1e-4, "BF16": 5e-4, "Q8_0": 2e-3, "Q5_1": 0.05, "Q4_0": 0.2}
+    for kind, limit in limits.items():
+        scorer = LlamaScorer(out / f"toy-{kind}.gguf", 256)
+        try:
+            assert toys.divergence(reference.logits(ids + text), scorer.logits(ids + text)) < limit, kind
+            if kind in ("F32", "F16"):
+                assert scorer.generate(ids, frozenset({2}), 100) == text
+        finally:
+            scorer.close()
+    for tricky in TRICKY:
+        if tricky:
+            assert encode(out / "toy-F16.gguf", tricky) == tokenizer.encode(tricky, add_special_tokens=False), tricky
+
+
+def test_verification_runs_llama_cpp(tmp_path: Path) -> None:
+    base = toys.save_base(tmp_path / "base", families.config("mistral"))
+    run = toys.save_run(tmp_path / "run", base, toys.add_adapter(toys.load_4bit(base)))
+    toys.add_data(run, base)
+    verdict = verify_export(write_gguf(Request(load_run(run), run / "export" / "gguf", quants=("f16",))), pairs=4)
+    checks = {check["name"]: check["passed"] for check in verdict["artefacts"][0]["checks"]}
+    assert checks == dict.fromkeys(["integrity", "read-back", "settings", "same tokens", "preference parity"], True)
+    assert verdict["artefacts"][0]["parity"]["exported"]["engine"] == "llama.cpp"
