@@ -126,6 +126,13 @@ class DataSection(Section):
         dict[str, str],
         Field(description="column of prompt, chosen, rejected, system where they have other names"),
     ] = {}
+    mixture: Annotated[
+        dict[str, float],
+        Field(
+            description="further datasets and how often their pairs are used (data.name's own is 1 unless it is here): "
+            "1 once, 0.25 a seeded quarter, 2 twice; NAME or NAME[SPLIT]"
+        ),
+    ] = {}
     ties: Annotated[
         Literal["auto", "drop", "keep"],
         Field(description="pairs with equal scores; auto drops them where the score alone makes the pair"),
@@ -146,6 +153,12 @@ class DataSection(Section):
     on_bad_row: Annotated[
         Literal["error", "drop"], Field(description="what to do with rows that cannot be used; drops are counted")
     ] = "error"
+    contamination: Annotated[
+        list[str],
+        Field(
+            description="evaluation sets to compare the training pairs with: hub name or file, or NAME#COLUMN"
+        ),
+    ] = []
     text: Annotated[
         str | None, Field(description="held-out plain text (JSONL, column `text`) to watch for forgetting; null: none")
     ] = None
@@ -157,6 +170,9 @@ class DataSection(Section):
                 f"max_prompt_length ({self.max_prompt_length}) leaves no room for a completion in max_length "
                 f"({self.max_length}); lower data.max_prompt_length or raise data.max_length"
             )
+        wrong = [name for name, weight in self.mixture.items() if weight <= 0]
+        if wrong:
+            raise ValueError(f"mixture: the weight of {wrong[0]} is not above 0; remove the dataset, or weigh it")
         return self
 
 

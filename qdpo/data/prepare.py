@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import array
+import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from qdpo import console
 from qdpo.config.schema import DataSection
-from qdpo.data.formats import BadRow, Reading, Tie, keeps_ties, recognise, rename, to_pair
-from qdpo.data.pairs import Pair, TokenPair
-from qdpo.data.readers import Broken
+from qdpo.data import cache as caching
+from qdpo.data.contamination import EvaluationSet, load_sets
+from qdpo.data.formats import check_columns
+from qdpo.data.ingest import Ingest
+from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
-from qdpo.data.sources import has_splits, read_file, read_rows
+from qdpo.data.sources import Source, find_source, has_splits, read_file
+from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template
-from qdpo.data.tokenise import CutAway, Tokeniser
+from qdpo.data.tokenise import Tokeniser
 from qdpo.errors import DataError
 from qdpo.files import digest_of
-from qdpo.model.source import ASSETS, EMBEDDED, is_local
+from qdpo.model.source import ASSETS, EMBEDDED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-RECOGNISED_BY = 20
-"""Rows that decide on the format."""
-BATCH = 256
-"""Pairs that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -44,146 +45,248 @@ class Prepared:
         heldout_report: what became of the held-out rows.
     """
 
-    train: list[TokenPair]
-    heldout: list[TokenPair]
+    train: TokenPairs
+    heldout: TokenPairs
     text: list[list[int]]
     template: Template
     train_report: DataReport
     heldout_report: DataReport
 
 
-def prepare(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> Prepared:
+@dataclass(frozen=True)
+class Part:
+    """One dataset of the training data.
+
+    Attributes:
+        source: its rows.
+        format: data.format for it.
+        weight: how often its pairs are used.
+    """
+
+    source: Source
+    format: str
+    weight: float
+
+
+def prepare(
+    config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, *, cache: Path | None = None
+) -> Prepared:
     """Read, check, split and tokenise the data of a run.
 
     Args:
         config: the `data` section.
         tokenizer: the base's tokenizer.
-        seed: seed of the split, when held-out rows are cut from the training rows.
+        seed: seed of the split, of drawn answers, and of a mixture's shares.
+        cache: folder of tokenised data to look into and to keep the result in; None keeps nothing.
 
     Raises:
         DataError: rows that cannot be used (unless data.on_bad_row is drop), or nothing is left.
     """
+    check_columns(config.columns)
     template = load_template(config.template, tokenizer)
-    train_report = DataReport(_where(config.name, config.split))
-    pairs = read_pairs(config, config.name, config.split, config.max_rows, train_report)
+    parts = training_parts(config)
+    held_source = heldout_source(config)
+    text = read_text(config, tokenizer)
+    entry = None
+    if cache is not None:
+        sources = [part.source for part in parts] + ([held_source] if held_source else [])
+        settings = config.model_dump_json(exclude={"text"})
+        # A file of evaluation items may change under the same name.
+        against = [digest_of(found.items) for found in load_sets(config.contamination)]
+        identities = [source.identity() for source in sources]
+        digest = caching.tokenizer_digest(tokenizer)
+        entry = caching.Entry(
+            cache, caching.key_of([settings, str(seed), template.sha256, digest, *identities, *against])
+        )
+        if found := entry.load():
+            train, heldout, reports = found
+            console.note(f"tokenised data from {entry.path}")
+            train_report, heldout_report = (DataReport.from_dict(reports[part]) for part in ("train", "heldout"))
+            return Prepared(train, heldout, text, template, train_report, heldout_report)
+    train, heldout, train_report, heldout_report = _read(config, tokenizer, template, seed, parts, held_source)
+    if entry is not None:
+        entry.save(train, heldout, {"train": train_report.as_dict(), "heldout": heldout_report.as_dict()})
+    return Prepared(train, heldout, text, template, train_report, heldout_report)
+
+
+def training_parts(config: DataSection) -> list[Part]:
+    """The datasets to train on: `data.name`, then the mixture's others."""
+    main = find_source(config.name, split=config.split, config=config.config, revision=config.revision)
+    parts = [Part(main, config.format, config.mixture.get(config.name, 1.0))]
+    for wanted, weight in config.mixture.items():
+        if wanted == config.name:
+            continue
+        name, _, split = wanted.removesuffix("]").partition("[")
+        parts.append(Part(find_source(name, split=split or "train"), "auto", weight))
+    return parts
+
+
+def heldout_source(config: DataSection) -> Source | None:
+    """The dataset's own held-out split; None where one must be cut from the training pairs."""
     # A local file has no splits: a held-out split of the same file would be the training rows again.
     one_file = config.eval_name is None and not has_splits(config.name)
-    if (config.eval_split or config.eval_name) and not one_file:
-        name, split = config.eval_name or config.name, config.eval_split or config.split
-        heldout_report = DataReport(_where(name, split))
-        heldout = read_pairs(config, name, split, config.max_eval_rows, heldout_report)
-    else:
-        pairs, heldout = split_by_prompt(pairs, config.eval_fraction, seed)
-        heldout = heldout[: config.max_eval_rows]
-        heldout_report = DataReport(
-            f"{train_report.source}, {config.eval_fraction:g} held out by prompt",
-            train_report.format,
-            train_report.format_reason,
-            len(heldout),
-        )
-    train = _tokenised(config, pairs, tokenizer, template, train_report)
-    held = _tokenised(config, heldout, tokenizer, template, heldout_report)
-    return Prepared(train, held, read_text(config, tokenizer), template, train_report, heldout_report)
-
-
-def _where(name: str, split: str) -> str:
-    return name if is_local(name) and name != EMBEDDED else f"{name} [{split}]"
-
-
-def read_pairs(config: DataSection, name: str, split: str, limit: int | None, report: DataReport) -> list[Pair]:
-    """The usable rows of one split, in their order; the others are counted in the report.
-
-    Raises:
-        DataError: a row is bad and data.on_bad_row is error, or no row is left.
-    """
-    rows: Iterable[Any] = read_rows(name, split=split, config=config.config, revision=config.revision)
-    rows = islice(rows, limit)
-    head = list(islice(rows, RECOGNISED_BY))
-    usable = [rename(row, config.columns) for row in head if isinstance(row, dict)]
-    pairs: list[Pair] = []
-    if usable:
-        format, report.format_reason = recognise(usable, config.format, report.source)
-        report.format = format.name
-        reading = Reading(config.system, keep_ties=keeps_ties(config.ties, format))
-    for number, row in enumerate(chain(head, rows)):
-        report.rows_read += 1
-        try:
-            if isinstance(row, Broken):
-                raise BadRow(row.reason)
-            if not isinstance(row, dict):
-                raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
-            pairs.append(to_pair(rename(row, config.columns), number, format, reading))
-        except BadRow as reason:
-            report.leave_out(number, str(reason), inherent=isinstance(reason, Tie))
-    if report.faults and config.on_bad_row == "error":
-        raise bad_rows(report)
-    if not pairs:
-        raise DataError(f"{report.source}: no usable pair in {report.rows_read:,} rows")
-    return pairs
-
-
-def bad_rows(report: DataReport) -> DataError:
-    """The error for rows that cannot be used: how many, why, the first few."""
-    lines = [
-        f"{left.count:,} of {report.rows_read:,} rows: {reason} "
-        f"(first: rows {', '.join(map(str, left.first_rows))} of {report.source})"
-        for reason, left in report.left_out.items()
-        if not left.inherent
-    ]
-    return DataError(
-        "; ".join(lines),
-        "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)",
+    if not (config.eval_split or config.eval_name) or one_file:
+        return None
+    return find_source(
+        config.eval_name or config.name,
+        split=config.eval_split or config.split,
+        config=config.config,
+        revision=config.revision if config.eval_name is None else None,
     )
 
 
-def split_by_prompt(pairs: list[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def _read(
+    config: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    seed: int,
+    parts: list[Part],
+    held_source: Source | None,
+) -> tuple[TokenPairs, TokenPairs, DataReport, DataReport]:
+    """Read all sources; returns train, held-out and their reports."""
+    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
+    system = system_for(config, template)
+    sets = load_sets(config.contamination)
+    builder = Builder()
+    ingest = Ingest(config, tokeniser, system, seed, builder, sets)
+    report = DataReport(parts[0].source.label)
+    for number, part in enumerate(parts):
+        ingest.read(part.source, number, part.format, config.max_rows if number == 0 else None, report)
+        report.sources[-1]["weight"] = part.weight
+    finish(report, ingest, config)
+    count = len(builder)
+    if held_source is not None:
+        held_report = DataReport(held_source.label)
+        # Evaluation sets are compared with what is trained on, not with what is held out.
+        held_ingest = Ingest(config, tokeniser, system, seed, builder)
+        tokeniser.merge = None
+        held_ingest.read(held_source, len(parts), config.format, config.max_eval_rows, held_report)
+        held_report.sources.clear()
+        finish(held_report, held_ingest, config)
+        whole = builder.finish()
+        train_order, held_order = np.arange(count), np.arange(count, len(builder))
+    else:
+        whole = builder.finish()
+        train_order, held_order = split_by_prompt(whole.records["prompt_key"], config.eval_fraction, seed)
+        held_order = held_order[: config.max_eval_rows]
+        held_report = DataReport(
+            f"{report.source}, {config.eval_fraction:g} held out by prompt",
+            report.format,
+            report.format_reason,
+            len(held_order),
+        )
+    train_order = _weighted(train_order, whole.records["source"], [part.weight for part in parts], seed)
+    if not len(train_order):
+        raise DataError(f"{report.source}: the weights of data.mixture leave no pair")
+    train, heldout = whole.select(train_order), whole.select(held_order)
+    report.measure(train.records)
+    held_report.measure(heldout.records)
+    shared = np.isin(heldout.records["prompt_key"], train.records["prompt_key"])
+    held_report.prompts["in_other_split"] = int(shared.sum())
+    report.contamination = describe_contamination(sets, train)
+    return train, heldout, report, held_report
+
+
+def system_for(config: DataSection, template: Template) -> str | None:
+    """The system message of rows that bring none.
+
+    Raises:
+        DataError: the template has no place for the configured one.
+    """
+    if config.system and not template.takes_system:
+        raise DataError(
+            f"data.system is set, and the chat template ({template.origin}) has no place for a system message",
+            "set data.system=null, or choose another data.template",
+        )
+    # The handbook inserts an empty system message where the template has a place for one.
+    return config.system if template.takes_system else None
+
+
+def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
+    """Complete the report of one split when all of its rows were read.
+
+    Raises:
+        DataError: rows are at fault and not to be dropped, or nothing is left.
+    """
+    if report.faults and config.on_bad_row == "error":
+        raise bad_rows(report)
+    if not report.rows_read:
+        raise DataError(f"{report.source} has no rows")
+    if not any(entry["pairs"] for entry in report.sources) and not report.pairs and report.left_out:
+        left = sum(entry.count for entry in report.left_out.values())
+        if left >= report.rows_read:
+            raise bad_rows(report, everything=True)
+    report.boundary_example = ingest.tokeniser.merge
+    report.unicode = ingest.oddities.as_dict()
+    report.duplicates = {"near": ingest.near.as_dict()}
+    report.prompts = {"empty": ingest.without_prompt}
+
+
+def bad_rows(report: DataReport, *, everything: bool = False) -> DataError:
+    """The error for rows that cannot be used: how many, why, the first few."""
+    lines = [
+        f"{left.count:,} of {report.rows_read:,} rows: {reason} "
+        f"(first: rows {', '.join(map(str, left.first_rows))} of {report.source}"
+        + (f"; {left.detail})" if left.detail else ")")
+        for reason, left in sorted(report.left_out.items(), key=lambda item: -item[1].count)
+        if everything or not left.inherent
+    ]
+    shown, rest = lines[:10], len(lines) - 10
+    message = "; ".join(shown) + (f"; and {rest} more reasons" if rest > 0 else "")
+    if everything:
+        return DataError(f"{report.source}: no usable pair in {report.rows_read:,} rows: {message}", ALL_BAD)
+    return DataError(message, SOME_BAD)
+
+
+SOME_BAD = "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)"
+ALL_BAD = "no row can be used: check data.columns, data.format, data.max_length, and the file"
+
+
+def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut a held-out share so that no prompt is on both sides; seeded.
+
+    Args:
+        keys: hash of each pair's prompt.
+        fraction: share of the different prompts that is held out, at least one.
+        seed: decides which.
+
+    Returns:
+        The places of the training pairs and of the held-out pairs, ascending.
 
     Raises:
         DataError: there are too few different prompts to have both sides.
     """
-    prompts = sorted({_prompt_key(pair) for pair in pairs})
+    prompts = [int(key) for key in np.unique(keys)]
     random.Random(seed).shuffle(prompts)
     count = max(1, round(fraction * len(prompts)))
     if count >= len(prompts):
         raise DataError(
-            f"{len(pairs):,} pairs have {len(prompts)} different prompts: too few to hold some out",
+            f"{len(keys):,} pairs have {len(prompts)} different prompts: too few to hold some out",
             "give a held-out set with data.eval_name or data.eval_split",
         )
-    held = set(prompts[:count])
-    return [p for p in pairs if _prompt_key(p) not in held], [p for p in pairs if _prompt_key(p) in held]
+    held = np.isin(keys, np.array(prompts[:count], np.uint64))
+    return np.nonzero(~held)[0], np.nonzero(held)[0]
 
 
-def _prompt_key(pair: Pair) -> str:
-    # Pairs without a prompt are told apart by their answers, else all of them would be one prompt.
-    messages = pair.prompt or (*pair.chosen, *pair.rejected)
-    return digest_of([part for message in messages for part in (message.role, message.content)])
+def _weighted(order: np.ndarray, sources: np.ndarray, weights: list[float], seed: int) -> np.ndarray:
+    """Use each source's pairs as often as its weight says: whole times, then a seeded share."""
+    if all(weight == 1 for weight in weights):
+        return order
+    chosen = []
+    for number, weight in enumerate(weights):
+        own = order[sources[order] == number]
+        chosen += [own] * int(weight)
+        share = round((weight - int(weight)) * len(own))
+        chosen.append(np.sort(np.random.default_rng([seed, number]).permutation(own)[:share]))
+    return np.concatenate(chosen)
 
 
-def _tokenised(
-    config: DataSection,
-    pairs: list[Pair],
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    report: DataReport,
-) -> list[TokenPair]:
-    tokenise = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
-    tokens = []
-    for start in range(0, len(pairs), BATCH):
-        batch = pairs[start : start + BATCH]
-        for pair, result in zip(batch, tokenise.batch(batch), strict=True):
-            if isinstance(result, BadRow):
-                # What cutting does to a pair is inherent in the limits: such rows are left out and counted, always.
-                report.leave_out(pair.row, str(result), inherent=isinstance(result, CutAway))
-            else:
-                tokens.append(result)
-    if report.faults and config.on_bad_row == "error":
-        raise bad_rows(report)
-    if not tokens:
-        raise bad_rows(report) if report.faults else DataError(f"{report.source}: no pair is left")
-    report.cut = {kind: tokenise.cuts[kind] for kind in ("prompt", "chosen", "rejected", "boundary")}
-    report.measure(tokens)
-    return tokens
+def describe_contamination(sets: list[EvaluationSet], train: TokenPairs) -> list[dict]:
+    """What of each evaluation set the training pairs touch, for the report."""
+    if not sets:
+        return []
+    rows = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
+    return [found.as_dict(frozenset(rows), rows) for found in sets]
 
 
 def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -199,10 +302,12 @@ def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[l
     return [ids for ids in texts if len(ids) > 1]
 
 
-def fingerprint(pairs: list[TokenPair]) -> str:
+def fingerprint(pairs: Iterable[TokenPair]) -> str:
     """Identifies token pairs by content: the same ids in the same order give the same SHA-256."""
 
-    def packed(ids: list[int]) -> bytes:
-        return array.array("q", ids).tobytes()
-
-    return digest_of([part for p in pairs for part in (packed(p.prompt), packed(p.chosen), packed(p.rejected))])
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.prompt, pair.chosen, pair.rejected):
+            data = array.array("q", ids).tobytes()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

@@ -113,9 +113,15 @@ def _check_bos(text: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> No
     bos = tokenizer.bos_token_id
     if bos is None or bos == tokenizer.eos_token_id:
         return
-    count = tokenizer.encode(text, add_special_tokens=False).count(bos)
-    if count > 1:
-        raise DataError(f"the chat template ({origin}) writes {count} BOS tokens into one conversation", OTHER)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if ids.count(bos) > 1:
+        raise DataError(f"the chat template ({origin}) writes {ids.count(bos)} BOS tokens into one conversation", OTHER)
+    if bos in ids[1:]:
+        before = text[: text.find(str(tokenizer.bos_token))]
+        raise DataError(
+            f"the chat template ({origin}) writes its BOS after other text ({before!r})",
+            f"{OTHER}: a template that is laid out for reading may need its line breaks and indentation removed",
+        )
 
 
 def _takes_system(template: Template, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -1,14 +1,16 @@
-"""What was read, what was left out and why, what was cut, and how long things are."""
+"""What was read, what was left out and why, what was cut, how long things are, and what is odd about it all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qdpo.data.pairs import TokenPair
+import numpy as np
+
+from qdpo.data.store import CUTS
 
 FIRST_ROWS = 5
+PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
@@ -17,15 +19,17 @@ class LeftOut:
 
     Attributes:
         count: how many.
-        first_rows: the first five by number.
+        first_rows: the first five by number; `source:number` for a mixture's further datasets.
         inherent: the rows are not at fault: the limits or a tie leave them out.
+        detail: what the first one looks like, where there is more to say.
     """
 
     count: int = 0
-    first_rows: list[int] = field(default_factory=list)
+    first_rows: list[int | str] = field(default_factory=list)
     inherent: bool = False
+    detail: str = ""
 
-    def add(self, row: int) -> None:
+    def add(self, row: int | str) -> None:
         """Count a row; the first five are remembered by number."""
         self.count += 1
         if len(self.first_rows) < FIRST_ROWS:
@@ -40,10 +44,20 @@ class DataReport:
         source: dataset name and split.
         format: how rows were read, and why.
         rows_read: rows in the source.
-        pairs: rows that became pairs.
+        pairs: pairs that are used.
         left_out: by reason.
         cut: completions and prompts that were cut to length, by kind.
+        boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
+        histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
+        length_bias: share of pairs whose chosen is longer, and how well length alone tells chosen from rejected (AUC).
+        prompts: how many different ones, how many pairs have none, how many are in the other split too.
+        duplicates: exact ones by row, near ones by MinHash.
+        conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
+        scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
+        unicode: odd characters; scripts of the answers.
+        sources: what each dataset of a mixture gave.
+        contamination: what of the evaluation sets occurs in the pairs.
     """
 
     source: str
@@ -53,49 +67,76 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    boundary_example: str | None = None
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+    histogram: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    length_bias: dict[str, float] = field(default_factory=dict)
+    prompts: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, Any] = field(default_factory=dict)
+    conflicts: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    unicode: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    contamination: list[dict[str, Any]] = field(default_factory=list)
 
-    def leave_out(self, row: int, reason: str, *, inherent: bool = False) -> None:
+    def leave_out(self, row: int | str, reason: str, *, inherent: bool = False, detail: str = "") -> None:
         """Count a row that did not become a pair."""
-        self.left_out.setdefault(reason, LeftOut(inherent=inherent)).add(row)
+        self.left_out.setdefault(reason, LeftOut(inherent=inherent, detail=detail)).add(row)
 
     @property
     def faults(self) -> int:
         """Rows that are left out because something is wrong with them."""
         return sum(left.count for left in self.left_out.values() if not left.inherent)
 
-    def measure(self, pairs: Sequence[TokenPair]) -> None:
-        """Fill in the number of pairs and their lengths."""
-        self.pairs = len(pairs)
-        for part in ("prompt", "chosen", "rejected"):
-            lengths = sorted(len(getattr(pair, part)) for pair in pairs)
-            if lengths:
-                self.tokens[part] = {
-                    "min": lengths[0],
-                    "median": lengths[len(lengths) // 2],
-                    "p95": lengths[int(0.95 * (len(lengths) - 1))],
-                    "max": lengths[-1],
-                }
+    def measure(self, records: np.ndarray) -> None:
+        """Fill in what the records of the used pairs tell (`qdpo.data.store.RECORD`)."""
+        self.pairs = len(records)
+        self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
+        if not len(records):
+            return
+        for part in PARTS:
+            lengths = np.sort(records[part])
+            self.tokens[part] = {
+                "min": int(lengths[0]),
+                "median": int(lengths[len(lengths) // 2]),
+                "p95": int(lengths[int(0.95 * (len(lengths) - 1))]),
+                "max": int(lengths[-1]),
+            }
+            self.histogram[part] = _histogram(lengths)
+        self.length_bias = length_bias(records["chosen"], records["rejected"])
+        keys = records["prompt_key"]
+        self.prompts |= {"different": len(np.unique(keys)), "empty": self.prompts.get("empty", 0)}
+        self.duplicates = {"exact": _exact_duplicates(records), **self.duplicates}
+        self.conflicts = _conflicts(records)
+        chosen, rejected = records["chosen_score"], records["rejected_score"]
+        scored = ~np.isnan(chosen)
+        if scored.any():
+            lower = np.nonzero(chosen < rejected)[0]
+            self.scores = {
+                "scored": int(scored.sum()),
+                "ties": int(np.count_nonzero(chosen == rejected)),
+                "chosen_is_lower": {"count": len(lower), "first_rows": _rows(records, lower)},
+            }
 
     def as_dict(self) -> dict[str, Any]:
         """For data_report.json."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "format_reason": self.format_reason,
-            "rows_read": self.rows_read,
-            "pairs": self.pairs,
-            "left_out": {
-                reason: {"count": left.count, "first_rows": left.first_rows} for reason, left in self.left_out.items()
-            },
-            "cut": self.cut,
-            "tokens": self.tokens,
-        }
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataReport:
+        """The report that `as_dict` described."""
+        left_out = {reason: LeftOut(**entry) for reason, entry in values["left_out"].items()}
+        return cls(**{**values, "left_out": left_out})
 
     def summary(self) -> list[str]:
         """A few lines for the terminal."""
         lines = [
             f"{self.source}: {self.pairs:,} pairs of {self.rows_read:,} rows, {self.format} ({self.format_reason})"
+        ]
+        lines += [
+            f"  with {entry['source']}: {entry['pairs']:,} of {entry['rows_read']:,} rows, weight {entry['weight']:g}, "
+            f"{entry['format']} ({entry['format_reason']})"
+            for entry in self.sources[1:]
         ]
         lines += [
             f"  left out {left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})"
@@ -107,4 +148,89 @@ class DataReport:
         if self.tokens:
             lengths = [f"{part} {t['median']} (max {t['max']})" for part, t in self.tokens.items()]
             lines.append(f"  median tokens: {', '.join(lengths)}")
-        return lines
+        return lines + [f"  {remark}" for remark in self.remarks()]
+
+    def remarks(self) -> list[str]:
+        """What a person should know before training on this, one sentence each."""
+        remarks = []
+        if (bias := self.length_bias) and abs(bias["auc"] - 0.5) >= 0.1:
+            remarks.append(
+                f"length alone tells chosen from rejected with an AUC of {bias['auc']:.2f}; chosen is longer in "
+                f"{bias['chosen_longer']:.0%} of the pairs"
+            )
+        if exact := self.duplicates.get("exact", {}).get("count"):
+            remarks.append(f"{exact:,} pairs are exact duplicates of an earlier one")
+        near = self.duplicates.get("near", {})
+        if near.get("count"):
+            remarks.append(f"{near['count']:,} of the first {near['looked_at']:,} pairs are almost the same as another")
+        if count := self.conflicts.get("count"):
+            remarks.append(f"{count:,} pairs prefer an answer that another pair rejects for the same prompt")
+        if ties := self.scores.get("ties"):
+            remarks.append(f"{ties:,} pairs have equal scores")
+        if lower := self.scores.get("chosen_is_lower", {}).get("count"):
+            remarks.append(f"{lower:,} pairs have a chosen answer with the lower score")
+        if both := self.prompts.get("in_other_split"):
+            remarks.append(f"{both:,} of these pairs have a prompt that the training pairs have too")
+        for name, entry in self.unicode.get("unicode", {}).items():
+            rows = ", ".join(map(str, entry["first_rows"]))
+            remarks.append(f"{entry['count']:,} rows: {name} (first rows: {rows})")
+        return remarks + [contamination_sentence(entry) for entry in self.contamination]
+
+
+def contamination_sentence(entry: dict[str, Any]) -> str:
+    """What of an evaluation set the pairs touch, in plain words."""
+    touched, total = entry["touched"], entry["items"]
+
+    def said(key: str) -> str:
+        return f"{touched[key]['count']:,} ({touched[key]['share']:.1%})"
+
+    if not any(found["count"] for found in touched.values()):
+        return (
+            f"none of the {total:,} items of {entry['name']} occurs in the training pairs, neither whole nor by 13 "
+            "or 8 words in a row"
+        )
+    return (
+        f"of the {total:,} items of {entry['name']}, the training pairs contain {said('whole')} whole, "
+        f"{said('words_13')} by 13 words in a row and {said('words_8')} by 8 words in a row"
+    )
+
+
+def length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float]:
+    """How much length tells: shares of pairs whose chosen is longer or as long, and the AUC over all answers.
+
+    The AUC is the chance that a chosen answer, drawn at random, is longer than a rejected one drawn at random, ties
+    counted half (Mann and Whitney 1947).
+    """
+    ordered = np.sort(rejected)
+    below = np.searchsorted(ordered, chosen, "left").astype(float)
+    upto = np.searchsorted(ordered, chosen, "right").astype(float)
+    return {
+        "chosen_longer": float(np.mean(chosen > rejected)),
+        "as_long": float(np.mean(chosen == rejected)),
+        "auc": float(np.mean((below + upto) / 2) / len(rejected)),
+    }
+
+
+def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:
+    edges = [0, 1]
+    while edges[-1] <= lengths[-1]:
+        edges.append(edges[-1] * 2)
+    counts, _ = np.histogram(lengths, edges)
+    return {"edges": edges, "counts": counts.tolist()}
+
+
+def _exact_duplicates(records: np.ndarray) -> dict[str, Any]:
+    keys = np.stack([records["chosen_key"], records["rejected_key"]], axis=1)
+    _, first = np.unique(keys, axis=0, return_index=True)
+    again = np.setdiff1d(np.arange(len(records)), first)
+    return {"count": len(again), "first_rows": _rows(records, again)}
+
+
+def _conflicts(records: np.ndarray) -> dict[str, Any]:
+    # The keys are of prompt and answer together.
+    found = np.nonzero(np.isin(records["chosen_key"], records["rejected_key"]))[0]
+    return {"count": len(found), "first_rows": _rows(records, found)}
+
+
+def _rows(records: np.ndarray, places: np.ndarray) -> list[int]:
+    return [int(records["row"][place]) for place in places[:FIRST_ROWS]]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from qdpo.data.encoder import Encoder, make_encoder
 from qdpo.data.pairs import Message, Pair, TokenPair
 from qdpo.data.pieces import BadRow
 from qdpo.data.template import Template
@@ -60,11 +61,13 @@ class Tokeniser:
         return self._encode_all([text])[0]
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        encoded = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )["input_ids"]
+        encoded = self._encoder(texts)
         bos = self.bos
         return encoded if bos is None else [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return make_encoder(self.tokenizer)
 
     @cached_property
     def bos(self) -> int | None:
@@ -85,10 +88,10 @@ class Tokeniser:
         (result,) = self.batch([pair])
         if isinstance(result, BadRow):
             raise result
-        return result
+        return result[0]
 
-    def batch(self, pairs: Sequence[Pair]) -> list[TokenPair | BadRow]:
-        """The ids of pairs, or why one cannot be used; much faster than one by one.
+    def batch(self, pairs: Sequence[Pair]) -> list[tuple[TokenPair, list[str]] | BadRow]:
+        """The ids of pairs and what was cut of each, or why one cannot be used; much faster than one by one.
 
         Raises:
             DataError: the template is at fault, not a pair.
@@ -96,7 +99,7 @@ class Tokeniser:
         rendered = self.template.render(self.tokenizer, pairs)
         texts = [text for item in rendered if not isinstance(item, BadRow) for text in item]
         ids = iter(self._encode_all(texts) if texts else [])
-        results: list[TokenPair | BadRow] = []
+        results: list[tuple[TokenPair, list[str]] | BadRow] = []
         for pair, item in zip(pairs, rendered, strict=True):
             if isinstance(item, BadRow):
                 results.append(item)
@@ -107,7 +110,9 @@ class Tokeniser:
                 results.append(reason)
         return results
 
-    def _cut(self, pair: Pair, whole: list[int], with_chosen: list[int], with_rejected: list[int]) -> TokenPair:
+    def _cut(
+        self, pair: Pair, whole: list[int], with_chosen: list[int], with_rejected: list[int]
+    ) -> tuple[TokenPair, list[str]]:
         # Tokens that merge across the boundary (a space taken by the answer's first word) belong to the answers.
         shared = len(whole)
         if with_chosen[:shared] != whole or with_rejected[:shared] != whole:
@@ -135,7 +140,7 @@ class Tokeniser:
         if chosen == rejected:
             raise CutAway("chosen and rejected are identical after cutting to max_length")
         self.cuts.update(counted)
-        return TokenPair(pair.row, prompt, chosen, rejected)
+        return TokenPair(pair.row, prompt, chosen, rejected), counted
 
     def _check_special(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
         """One BOS, at the beginning; one end of turn in each completion: texts may spell out either."""

@@ -161,12 +161,13 @@ def reopen(run: Run) -> None:
 
 def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
+    from qdpo.data.cache import cache_folder
     from qdpo.data.prepare import fingerprint, prepare
     from qdpo.model.load import load_tokenizer
 
     config = run.config
     tokenizer = load_tokenizer(config.model)
-    data = prepare(config.data, tokenizer, config.train.seed)
+    data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
     for report in (data.train_report, data.heldout_report):
         for line in report.summary():
             console.say(line)

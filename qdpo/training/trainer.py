@@ -7,6 +7,7 @@ packed tokens; how it is cut never changes the mathematics.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Split:
         reference: (n, 2) log-probabilities under the reference, chosen and rejected, in nats.
     """
 
-    pairs: list[TokenPair]
+    pairs: Sequence[TokenPair]
     reference: Tensor
 
 
