@@ -1,9 +1,10 @@
 """What pyproject.toml cannot say: the top-level `presets/` is installed as `qdpo/presets/`."""
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 setup(
-    packages=[*find_packages(include=["qdpo", "qdpo.*"]), "qdpo.presets"],
+    # folders without code (the embedded model and pairs) are packages too, so that the wheel holds them
+    packages=[*find_namespace_packages(include=["qdpo", "qdpo.*"]), "qdpo.presets"],
     package_dir={"qdpo.presets": "presets"},
-    package_data={"qdpo.presets": ["*.yaml"], "qdpo.assets": ["**/*"]},
+    package_data={"qdpo.presets": ["*.yaml"], "": ["*.md", "*.json", "*.jsonl", "*.safetensors"]},
 )
