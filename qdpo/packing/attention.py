@@ -169,16 +169,16 @@ def _batched(
     query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, H, D)
-    output = torch.empty_like(q)
+    # values may be narrower than queries (multi-head latent attention)
+    output = q.new_empty(*q.shape[:2], v.shape[-1])
     for group in _groups(pack, window, query.device):
         batch, longest = group.queries.shape
-        shape = (batch, -1, *q.shape[1:])
         qs, ks, vs = (
-            t[places.reshape(-1)].view(shape).transpose(1, 2)
+            t[places.reshape(-1)].view(batch, -1, *t.shape[1:]).transpose(1, 2)
             for t, places in ((q, group.queries), (k, group.keys), (v, group.keys))
         )
         attended = _attend(qs, ks, vs, group.mask, scale, softcap)
-        flat = attended.transpose(1, 2).reshape(batch * longest, *q.shape[1:])
+        flat = attended.transpose(1, 2).reshape(batch * longest, *output.shape[1:])
         output = output.index_copy(0, group.destination, flat[group.kept])
     return output[None]
 

@@ -105,3 +105,19 @@ def test_the_window_counts_positions_not_places() -> None:
     # a longer chosen answer moves rejected away in the row, not in its own sequence
     first, second = (score_pack(model, build_pack([pair], [0])).logps[1] for pair in (short, long))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-11)
+
+
+def test_values_may_be_narrower_than_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = make_pairs()
+    pack = build_pack(pairs, range(len(pairs)))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, pack.n_tokens, width, generator=generator, dtype=torch.float64)
+        for heads, width in ((4, 6), (2, 6), (2, 3))
+    )
+    outputs = []
+    for backend in BACKENDS:
+        use_backend(backend, monkeypatch)
+        outputs.append(attention.packed_attention(torch.nn.Identity(), query, key, value, None, qdpo_pack=pack)[0])
+    assert outputs[0].shape == (1, pack.n_tokens, 4, 3)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-12)

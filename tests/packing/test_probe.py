@@ -93,6 +93,15 @@ def test_an_attention_that_ignores_the_pack_is_found_out(monkeypatch: pytest.Mon
     assert decision.errors["packed"] > 1e-3
 
 
+def test_a_probe_that_could_not_tell_right_from_wrong_is_not_trusted() -> None:
+    model = build("llama", torch.float32)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()  # no token sees any other
+    decision = decide(model, CPU)
+    assert decision.way == "unshared"
+    assert "too little to be told from rounding" in decision.reason
+
+
 def test_a_model_that_does_not_run_is_left_to_trl() -> None:
     class Broken(nn.Module):
         config = build("llama").config
