@@ -40,6 +40,7 @@ class Verb:
 
 VERBS = {
     "train": Verb("qdpo.cli.train", "fine-tune a model on preference pairs"),
+    "data": Verb("qdpo.cli.data", "check preference data and show what a run would learn from"),
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
     "merge-export": Verb("qdpo.cli.merge_export", "merge a run's adapter into its base and write the model"),
     "chat": Verb("qdpo.cli.chat", "talk to a run's model, or to base and result side by side"),

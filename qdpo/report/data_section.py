@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from qdpo.data.report import DataReport, contamination_sentence
 from qdpo.report import markdown as md
 from qdpo.report import names
 from qdpo.report.record import RunRecord, dig
@@ -19,12 +20,32 @@ def training_data(record: RunRecord) -> str:
     reasons = [line for part, title in _PARTS for line in _left_out(record, part, title)]
     if reasons:
         parts.append("Rows were left out for these reasons:\n\n" + "\n".join(reasons))
+    parts += _findings(record)
     data = record.config.data
     parts.append(
         f"Prompts are cut on the left to {md.count(data.max_prompt_length)} tokens, completions on the right so that "
         f"both together have at most {md.count(data.max_length)}."
     )
     return "\n\n".join(parts)
+
+
+def _findings(record: RunRecord) -> list[str]:
+    """What the data report remarks on, and what of evaluation sets the pairs touch, in plain words."""
+    try:
+        report = DataReport.from_dict(record.data["train"]) if record.data else None
+    except (KeyError, TypeError):
+        return []  # a report of another version
+    if report is None:
+        return []
+    findings = []
+    about = {contamination_sentence(entry) for entry in report.contamination}
+    remarks = [remark for remark in report.remarks() if remark not in about]
+    if remarks:
+        findings.append("About the training pairs:\n\n" + "\n".join(f"- {md.text(remark)}" for remark in remarks))
+    if about:
+        lines = [f"- {md.text(contamination_sentence(entry))}" for entry in report.contamination]
+        findings.append("### Contamination\n\nCompared with evaluation sets:\n\n" + "\n".join(lines))
+    return findings
 
 
 def _data_table(record: RunRecord) -> str:

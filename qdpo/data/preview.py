@@ -1,0 +1,58 @@
+"""Real tensors, token by token: what is prompt, what is learned, and which tokens are special.
+
+Colours help; the marks alone say the same: `[token]` is learned, `token` is not, `{BOS <s>}` is special and not
+learned, `[EOS </s>]` is special and learned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from qdpo.data.pairs import TokenPair
+from qdpo.data.template import Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN = 200
+"""Tokens of one part that are shown; of a longer one, the beginning and the end."""
+VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", "\x00": "␀", "\x1b": "␛", " ": "·"})
+
+
+def preview(pair: TokenPair, tokenizer: PreTrainedTokenizerBase, template: Template) -> list[Text]:
+    """A pair as three lines: the prompt, the chosen and the rejected completion."""
+    head = Text(f"row {pair.row}", style="bold")
+    lines = [head, _part("prompt, not learned", pair.prompt, tokenizer, template, learned=False)]
+    for name, ids in (("chosen, learned", pair.chosen), ("rejected, learned", pair.rejected)):
+        lines.append(_part(name, ids, tokenizer, template, learned=True))
+    return lines
+
+
+def _part(name: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, template: Template, *, learned: bool) -> Text:
+    line = Text(f"  {name} ({len(ids)} tokens): ", style="bold")
+    shown = ids if len(ids) <= SHOWN else [*ids[: SHOWN // 2], None, *ids[-SHOWN // 2 :]]
+    for place, token in enumerate(shown):
+        if place:
+            line.append(" ")
+        if token is None:
+            line.append(f"... {len(ids) - SHOWN} more ...", style="italic")
+        else:
+            line.append_text(_token(token, tokenizer, template, learned=learned))
+    return line
+
+
+def _token(token: int, tokenizer: PreTrainedTokenizerBase, template: Template, *, learned: bool) -> Text:
+    names = [name.upper() for name in ("bos", "eos", "pad", "unk") if getattr(tokenizer, f"{name}_token_id") == token]
+    if token in template.end_of_turn and "EOS" not in names:
+        names.append("end of turn")
+    raw = tokenizer.convert_ids_to_tokens(token)
+    text = str(tokenizer.decode([token]) if not names else raw)
+    # A token that is a part of a character, or a space that decoding drops, is shown as the vocabulary has it.
+    shown = (str(raw) if not text.strip() or "\ufffd" in text else str(text)).translate(VISIBLE)
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
+    if names:
+        shown = f"{'/'.join(names)} {shown}"
+        return Text(f"[{shown}]" if learned else f"{{{shown}}}", style="bold magenta")
+    return Text(f"[{shown}]", style="green") if learned else Text(shown, style="dim")

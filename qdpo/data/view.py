@@ -1,0 +1,59 @@
+"""The data report as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from qdpo.data.report import PARTS, DataReport
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def table(title: str, report: DataReport) -> Table:
+    """Rows, lengths and shares of one split."""
+    view = Table(title=f"{title}: {report.source}", title_justify="left", show_header=False)
+    view.add_column("what")
+    view.add_column("value", overflow="fold")
+    view.add_row("recognised as", f"{report.format} ({report.format_reason})")
+    for entry in report.sources[1:]:
+        view.add_row("mixed with", f"{entry['source']}: {entry['pairs']:,} pairs, weight {entry['weight']:g}")
+    view.add_row("rows read", f"{report.rows_read:,}")
+    view.add_row("pairs used", f"{report.pairs:,}")
+    for reason, left in sorted(report.left_out.items(), key=lambda item: -item[1].count):
+        view.add_row("left out", f"{left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})")
+    for part in PARTS:
+        if part in report.tokens:
+            lengths = report.tokens[part]
+            view.add_row(
+                f"tokens of {part}",
+                f"{lengths['min']:,} to {lengths['max']:,}, median {lengths['median']:,}, 95 % to {lengths['p95']:,}  "
+                f"{_bars(report.histogram[part]['counts'])} (bins double)",
+            )
+    cut = ", ".join(f"{count:,} {kind}" for kind, count in report.cut.items() if kind != "boundary")
+    view.add_row("cut to length", cut)
+    merged = report.cut.get("boundary", 0)
+    view.add_row("merged at the boundary", f"{merged:,}" + (f", e.g. {report.boundary_example}" if merged else ""))
+    if bias := report.length_bias:
+        view.add_row(
+            "length and label",
+            f"chosen is longer in {bias['chosen_longer']:.1%}, as long in {bias['as_long']:.1%}; "
+            f"AUC of length alone {bias['auc']:.3f}",
+        )
+    prompts = report.prompts
+    view.add_row("prompts", f"{prompts.get('different', 0):,} different, {prompts.get('empty', 0):,} empty")
+    near = report.duplicates.get("near")
+    also = f", {near['count']:,} near among the first {near['looked_at']:,}" if near else ""
+    view.add_row("duplicates", f"{report.duplicates.get('exact', {}).get('count', 0):,} exact{also}")
+    view.add_row("conflicts", f"{report.conflicts.get('count', 0):,}")
+    if report.scores:
+        view.add_row("scores", f"{report.scores['scored']:,} pairs, {report.scores['ties']:,} ties")
+    if scripts := report.unicode.get("scripts"):
+        view.add_row("scripts", ", ".join(f"{name} {count:,}" for name, count in scripts.items()))
+    for remark in report.remarks():
+        view.add_row("note", remark)
+    return view
+
+
+def _bars(counts: list[int]) -> str:
+    most = max(counts)
+    return "".join(BARS[0 if not n else 1 + round(7 * n / most)] for n in counts)
