@@ -219,7 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default="", help="comma-separated: W1 to W4, winogrande, preference")
-    parser.add_argument("--variants", type=lambda text: text.split(";"), help="names as printed, separated by semicolons; default: all")
+    parser.add_argument(
+        "--variants", type=lambda text: text.split(";"), help="names as printed, separated by semicolons; default: all"
+    )
     parser.add_argument("--base", default="mistral-57m-random", choices=models.SHAPES)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nf4", action="store_true", help="the base in 4 bits (bitsandbytes)")
