@@ -57,12 +57,14 @@ def test_safetensors_passes_with_all_checks(tmp_path: Path) -> None:
     assert {name: check["passed"] for name, check in checks.items()} == dict.fromkeys(
         ["integrity", "read-back", "settings", "same tokens", "preference parity"], True
     )
+    assert "12 of 12 held-out sequences give the training ids" in checks["same tokens"]["detail"]
     rows = verdict["artefacts"][0]["parity"]
     assert rows["trained"]["kl"] == 0
     assert rows["exported"]["kl"] < 1e-6
     assert rows["exported"]["margin_kept"] == pytest.approx(1, abs=1e-4)
     assert rows["base"]["kl"] > 1e-3, "the adapter does something"
     assert rows["base"]["margin"] == 0
+    assert rows["base"]["accuracy"] is None, "against itself it has ties only"
     samples = verdict["artefacts"][0]["samples"]
     assert len(samples) == 3
     assert all(sample["trained"] == sample["exported"] for sample in samples)

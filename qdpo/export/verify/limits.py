@@ -32,8 +32,9 @@ def judge(kind: str, base: str, row: dict[str, Any], against: str) -> Check:
         against: what the KL was measured against.
     """
     kept = "no trained margin" if row["margin_kept"] is None else f"{row['margin_kept']:.1%} of the margin kept"
+    accuracy = "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
     told = (
-        f"KL {row['kl']:.2g} nats a token against {against}, top-1 {row['top1']:.1%}, accuracy {row['accuracy']:.1%}, "
+        f"KL {row['kl']:.2g} nats a token against {against}, top-1 {row['top1']:.1%}, accuracy {accuracy}, "
         f"{kept}, by {row['engine']}"
     )
     failures = []

@@ -74,16 +74,16 @@ def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any
         reference: the base that rewards are measured against.
 
     Returns:
-        accuracy (share of pairs with a positive margin), margin (mean, nats), margin_kept (share of the trained
-        margin), kl (mean of KL(trained || row), nats per token), kl_max, top1 (share of equal likeliest tokens),
-        engine.
+        accuracy (share of pairs with a positive margin; None when all are ties, as for the base itself), margin (mean,
+        nats), margin_kept (share of the trained margin), kl (mean of KL(trained || row), nats per token), kl_max, top1
+        (share of equal likeliest tokens), tokens (how many of them were compared), engine.
     """
     own, whole = margins(scores, reference), margins(trained, reference)
     kl, top1 = per_token(trained, scores)
     mean = float(whole.mean())
     return {
         "engine": scores.engine,
-        "accuracy": float((own > 0).double().mean()),
+        "accuracy": float((own > 0).double().mean()) if own.any() else None,
         "margin": float(own.mean()),
         "margin_kept": float(own.mean()) / mean if mean else None,
         "kl": float(kl.mean()),

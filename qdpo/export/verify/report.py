@@ -75,7 +75,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """The figures of a parity row as text."""
     kept = row["margin_kept"]
     return [
-        f"{row['accuracy']:.1%}",
+        "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}",
         f"{row['margin']:+.3f}",
         "-" if kept is None else f"{kept:.1%}",
         f"{row['kl']:.2g}",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from qdpo.data.pairs import TokenPair
 from qdpo.export.source import Run
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.heldout import Heldout, texts_to_tokenise
+from qdpo.export.verify.scorers import Encode
 from qdpo.export.verify.targets import Target, template_in
 from qdpo.files import digest_of
 
@@ -29,26 +31,34 @@ def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
         return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
 
     problems = template_problems(run)
-    texts: dict[str, list[int]] = {}
-    for pair in heldout.pairs if heldout else []:
-        for ids in _sequences(pair):
-            text = str(tokenizer.decode(ids))
-            # Where decoding loses something (spaces that a tokenizer swallows), the run's own tokenizer is the judge.
-            texts[text] = ids if reference(text) == ids else reference(text)
-    exact = sum(reference(text) == ids for text, ids in texts.items())
-    problems += [
-        f"{text[:40]!r} gives {encode(text)[:8]}..., trained on {ids[:8]}..."
-        for text, ids in texts.items()
-        if encode(text) != ids
-    ]
+    sequences = [ids for pair in (heldout.pairs if heldout else []) for ids in _sequences(pair)]
+    exact = 0
+    for ids in sequences:
+        text = text_of(ids, tokenizer, reference)
+        wanted = reference(text)
+        exact += wanted == ids
+        if (own := encode(text)) != wanted:
+            problems.append(f"{text[:40]!r} gives {own[:8]}..., trained on {wanted[:8]}...")
     tricky = texts_to_tokenise(tokenizer)
     wrong = [text for text in tricky if encode(text) != reference(text)]
     shown = ", ".join(repr(text[-24:]) for text in wrong[:3])
     told = f"{len(tricky) - len(wrong)} of {len(tricky)} tricky texts" + (f" (not {shown})" if wrong else "")
     if wrong and engine == "transformers":
         problems.append(told)
-    good = f"{exact} held-out sequences and {told} give the training ids, by {engine}"
+    good = f"{exact} of {len(sequences)} held-out sequences give the training ids, {told} the tokenizer's, by {engine}"
     return from_problems(name, problems, good)
+
+
+def text_of(ids: list[int], tokenizer: Any, reference: Encode) -> str:
+    """A text that the run's tokenizer turns into these ids, where there is one; else what they decode to.
+
+    Decoding a sentencepiece-like tokenizer leaves the space that it puts before each stretch of text.
+    """
+    decoded = str(tokenizer.decode(ids))
+    squeezed = decoded
+    for special in tokenizer.all_special_tokens:
+        squeezed = squeezed.replace(f"{special} ", special)
+    return squeezed if reference(squeezed) == ids else decoded
 
 
 def template_problems(run: Run) -> list[str]:
