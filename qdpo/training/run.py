@@ -30,7 +30,7 @@ from qdpo.training import run_folder, trackers
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from qdpo.data.prepare import Prepared
     from qdpo.packing.engine import Engine
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qdpo.training.losses import LossSettings
     from qdpo.training.terminal import TerminalCallback
     from qdpo.training.trainer import DpoTrainer, Split
+    from qdpo.training.trl_engine import TrlTrainer
 
 
 @dataclass
@@ -89,7 +90,9 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
     quiet_libraries()
     device = find_device()
     if config.engine == "trl":
-        raise UnavailableError("engine: trl is not available yet")
+        from qdpo.training import trl_engine
+
+        trl_engine.check(config, device)
     run = Run(folder, config, device)
     if resume:
         reopen(run)
@@ -110,8 +113,12 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
     tokenizer, data = prepare_data(run)
     policy, engine = load_policy(run)
     run_checks(run, engine, policy, tokenizer, data, loss)
-    train_split, heldout = reference_pass(run, engine, policy, data)
-    trainer, terminal = build_trainer(run, policy, train_split, heldout, data, loss)
+    trainer: DpoTrainer | TrlTrainer
+    if config.engine == "trl":
+        trainer, terminal = build_trl_trainer(run, policy, tokenizer, data)
+    else:
+        train_split, heldout = reference_pass(run, engine, policy, data)
+        trainer, terminal = build_trainer(run, policy, train_split, heldout, data, loss)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
     finish(run, trainer, policy, tokenizer, seconds=time.monotonic() - begin)
@@ -258,6 +265,10 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     model: Any = policy.get_base_model()
     own = model.config._attn_implementation
     autocast = mixed_precision(run.device, dtype)
+    if run.config.engine == "trl":
+        # TRL runs the model as it is, with its own checkpointing; this engine only serves the checks before the start
+        run.save(engine={"way": "trl", "attention": own})
+        return Engine(model, run.device.torch, autocast, "unshared")
     decision = decide(model, run.device.torch, autocast)
     if decision.way == "trl":
         raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
@@ -395,70 +406,63 @@ def total_steps(config: RunConfig, pairs: int) -> int:
     return steps_for(pairs, config.train.pairs_per_step, config.train.num_train_epochs, config.train.max_steps)
 
 
-def training_arguments(run: Run) -> TrainingArguments:
-    """The configuration in transformers' terms."""
-    from transformers import TrainingArguments
-
+def training_arguments(run: Run) -> dict[str, Any]:
+    """The configuration in the terms of transformers' TrainingArguments."""
     config, train = run.config, run.config.train
     trackers.set_folder(run.folder)
     half = run.record["dtype"]["compute"] if run.device.kind == "cuda" else None
     best = {"none": None, "accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}[train.load_best]
-    return TrainingArguments(
-        output_dir=str(run.folder / "checkpoints"),
-        per_device_train_batch_size=train.pairs_per_step,
-        gradient_accumulation_steps=1,
-        max_steps=train.max_steps or -1,
-        num_train_epochs=train.num_train_epochs,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler_type,
+    return {
+        "output_dir": str(run.folder / "checkpoints"),
+        "per_device_train_batch_size": train.pairs_per_step,
+        "gradient_accumulation_steps": 1,
+        "max_steps": train.max_steps or -1,
+        "num_train_epochs": train.num_train_epochs,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.lr_scheduler_type,
         # transformers reads a warmup below 1 as a share of all steps
-        warmup_steps=train.warmup_steps or train.warmup_ratio,
-        optim=train.optim,
-        adam_beta1=train.adam_beta1,
-        adam_beta2=train.adam_beta2,
-        adam_epsilon=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
+        "warmup_steps": train.warmup_steps or train.warmup_ratio,
+        "optim": train.optim,
+        "adam_beta1": train.adam_beta1,
+        "adam_beta2": train.adam_beta2,
+        "adam_epsilon": train.adam_epsilon,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
         # set_up_engine has chosen the layers; transformers would checkpoint all of them
-        gradient_checkpointing=False,
-        seed=train.seed,
-        logging_steps=train.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=train.eval_every,
-        eval_on_start=run.resume is None,
-        save_strategy="steps",
-        save_steps=train.save_every,
-        metric_for_best_model=best,
-        greater_is_better=train.load_best == "accuracy" if best else None,
-        bf16=half == "bfloat16",
-        fp16=half == "float16",
-        use_cpu=run.device.kind == "cpu",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=list(train.report_to) or "none",
-        run_name=config.name,
-    )
+        "gradient_checkpointing": False,
+        "seed": train.seed,
+        "logging_steps": train.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": train.eval_every,
+        "eval_on_start": run.resume is None,
+        "save_strategy": "steps",
+        "save_steps": train.save_every,
+        "metric_for_best_model": best,
+        "greater_is_better": train.load_best == "accuracy" if best else None,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+        "use_cpu": run.device.kind == "cpu",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": list(train.report_to) or "none",
+        "run_name": config.name,
+    }
 
 
 def build_trainer(
     run: Run, policy: PeftModel, train: Split, heldout: Split, data: Prepared, loss: LossSettings
 ) -> tuple[DpoTrainer, TerminalCallback]:
     """The trainer with its callbacks, and the display, which must be closed whatever happens."""
-    from transformers import PrinterCallback
+    from transformers import TrainingArguments
 
-    from qdpo.training.callbacks import MetricsFile, SaveBestCallback, ScheduleCallback
-    from qdpo.training.invariants import FirstStepCallback
-    from qdpo.training.terminal import TerminalCallback
     from qdpo.training.trainer import DpoTrainer, EpochCallback
 
     config = run.config
-    if run.device.kind == "cpu" and config.train.optim.startswith("paged"):
-        console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
     trainer = DpoTrainer(
         policy,
-        training_arguments(run),
+        TrainingArguments(**training_arguments(run)),
         train=train,
         heldout=heldout,
         text=data.text,
@@ -467,23 +471,59 @@ def build_trainer(
         way=run.record["engine"]["way"],
         base_name=config.model.name,
         keep=config.train.keep,
-        callbacks=[ScheduleCallback(config.train.save_minutes), FirstStepCallback(run.checks)],
+        callbacks=first_callbacks(run),
     )
-    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EpochCallback(trainer))
+    return trainer, add_callbacks(run, trainer)
+
+
+def build_trl_trainer(
+    run: Run, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, data: Prepared
+) -> tuple[TrlTrainer, TerminalCallback]:
+    """Stock TRL's trainer with the same callbacks, and the display."""
+    from qdpo.training.trl_engine import TrlTrainer
+
+    trainer = TrlTrainer(policy, training_arguments(run), run.config, data, tokenizer, first_callbacks(run))
+    return trainer, add_callbacks(run, trainer)
+
+
+def first_callbacks(run: Run) -> list[TrainerCallback]:
+    """The callbacks that decide about the step which was made, before any that looks at their decisions."""
+    from qdpo.training.callbacks import ScheduleCallback
+    from qdpo.training.invariants import FirstStepCallback
+
+    return [ScheduleCallback(run.config.train.save_minutes), FirstStepCallback(run.checks)]
+
+
+def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallback:
+    """Add what records and shows a run, the display last; it is returned and must be closed whatever happens."""
+    from transformers import PrinterCallback
+
+    from qdpo.training.callbacks import MetricsFile, SaveBestCallback
+    from qdpo.training.terminal import TerminalCallback
+
+    config = run.config
+    if run.device.kind == "cpu" and config.train.optim.startswith("paged"):
+        console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
+    trainer.remove_callback(PrinterCallback)
     if config.train.load_best != "none":
         trainer.add_callback(SaveBestCallback())
     trainer.add_callback(MetricsFile(run.folder / "metrics.jsonl", run.device, lambda: trainer.tokens_seen))
     terminal = TerminalCallback()
     trainer.add_callback(terminal)
-    return trainer, terminal
+    return terminal
 
 
 # ---------------------------------------------------------------------------------------------------------- the result
 
 
 def finish(
-    run: Run, trainer: DpoTrainer, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, *, seconds: float
+    run: Run,
+    trainer: DpoTrainer | TrlTrainer,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seconds: float,
 ) -> None:
     """Write the final adapter, the result, the plots and the card."""
     from qdpo.files import sha256_file

@@ -1,0 +1,252 @@
+"""`engine: trl`: stock `trl.DPOTrainer` on the same pairs, in the same order, with the same schedule and files.
+
+TRL computes the log-probabilities, the reference's included, the loss and the metrics. Ours are the token ids, the
+order, the checkpoints and the callbacks. It is there for what the packed engine refuses, and to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl.trainer.utils
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerState
+from trl import DPOConfig, DPOTrainer
+
+from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.config.steps import steps_per_epoch
+from qdpo.data.pairs import TokenPair
+from qdpo.errors import ConfigError, TrainingError, UnavailableError
+from qdpo.hardware import Device
+from qdpo.packing.engine import Engine, text_nll
+from qdpo.packing.padded import longest
+from qdpo.training import checkpoint
+from qdpo.training.losses import COUPLED
+from qdpo.training.order import permutation
+from qdpo.training.trainer import DpoTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.prepare import Prepared
+
+WAY_OUT = "set engine: packed, which needs no Triton"
+
+NOT_LOGGED = ("num_tokens", "runtime", "samples_per_second", "steps_per_second")
+"""What TRL and transformers add to a log, and a run of the packed engine does not have."""
+
+
+def check(config: RunConfig, device: Device) -> None:
+    """Whether TRL can run this configuration here, before anything is loaded.
+
+    Raises:
+        UnavailableError: TRL's fused output head does not run on this device.
+        ConfigError: TRL would ignore a setting.
+    """
+    head: Any = trl.trainer.utils._ChunkedLogProbFunction
+    if head is None:
+        raise UnavailableError("engine: trl: TRL's fused output head needs Triton, which is not installed", WAY_OUT)
+    if head.__module__.startswith("trl."):
+        if device.kind != "cuda":
+            raise UnavailableError("engine: trl: TRL's fused output head is Triton's, and runs on a GPU only", WAY_OUT)
+        if device.capability is not None and device.capability < (8, 0):
+            raise UnavailableError(
+                f"engine: trl: TRL's fused output head is Triton's, which needs compute capability 8.0; "
+                f"{device.name} has {device.capability[0]}.{device.capability[1]}",
+                WAY_OUT,
+            )
+    if config.loss.label_smoothing and "sigmoid" in config.loss.loss_type:
+        raise ConfigError(
+            f"loss.label_smoothing is {config.loss.label_smoothing}, which TRL ignores in the loss sigmoid",
+            "set loss.label_smoothing to 0, take the loss robust, or set engine: packed for cDPO",
+        )
+
+
+class StepSampler(Sampler[int]):
+    """The order that the packed engine visits pairs in: whole steps only, an epoch known from the steps done.
+
+    Args:
+        trainer: whose step is asked.
+        n: training pairs.
+        step: pairs of one optimizer step.
+    """
+
+    def __init__(self, trainer: TrlTrainer, n: int, step: int) -> None:
+        self.trainer, self.n, self.step = trainer, n, step
+        self.per_epoch = steps_per_epoch(n, step)
+
+    def __len__(self) -> int:
+        return self.per_epoch * self.step
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.trainer.state.global_step // self.per_epoch
+        return iter(permutation(self.n, self.trainer.args.seed, epoch)[: len(self)])
+
+
+class TrlTrainer(DPOTrainer):
+    """TRL's trainer, given token ids instead of text, with our order, checkpoints and metric names.
+
+    Args:
+        policy: the model with its adapter, which stays fp32.
+        arguments: of transformers' TrainingArguments, as the packed engine has them.
+        config: the run's.
+        data: train and held-out pairs, held-out texts.
+        tokenizer: not changed.
+        callbacks: besides the Trainer's own.
+    """
+
+    _save_checkpoint = DpoTrainer._save_checkpoint
+    _load_from_checkpoint = DpoTrainer._load_from_checkpoint
+    _load_optimizer_and_scheduler = DpoTrainer._load_optimizer_and_scheduler  # type: ignore[assignment]
+    _load_scaler = DpoTrainer._load_scaler  # type: ignore[assignment]
+    _load_rng_state = DpoTrainer._load_rng_state  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: PeftModel,
+        arguments: dict[str, Any],
+        config: RunConfig,
+        data: Prepared,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.policy, self.text = policy, data.text
+        self.base_name, self.keep = config.model.name, config.train.keep
+        self.budget = config.packing.tokens_without_grad
+        # TRL rounds the adapter of a quantized base to bf16; ours is fp32
+        before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=policy,
+            args=trl_arguments(arguments, config, data.train),
+            train_dataset=as_dataset(data.train),
+            eval_dataset=as_dataset(data.heldout),
+            # TRL gives it a pad token
+            processing_class=deepcopy(tokenizer),
+            callbacks=callbacks,
+        )
+        for name, parameter in policy.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = before[name]
+        if config.reference == "base":
+            # TRL takes a ready adapter for one that was trained, and a copy of it for the reference
+            policy.delete_adapter("ref")
+        self.model_accepts_loss_kwargs = False
+        self.sampler = StepSampler(self, len(data.train), min(len(data.train), config.train.pairs_per_step))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this run's checkpoints."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on so far, padding not counted."""
+        return int(self._total_train_tokens)
+
+    @tokens_seen.setter
+    def tokens_seen(self, value: int) -> None:
+        self._total_train_tokens = value
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        """The pairs are tokens already."""
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        return self.sampler
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
+        outputs: list[Any] = []
+        # the policy's pass comes first, the reference's second
+        watch = model.register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            loss = super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            watch.remove()
+        chosen, rejected = outputs[0].log_probs.detach().sum(dim=1).chunk(2)
+        metrics = self._metrics["train" if self.policy.training else "eval"]
+        metrics["logps/accuracies"].append((chosen > rejected).float().mean().item())
+        if not self.policy.training:
+            # TRL takes the mean of the batches' means; the last batch may be a small one
+            metrics["loss"].append(loss.item())
+            for values in metrics.values():
+                values.extend(values[-1:] * (len(chosen) - 1))
+        elif not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}",
+                "lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact",
+            )
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation, with the held-out texts'."""
+        if self.text:
+            engine = Engine(
+                self.policy.get_base_model(), self.accelerator.device, self.compute_loss_context_manager, "unshared"
+            )
+            self._metrics["eval"]["text_nll"] = [text_nll(engine, self.text, self.budget)]
+        return super().evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what the packed engine logs, under its names."""
+        for metrics in self._metrics.values():
+            metrics.pop("num_tokens", None)
+        for name in NOT_LOGGED:
+            logs.pop(f"eval_{name}", None)
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or continue; a checkpoint of the last step is taken as it is, see `DpoTrainer.train`."""
+        if isinstance(resume_from_checkpoint, str):
+            folder = Path(resume_from_checkpoint)
+            state = TrainerState.load_from_json(str(folder / checkpoint.TRAINER_STATE))
+            if state.global_step >= state.max_steps:
+                checkpoint.read_adapter(self.policy, folder)
+                self.state, self.tokens_seen = state, checkpoint.read_progress(folder)
+                return None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+def as_dataset(pairs: Sequence[TokenPair]) -> Dataset:
+    """Pairs as TRL's collator wants them."""
+    return Dataset.from_dict(
+        {f"{side}_ids": [list(getattr(pair, side)) for pair in pairs] for side in ("prompt", "chosen", "rejected")}
+    )
+
+
+def pairs_per_batch(config: RunConfig, pairs: Sequence[TokenPair]) -> int:
+    """Pairs of one padded pass: the largest divisor of a step that fits packing.tokens_per_micro_batch.
+
+    Losses that look at the step as a whole are given all of it.
+    """
+    step = min(len(pairs), config.train.pairs_per_step)
+    if not COUPLED.union({"sft"}).isdisjoint(config.loss.loss_type):
+        return step
+    room = config.packing.tokens_per_micro_batch // (2 * max(map(longest, pairs)))
+    return max(size for size in range(1, step + 1) if step % size == 0 and (size == 1 or size <= room))
+
+
+def trl_arguments(arguments: dict[str, Any], config: RunConfig, pairs: Sequence[TokenPair]) -> DPOConfig:
+    """The configuration in TRL's terms; a step is cut into padded batches of equal size."""
+    step = min(len(pairs), config.train.pairs_per_step)
+    size = pairs_per_batch(config, pairs)
+    console.note(f"engine: stock TRL {version('trl')}, {size} of a step's {step} pairs in a padded batch")
+    changed = {
+        "per_device_train_batch_size": size,
+        "per_device_eval_batch_size": size,
+        "gradient_accumulation_steps": step // size,
+        "gradient_checkpointing": config.train.gradient_checkpointing,
+        "prediction_loss_only": True,
+        "disable_dropout": config.train.disable_dropout,
+        # the pairs were cut when they were tokenised
+        "max_length": None,
+    }
+    return DPOConfig(**(arguments | config.loss.model_dump() | changed))
