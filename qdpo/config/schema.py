@@ -156,7 +156,8 @@ class DataSection(Section):
     contamination: Annotated[
         list[str],
         Field(
-            description="evaluation sets to compare the training pairs with: hub name or file, or NAME#COLUMN"
+            description="evaluation sets to compare the training pairs with: a file, or a hub dataset as "
+            "NAME:CONFIG[SPLIT]; #COLUMN behind either names the column"
         ),
     ] = []
     text: Annotated[

@@ -105,7 +105,7 @@ class EvaluationSet:
 
 
 def load_sets(names: Iterable[str]) -> list[EvaluationSet]:
-    """The evaluation sets of `data.contamination`: `NAME`, or `NAME#COLUMN`.
+    """The evaluation sets of `data.contamination`: a file or `NAME:CONFIG[SPLIT]`, with `#COLUMN` where it must be named.
 
     Raises:
         DataError: a set has no rows, or no column with text.
@@ -130,13 +130,14 @@ def _rows(name: str) -> Iterable[Any]:
     if not has_splits(name):
         return find_source(name).rows()
     # Evaluation sets on the hub are read from the split that scores are reported on.
-    base, _, split = name.removesuffix("]").partition("[")
+    place, _, split = name.removesuffix("]").partition("[")
+    base, _, config = place.partition(":")
     if split:
-        return find_source(base, split=split).rows()
+        return find_source(base, split=split, config=config or None).rows()
     last: Exception | None = None
     for candidate in EVALUATION_SPLITS:
         try:
-            return find_source(name, split=candidate).rows()
+            return find_source(base, split=candidate, config=config or None).rows()
         except DataError as error:
             last = error
     raise DataError(f"{name} has none of the splits {', '.join(EVALUATION_SPLITS)}: {last}", "name one: NAME[SPLIT]")
