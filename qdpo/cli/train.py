@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 def replacements(model: str | None, data: str | None) -> list[str]:
     """`--model` and `--data` as overrides.
 
-    What a preset says of its own model or dataset (revision, split, schema) does not hold for another one.
+    What a preset says of its own model or dataset (revision, split, schema, evaluation sets) does not hold for others.
     """
     overrides = []
     if model is not None:
@@ -64,5 +64,6 @@ def replacements(model: str | None, data: str | None) -> list[str]:
     if data is not None:
         unset = ("config", "revision", "eval_name", "eval_split")
         overrides += [f"data.name={data}", "data.split=train", "data.format=auto", "data.columns={}"]
+        overrides += ["data.contamination=[]"]
         overrides += [f"data.{key}=null" for key in unset]
     return overrides

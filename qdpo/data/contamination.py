@@ -105,7 +105,7 @@ class EvaluationSet:
 
 
 def load_sets(names: Iterable[str]) -> list[EvaluationSet]:
-    """The evaluation sets of `data.contamination`: a file or `NAME:CONFIG[SPLIT]`, with `#COLUMN` where it must be named.
+    """The evaluation sets of `data.contamination`: a file or `NAME:CONFIG[SPLIT]`, either with `#COLUMN`.
 
     Raises:
         DataError: a set has no rows, or no column with text.

@@ -42,7 +42,7 @@ def describe(resolved: Resolved, folder: Path) -> int:
     _say_length(config, pairs)
     for remark in config.notes:
         console.note(remark)
-    console.good("nothing was downloaded or written")
+    console.good("nothing was downloaded, and no run directory was made")
     return 0
 
 
@@ -52,13 +52,23 @@ def _where(name: str) -> str:
 
 def _check_data(config: RunConfig) -> int | None:
     """The number of training pairs, when tokenizer and data are local; prints what became of the rows."""
-    names = [config.model.tokenizer or config.model.name, config.data.name, config.data.eval_name or config.data.name]
-    if not all(is_local(name) for name in names):
+    data_section = config.data
+    names = [
+        config.model.tokenizer or config.model.name,
+        data_section.name,
+        data_section.eval_name or data_section.name,
+    ]
+    if not all(is_local(name) for name in [*names, *data_section.mixture]):
         return None
+    near = [name for name in data_section.contamination if is_local(name.partition("#")[0])]
+    if far := [name for name in data_section.contamination if name not in near]:
+        console.note(f"not compared with {', '.join(far)}: on the hub, downloaded by a run")
     from qdpo.data.prepare import prepare
     from qdpo.model.load import load_tokenizer
 
-    data = prepare(config.data, load_tokenizer(config.model), config.train.seed)
+    data = prepare(
+        data_section.model_copy(update={"contamination": near}), load_tokenizer(config.model), config.train.seed
+    )
     for report in (data.train_report, data.heldout_report):
         for line in report.summary():
             console.say(line)
