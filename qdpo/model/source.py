@@ -61,18 +61,22 @@ def base_folder(name: str, revision: str | None = None) -> Path:
 
 
 def _snapshot(name: str, revision: str | None) -> Source:
-    from huggingface_hub import snapshot_download
+    import httpx
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    # Offline, a snapshot that is there is taken as it is, without asking for the list of its files.
+    offline = bool(constants.HF_HUB_OFFLINE)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED), local_files_only=offline))
     except GatedRepoError as error:
         raise UnavailableError(
             f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"
@@ -84,7 +88,7 @@ def _snapshot(name: str, revision: str | None) -> Source:
             f"the hub has no model {name}, or it is private",
             "check the name; for a private model log in with `hf auth login`; for a local folder give its path",
         ) from error
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
         raise UnavailableError(
             f"the hub cannot be reached and {name} is not in the local cache",
             "go online once to download it, or give a local folder with --model PATH",
