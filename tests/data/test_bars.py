@@ -42,18 +42,26 @@ def test_ten_thousand_rows_in_ten_seconds(tmp_path: Path, shared: Path):
 # Run in a process of its own: the peak of this one has other tests in it.
 MEASURE = """
 import resource, sys
+from pathlib import Path
+from data import real_tokenizers
 from data.toy_tokenizers import byte_level
 from qdpo.config.schema import DataSection
 from qdpo.data.prepare import prepare
-tokenizer = byte_level()
+tokenizer = real_tokenizers.load("mistral-v1", Path(sys.argv[2])) if len(sys.argv) > 2 else byte_level()
 data = prepare(DataSection(name=sys.argv[1], template="zephyr", max_length=4096), tokenizer, 1)
 print(len(data.train) + len(data.heldout), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
-def peak_of(path: Path) -> tuple[int, int]:
-    """Pairs, and the peak memory in bytes of a process that prepares the file."""
-    result = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, env=_env())
+def peak_of(path: Path, *shared: Path) -> tuple[int, int]:
+    """Pairs, and the peak memory in bytes of a process that prepares the file.
+
+    Args:
+        path: the file.
+        shared: the shared folder, to tokenise with Mistral's tokenizer instead of bytes.
+    """
+    command = [sys.executable, "-c", MEASURE, str(path), *map(str, shared)]
+    result = subprocess.run(command, capture_output=True, text=True, env=_env())
     assert result.returncode == 0, result.stderr
     pairs, peak = map(int, result.stdout.split())
     return pairs, peak
@@ -77,7 +85,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_gigabyte_within_a_gibibyte(tmp_path: Path):
+def test_a_gigabyte_within_a_gibibyte(tmp_path: Path, shared: Path):
     write_rows(tmp_path / "a.jsonl", 1_000, 160)
     lines = (tmp_path / "a.jsonl").read_text()
     with (tmp_path / "big.jsonl").open("w") as stream:
@@ -85,6 +93,7 @@ def test_a_gigabyte_within_a_gibibyte(tmp_path: Path):
         while written < 1_000_000_000:
             written += stream.write(lines.replace('"prompt": "', f'"prompt": "{n} '))
             n += 1
-    pairs, peak = peak_of(tmp_path / "big.jsonl")
+    pairs, peak = peak_of(tmp_path / "big.jsonl", shared)
     assert pairs == 1000 * n
+    print(f"{pairs:,} pairs, peak {peak:,} bytes")
     assert peak <= 1 << 30
