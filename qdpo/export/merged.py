@@ -154,6 +154,6 @@ class MergedModel:
             for candidate in self._stand_ins(name):
                 if candidate in adapter.replaced:
                     return adapter.apply(name, adapter.replacement(candidate).float())
-        stored = self._base.read(self._source(name))
-        weight = self._trained_on.as_trained(name, stored) if self._trained_on else stored.float()
+        weight = self._base.read(self._source(name))
+        weight = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
         return adapter.apply(name, weight) if adapter else weight

@@ -204,4 +204,5 @@ def _write_shard(
             if data.dtype != tensor.dtype or tuple(data.shape) != tensor.shape:
                 raise ValueError(f"{tensor.name} is {data.dtype} {tuple(data.shape)}, planned was {tensor}")
             stream.write(data.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            del data  # else it would live beside the next one while that is read
             written(tensor.nbytes)

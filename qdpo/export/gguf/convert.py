@@ -143,6 +143,7 @@ def write_files(files: Sequence[GgufFile], model: MergedModel) -> Progress:
         values = model.read(tensor.name)
         for file in files:
             file.add(tensor.name, values)
+        del values  # else it would live beside the next one while that is merged
         progress.advance(math.prod(tensor.shape) * 2)
     for file in files:
         file.finish()

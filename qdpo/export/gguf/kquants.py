@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 SUPER = 256
@@ -195,27 +196,33 @@ def encode(x: torch.Tensor, kind: Type, device: torch.device | None = None) -> t
     Raises:
         OverflowError: values are too large.
     """
-    if x.numel() and (top := x.abs().max().item()) > LARGEST:
+    top = max(abs(value.item()) for value in torch.aminmax(x)) if x.numel() else 0.0
+    if top > LARGEST:
         raise OverflowError(f"values up to {top:.6g} do not fit {kind.name}")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     blocks, encoder = x.reshape(-1, SUPER), ENCODERS[kind]
+    encoded = torch.empty(blocks.shape[0], int(GGML_QUANT_SIZES[kind][1]), dtype=torch.uint8)
+
+    def fill(start: int, count: int) -> None:
+        encoded[start : start + count] = encoder(blocks[start : start + count].to(device)).cpu()
+
     if device.type == "cpu":
-        parts = _on_all_cores(encoder, blocks.split(CHUNK))
+        _on_all_cores(fill, len(blocks))
     else:
-        parts = [encoder(part.to(device)).cpu() for part in blocks.split(GPU_CHUNK)]
-    return torch.cat(parts).view(x.shape[0], -1)
+        for start in range(0, len(blocks), GPU_CHUNK):
+            fill(start, GPU_CHUNK)
+    return encoded.view(x.shape[0], -1)
 
 
-def _on_all_cores(
-    encoder: Callable[[torch.Tensor], torch.Tensor], parts: tuple[torch.Tensor, ...]
-) -> list[torch.Tensor]:
+def _on_all_cores(fill: Callable[[int, int], None], blocks: int) -> None:
     """Encode chunks side by side, one torch thread each: splitting one small operation among cores costs more."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(parts) == 1:
-        return [encoder(part) for part in parts]
+    starts, threads = range(0, blocks, CHUNK), torch.get_num_threads()
+    if threads == 1 or len(starts) == 1:
+        for start in starts:
+            fill(start, CHUNK)
+        return
     with ThreadPoolExecutor(
         min(threads, len(os.sched_getaffinity(0))), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        encoded = list(pool.map(encoder, parts))
+        list(pool.map(fill, starts, [CHUNK] * len(starts)))
     torch.set_num_threads(threads)
-    return encoded
