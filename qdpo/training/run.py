@@ -175,6 +175,9 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     config = run.config
     tokenizer = load_tokenizer(config.model)
     data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+    if data.template.source is not None:
+        # what is saved beside the adapter, and exported, asks as the run has trained
+        tokenizer.chat_template = data.template.source
     for report in (data.train_report, data.heldout_report):
         for line in report.summary():
             console.say(line)
