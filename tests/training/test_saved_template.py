@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def test_a_named_template_is_saved_with_the_adapter(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = ["data.template=zephyr", "train.max_steps=1"]
+    settings = ["data.template=mistral", "train.max_steps=1"]
     arguments = ["train", "--preset", str(tiny.preset), "--run-dir", str(run)]
     assert main([*arguments, *(word for setting in settings for word in ("--set", setting))]) == 0
-    assert AutoTokenizer.from_pretrained(tiny.model).chat_template != NAMED["zephyr"]
-    assert AutoTokenizer.from_pretrained(run / "adapter").chat_template == NAMED["zephyr"]
+    assert AutoTokenizer.from_pretrained(tiny.model).chat_template != NAMED["mistral"]
+    assert AutoTokenizer.from_pretrained(run / "adapter").chat_template == NAMED["mistral"]
