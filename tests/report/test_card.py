@@ -20,7 +20,7 @@ from qdpo.report.card import render_card, write_card
 from qdpo.report.procedure import COLUMNS
 from qdpo.report.record import read_run
 
-SEEDS = Path(qdpo.__file__).parents[2] / "shared" / "seeds"
+SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
 
 SECTIONS = [
     "# quickstart",
