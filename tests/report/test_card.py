@@ -14,7 +14,6 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-import qdpo
 from qdpo.errors import InputMissingError
 from qdpo.report.card import render_card, write_card
 from qdpo.report.procedure import COLUMNS
