@@ -6,25 +6,22 @@ packed tokens; how it is cut never changes the mathematics.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from qdpo.config.schema import PackingSection
 from qdpo.config.steps import steps_per_epoch
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import TrainingError
-from qdpo.files import explained, staged_folder, write_json
 from qdpo.packing.engine import Engine, text_nll
 from qdpo.packing.logps import PackScores
-from qdpo.training import checkpoint
+from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.order import EpochSampler
@@ -46,7 +43,7 @@ class Split:
     reference: Tensor
 
 
-class DpoTrainer(Trainer):
+class DpoTrainer(WholeCheckpoints):
     """Trains an adapter on preference pairs.
 
     Args:
@@ -196,64 +193,6 @@ class DpoTrainer(Trainer):
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
-
-    # ---------------------------------------------------------------------------------------------------- checkpoints
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or continue; a checkpoint of the last step is taken as it is.
-
-        transformers looks at the number of steps only after a step, and would make one too many.
-        """
-        if isinstance(resume_from_checkpoint, str):
-            folder = Path(resume_from_checkpoint)
-            state = TrainerState.load_from_json(str(folder / checkpoint.TRAINER_STATE))
-            if state.global_step >= state.max_steps:
-                checkpoint.read_adapter(self.policy, folder)
-                self.state, self.tokens_seen = state, checkpoint.read_progress(folder)
-                return None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of this run's checkpoints."""
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = checkpoint.step_folder(self.checkpoints, self.state.global_step)
-        with staged_folder(folder, replace=True) as staging:
-            checkpoint.write_adapter(self.policy, staging, self.base_name)
-            checkpoint.write_optimizer(self.optimizer, staging)
-            assert self.lr_scheduler is not None
-            write_json(staging / "scheduler.json", self.lr_scheduler.state_dict())
-            if self.accelerator.scaler is not None:
-                write_json(staging / "scaler.json", self.accelerator.scaler.state_dict())
-            checkpoint.write_rng(staging)
-            checkpoint.write_progress(staging, self.tokens_seen)
-            self.state.save_to_json(str(staging / checkpoint.TRAINER_STATE))
-        with explained(self.checkpoints):
-            checkpoint.prune(self.checkpoints, self.keep, self.state.best_global_step or None)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.read_adapter(self.policy, Path(resume_from_checkpoint))
-
-    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is None:
-            return
-        folder = Path(checkpoint_folder)
-        checkpoint.read_optimizer(self.optimizer, folder)
-        assert self.lr_scheduler is not None
-        self.lr_scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()))
-        self.tokens_seen = checkpoint.read_progress(folder)
-
-    def _load_scaler(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None and self.accelerator.scaler is not None:
-            state = json.loads((Path(checkpoint_folder) / "scaler.json").read_text())
-            self.accelerator.scaler.load_state_dict(state)
-
-    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
-        if checkpoint_folder is not None:
-            checkpoint.read_rng(Path(checkpoint_folder))
 
 
 class EpochCallback(TrainerCallback):

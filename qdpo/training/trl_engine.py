@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ import trl.trainer.utils
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
@@ -28,10 +27,9 @@ from qdpo.errors import ConfigError, TrainingError, UnavailableError
 from qdpo.hardware import Device
 from qdpo.packing.engine import Engine, text_nll
 from qdpo.packing.padded import longest
-from qdpo.training import checkpoint
+from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.losses import COUPLED
 from qdpo.training.order import permutation
-from qdpo.training.trainer import DpoTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,7 +90,7 @@ class StepSampler(Sampler[int]):
         return iter(permutation(self.n, self.trainer.args.seed, epoch)[: len(self)])
 
 
-class TrlTrainer(DPOTrainer):
+class TrlTrainer(WholeCheckpoints, DPOTrainer):
     """TRL's trainer, given token ids instead of text, with our order, checkpoints and metric names.
 
     Args:
@@ -103,12 +101,6 @@ class TrlTrainer(DPOTrainer):
         tokenizer: not changed.
         callbacks: besides the Trainer's own.
     """
-
-    _save_checkpoint = DpoTrainer._save_checkpoint
-    _load_from_checkpoint = DpoTrainer._load_from_checkpoint
-    _load_optimizer_and_scheduler = DpoTrainer._load_optimizer_and_scheduler  # type: ignore[assignment]
-    _load_scaler = DpoTrainer._load_scaler  # type: ignore[assignment]
-    _load_rng_state = DpoTrainer._load_rng_state  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -141,11 +133,6 @@ class TrlTrainer(DPOTrainer):
             policy.delete_adapter("ref")
         self.model_accepts_loss_kwargs = False
         self.sampler = StepSampler(self, len(data.train), min(len(data.train), config.train.pairs_per_step))
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of this run's checkpoints."""
-        return Path(str(self.args.output_dir))
 
     @property
     def tokens_seen(self) -> int:
@@ -202,17 +189,6 @@ class TrlTrainer(DPOTrainer):
         for name in NOT_LOGGED:
             logs.pop(f"eval_{name}", None)
         super().log(logs, start_time)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, or continue; a checkpoint of the last step is taken as it is, see `DpoTrainer.train`."""
-        if isinstance(resume_from_checkpoint, str):
-            folder = Path(resume_from_checkpoint)
-            state = TrainerState.load_from_json(str(folder / checkpoint.TRAINER_STATE))
-            if state.global_step >= state.max_steps:
-                checkpoint.read_adapter(self.policy, folder)
-                self.state, self.tokens_seen = state, checkpoint.read_progress(folder)
-                return None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
 def as_dataset(pairs: Sequence[TokenPair]) -> Dataset:
