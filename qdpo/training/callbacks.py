@@ -75,11 +75,15 @@ class MetricsFile(TrainerCallback):
         self.since = (time.monotonic(), self.tokens_seen())
         if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.global_step]
+        kept = [line for line in self.path.read_text().splitlines() if step_of(line) <= state.global_step]
         if state.global_step == 0:
             kept = []
         with explained(self.path):
             self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Leave what others do at an evaluation out of the training time."""
+        self.since = time.monotonic(), self.tokens_seen()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write one line, unless it is the Trainer's closing summary."""
@@ -92,9 +96,6 @@ class MetricsFile(TrainerCallback):
             logs["tokens_per_second"] = (tokens - before) / max(now - then, 1e-9)
             logs["peak_memory_gib"] = peak_memory(self.device) / GIB
             self.since = now, tokens
-        else:
-            # time spent on evaluation is not training time
-            self.since = time.monotonic(), self.tokens_seen()
         line = json.dumps({"step": state.global_step, **logs}, allow_nan=False)
         with explained(self.path), self.path.open("a") as stream:
             stream.write(line + "\n")
@@ -102,7 +103,7 @@ class MetricsFile(TrainerCallback):
             os.fsync(stream.fileno())
 
 
-def _step_of(line: str) -> float:
+def step_of(line: str) -> float:
     """The step of a metrics line; a line cut short by a crash counts as beyond every step."""
     try:
         return float(json.loads(line)["step"])

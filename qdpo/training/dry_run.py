@@ -13,7 +13,8 @@ from qdpo.hardware import GIB, choose_dtype, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.model.source import is_local
 from qdpo.training import trackers
-from qdpo.training.run import loss_settings, total_steps
+from qdpo.training.run import loss_settings
+from qdpo.training.stages.state import total_steps
 
 
 def describe(resolved: Resolved, folder: Path) -> int:

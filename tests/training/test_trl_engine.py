@@ -16,6 +16,7 @@ from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
 from qdpo.training import run as run_module
 from qdpo.training import trl_engine
+from qdpo.training.stages import trainer as trainer_stage
 
 TRL = "engine=trl"
 # Three steps an epoch and 12 held-out pairs: a second epoch, rows left over, and an evaluation of unequal batches.
@@ -110,8 +111,8 @@ def test_resumes_to_the_same_adapter(
     stock: TinyRun, tiny: Tiny, tmp_path: Path, torch_head: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    callbacks = run_module.first_callbacks
-    monkeypatch.setattr(run_module, "first_callbacks", lambda run: [*callbacks(run), StopAt(4)])
+    callbacks = trainer_stage.first_callbacks
+    monkeypatch.setattr(trainer_stage, "first_callbacks", lambda run: [*callbacks(run), StopAt(4)])
     with pytest.raises(Stopped):
         train_tiny(tiny, folder, *SHORT, TRL)
     monkeypatch.undo()

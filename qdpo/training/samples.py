@@ -1,0 +1,223 @@
+"""A few fixed prompts, answered by base and policy at every evaluation: what the numbers look like as text.
+
+`samples.jsonl` has one JSON object per prompt and evaluation:
+
+    step            optimizer steps done
+    sample          number of the prompt, from 0
+    prompt          its text, special tokens left out
+    row             row of the held-out pair that it is from; null for a prompt of samples.prompts
+    chosen          what the dataset prefers as an answer; null for a prompt of samples.prompts
+    base, policy    the answers, greedy, at most samples.max_new_tokens tokens
+    base_ended, policy_ended    whether the answer came to its end within them
+
+Decoding is greedy and leaves every random number generator alone: a run trains the same with samples and without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.data.pairs import Message, TokenPair
+from qdpo.files import explained
+from qdpo.packing.engine import evaluating
+from qdpo.training.callbacks import step_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.template import Template
+
+FILE = "samples.jsonl"
+SHOWN = 240
+"""Characters of a text that the terminal shows; the file has all of it."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to answer.
+
+    Attributes:
+        ids: its tokens.
+        row: row of the held-out pair that it is from, None for the user's own.
+        chosen: ids of the dataset's preferred answer, None for the user's own.
+    """
+
+    ids: list[int]
+    row: int | None = None
+    chosen: list[int] | None = None
+
+
+def choose_prompts(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, template: Template, heldout: Sequence[TokenPair]
+) -> list[Prompt]:
+    """The prompts of samples.prompts, else the first different ones of the held-out pairs.
+
+    A prompt that holds no text (pairs of bare sentences have only a BOS) asks nothing and is passed over.
+
+    Raises:
+        DataError: the template refuses a prompt of samples.prompts.
+    """
+    from qdpo.data.prepare import system_for
+    from qdpo.data.tokenise import Tokeniser
+
+    section, limits = config.samples, config.data
+    if section.prompts:
+        tokeniser = Tokeniser(tokenizer, template, limits.max_length, limits.max_prompt_length)
+        system = system_for(limits, template)
+        first = [] if system is None else [Message("system", system)]
+        texts = [template.prompt(tokenizer, [*first, Message("user", text)]) for text in section.prompts]
+        return [Prompt(tokeniser.encode(text)) for text in texts]
+    chosen: dict[tuple[int, ...], Prompt] = {}
+    for pair in heldout:
+        if len(chosen) == section.count:
+            break
+        if tokenizer.decode(pair.prompt, skip_special_tokens=True).strip():
+            chosen.setdefault(tuple(pair.prompt), Prompt(pair.prompt, pair.row, pair.chosen))
+    return list(chosen.values())
+
+
+def greedy(model: nn.Module, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> tuple[list[int], bool]:
+    """The likeliest continuation, token by token, with a cache where the model has one.
+
+    Args:
+        model: the *ForCausalLM, in evaluation mode.
+        ids: the prompt.
+        ends: ids that end an answer.
+        new_tokens: tokens at the most.
+
+    Returns:
+        The tokens without the one that ended them, and whether one did.
+    """
+    device = next(model.parameters()).device
+    made: list[int] = []
+    step, cache = list(ids), None
+    while len(made) < new_tokens:
+        out = model(input_ids=torch.tensor([step], device=device), past_key_values=cache, use_cache=True)
+        token, cache = int(out.logits[0, -1].argmax()), getattr(out, "past_key_values", None)
+        if token in ends:
+            return made, True
+        made.append(token)
+        step = [token] if cache is not None else [*ids, *made]
+    return made, False
+
+
+class SamplesCallback(TrainerCallback):
+    """Answers the prompts at every evaluation, appends to samples.jsonl, and shows base and policy side by side.
+
+    Args:
+        path: the file.
+        prompts: what to answer.
+        tokenizer: decodes.
+        ends: ids that end an answer.
+        new_tokens: tokens of an answer at the most.
+        autocast: makes the context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        ends: frozenset[int],
+        new_tokens: int,
+        autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self.path, self.prompts, self.tokenizer = path, list(prompts), tokenizer
+        self.ends, self.new_tokens, self.autocast = ends, new_tokens, autocast
+        self.base: list[tuple[str, bool]] = []
+        self.shown: list[str] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Drop lines of steps that a resumed run will do again."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines() if state.global_step else []
+            with explained(self.path):
+                self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= state.global_step))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Answer, write, show; a model that cannot answer is trained on without samples."""
+        if not self.prompts or not state.is_world_process_zero:
+            return
+        try:
+            rows = self.answers(kwargs["model"], state.global_step)
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            console.warn(f"no samples from here on: the model cannot continue a prompt ({reason})")
+            self.prompts = []
+            return
+        with explained(self.path), self.path.open("a") as stream:
+            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._show(state.global_step, rows)
+
+    def answers(self, policy: PeftModel, step: int) -> list[dict[str, Any]]:
+        """The lines of one evaluation."""
+        model: Any = policy.get_base_model()
+        with torch.no_grad(), evaluating(policy), self.autocast():
+            if not self.base:
+                with policy.disable_adapter():
+                    self.base = [self._answer(model, prompt) for prompt in self.prompts]
+            made = [self._answer(model, prompt) for prompt in self.prompts]
+        return [
+            {
+                "step": step,
+                "sample": number,
+                "prompt": self._text(prompt.ids),
+                "row": prompt.row,
+                "chosen": self._text(prompt.chosen) if prompt.chosen is not None else None,
+                "base": base,
+                "policy": answer,
+                "base_ended": base_ended,
+                "policy_ended": ended,
+            }
+            for number, (prompt, (base, base_ended), (answer, ended)) in enumerate(
+                zip(self.prompts, self.base, made, strict=True)
+            )
+        ]
+
+    def _answer(self, model: nn.Module, prompt: Prompt) -> tuple[str, bool]:
+        made, ended = greedy(model, prompt.ids, self.ends, self.new_tokens)
+        return self._text(made), ended
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _show(self, step: int, rows: list[dict[str, Any]]) -> None:
+        from rich.table import Table
+
+        answers = [row["policy"] for row in rows]
+        if answers == self.shown:
+            console.say(f"samples at step {step}: the same answers as before")
+            return
+        self.shown = answers
+        table = Table(title=f"samples at step {step}", title_justify="left", box=None, pad_edge=False)
+        for column in ("prompt", "base", "policy"):
+            table.add_column(column, ratio=1, overflow="fold")
+        for row in rows:
+            same = row["policy"] == row["base"]
+            table.add_row(_line(row["prompt"]), _line(row["base"]), "the same" if same else _line(row["policy"]))
+        console.talk().print(table)
+
+
+def _line(text: str) -> Any:
+    """A text for a cell: one line, nothing that a terminal would obey; of a long one the end."""
+    from rich.text import Text
+
+    words = " ".join(text.split())
+    words = words if len(words) <= SHOWN else "..." + words[3 - SHOWN :]
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))

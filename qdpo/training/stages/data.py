@@ -1,0 +1,58 @@
+"""First stage: read, check and tokenise the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdpo import console
+from qdpo.files import write_json
+from qdpo.training.stages.state import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.prepare import Prepared
+
+
+def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
+    """Read, check and tokenise the data, before the base is loaded."""
+    from qdpo.data.cache import cache_folder
+    from qdpo.data.prepare import fingerprint, prepare
+    from qdpo.model.load import load_tokenizer
+
+    config = run.config
+    tokenizer = load_tokenizer(config.model)
+    data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+    if data.template.source is not None:
+        # what is saved beside the adapter, and exported, asks as the run has trained
+        tokenizer.chat_template = data.template.source
+    for report in (data.train_report, data.heldout_report):
+        for line in report.summary():
+            console.say(line)
+    write_json(
+        run.folder / "data_report.json",
+        {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()},
+    )
+    run.save(
+        tokenizer={
+            "template_sha256": data.template.sha256,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        data={
+            "train": {
+                "name": config.data.name,
+                "split": config.data.split,
+                "fingerprint": fingerprint(data.train),
+                "pairs": len(data.train),
+            },
+            "heldout": {
+                "name": config.data.eval_name or config.data.name,
+                "split": config.data.eval_split,
+                "fingerprint": fingerprint(data.heldout),
+                "pairs": len(data.heldout),
+            },
+        },
+    )
+    return tokenizer, data

@@ -1,0 +1,153 @@
+"""Second stage: the base, its adapter, the engine around them, and what must hold before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qdpo import console
+from qdpo.errors import UnavailableError
+from qdpo.hardware import Device
+from qdpo.training.stages.state import Run
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.prepare import Prepared
+    from qdpo.packing.engine import Engine
+    from qdpo.training.losses import LossSettings
+
+
+def load_policy(run: Run) -> tuple[PeftModel, Engine]:
+    """Load the base, attach the adapter, find the layout that suits them."""
+    from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
+    from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
+
+    config = run.config
+    base = load_base(config.model, run.device)
+    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
+    parameters = parameter_count(base.model)
+    policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
+    if config.train.disable_dropout:
+        disable_dropout(policy)
+    run.save(
+        dtype={"compute": _short(base.dtype), "reason": base.dtype_reason},
+        base={
+            "name": config.model.name,
+            "folder": str(base.source.folder),
+            "revision": base.source.revision,
+            "architecture": (base.model.config.architectures or [type(base.model).__name__])[0],
+            "parameters": parameters,
+            "license": read_license(base.source.folder),
+            "weights_sha256": weights_sha256(base.source),
+        },
+        quantization={
+            "method": config.model.quantization,
+            "double_quant": config.model.double_quant,
+            "blocksize": NF4_BLOCKSIZE,
+            "load_dtype": _short(base.load_dtype),
+            "modules": base.quantized,
+        },
+        adapter={
+            "modules": len(lora_layers(policy)),
+            "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
+        },
+    )
+    return policy, set_up_engine(run, policy, base.dtype)
+
+
+def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
+    """Probe the loaded model, fuse what may be fused, checkpoint what is asked, and compare gradients.
+
+    Raises:
+        UnavailableError: only stock TRL can train this model.
+    """
+    from qdpo.packing.engine import Engine
+    from qdpo.packing.fuse import fuse
+    from qdpo.packing.gradient_check import check_gradients
+    from qdpo.packing.probe import decide
+    from qdpo.packing.recompute import checkpoint_layers, decoder_layers
+    from qdpo.training.invariants import Check
+
+    packing = run.config.packing
+    model: Any = policy.get_base_model()
+    own = model.config._attn_implementation
+    autocast = mixed_precision(run.device, dtype)
+    if run.config.engine == "trl":
+        # TRL runs the model as it is, with its own checkpointing; this engine only serves the checks before the start
+        run.save(engine={"way": "trl", "attention": own})
+        return Engine(model, run.device.torch, autocast, "unshared")
+    decision = decide(model, run.device.torch, autocast)
+    if decision.way == "trl":
+        raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
+    if decision.way != "packed":
+        console.note(f"engine: {decision.reason}")
+    engine = Engine(model, run.device.torch, autocast, decision.way)
+    fusion = fuse(model, linear=packing.fused_lora, mlp=packing.fused_mlp, norm=packing.fused_norm)
+    wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
+    checkpointed = checkpoint_layers(model, wanted)
+    gap = check_gradients(engine, fusion, own)
+    layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()} fused; {layers}").say())
+    run.save(
+        engine={
+            **decision.as_dict(),
+            "attention": own,
+            "fused": dict(fusion.counts),
+            "checkpointed_layers": checkpointed,
+            "gradient_difference": gap,
+        }
+    )
+    return engine
+
+
+def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
+    """The context of a forward pass: autocast on a GPU in half precision, as the trainer has it, else none."""
+    import torch
+
+    if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return partial(torch.autocast, "cuda", dtype)
+    return contextlib.nullcontext
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters of a model, those in 4 bits counted in full."""
+    return sum(
+        math.prod(state.shape) if (state := getattr(p, "quant_state", None)) is not None else p.numel()
+        for p in model.parameters()
+    )
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def run_checks(
+    run: Run,
+    engine: Engine,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Prepared,
+    loss: LossSettings,
+) -> None:
+    """Assert what must hold before the first step; each check is one green line."""
+    from qdpo.data.tokenise import Tokeniser
+    from qdpo.training import invariants
+
+    limits = run.config.data
+    tokeniser = Tokeniser(tokenizer, data.template, limits.max_length, limits.max_prompt_length)
+    sample = sorted(data.train, key=lambda pair: len(pair.prompt))[: invariants.SAMPLE]
+    fresh = run.config.model.adapter is None
+    run.checks += [
+        invariants.check_finite(policy).say(),
+        invariants.check_targets(policy, run.config.lora).say(),
+        invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
+        invariants.check_prefix(data.train[: 4 * invariants.SAMPLE]).say(),
+        invariants.check_policy_is_reference(engine, policy, sample, loss, fresh=fresh).say(),
+    ]

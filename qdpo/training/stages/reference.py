@@ -1,0 +1,78 @@
+"""Third stage: what the reference says of every pair that the run will look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdpo import console
+from qdpo.files import digest_of
+from qdpo.training.stages.state import Run, total_steps
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from qdpo.data.prepare import Prepared
+    from qdpo.packing.engine import Engine
+    from qdpo.training.trainer import Split
+
+
+def reference_pass(run: Run, engine: Engine, policy: PeftModel, data: Prepared) -> tuple[Split, Split]:
+    """Compute what the reference says of every pair that the run will look at."""
+    from qdpo.training.order import permutation, visited
+    from qdpo.training.reference import cache_folder, reference_logps
+    from qdpo.training.trainer import Split
+
+    config = run.config
+    steps = total_steps(config, len(data.train))
+    wanted = visited(len(data.train), config.train.seed, config.train.pairs_per_step, steps)
+    # in the order of first use, so that a longer run's passes begin with a shorter one's
+    place = {pair: i for i, pair in enumerate(permutation(len(data.train), config.train.seed, 0))}
+    begin = time.monotonic()
+    results = [
+        reference_logps(
+            engine,
+            policy,
+            pairs,
+            needed,
+            budget=config.packing.tokens_without_grad,
+            start=config.reference == "start",
+            identity=reference_identity(run, engine),
+            pin=run.folder / "reference",
+            shared=cache_folder() if config.packing.reference_cache == "shared" else None,
+        )
+        for pairs, needed in (
+            (data.train, sorted(wanted, key=place.__getitem__)),
+            (data.heldout, range(len(data.heldout))),
+        )
+    ]
+    computed, reused = sum(r.computed for r in results), sum(r.reused for r in results)
+    checked, gap = sum(r.checked for r in results), max(r.gap for r in results)
+    remark = f" ({reused:,} known, {checked} of them computed again: within {gap:.1g} nats)" if checked else ""
+    remark = remark or (f" ({reused:,} from this run's folder)" if reused else "")
+    console.good(
+        f"reference: log-probabilities of {computed + reused:,} pairs in {time.monotonic() - begin:.1f} s{remark}"
+    )
+    run.save(reference={"computed": computed, "reused": reused, "checked": checked, "largest_difference": gap})
+    return Split(data.train, results[0].table), Split(data.heldout, results[1].table)
+
+
+def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
+    """What the reference's log-probabilities depend on besides the pair, by name."""
+    from qdpo.files import sha256_file
+
+    record, adapter = run.record, run.config.model.adapter
+    identity = {
+        "format": "1",
+        "weights_sha256": record["base"]["weights_sha256"],
+        "revision": str(record["base"]["revision"]),
+        "quantization": json.dumps({k: v for k, v in record["quantization"].items() if k != "modules"}, sort_keys=True),
+        "quantized_modules": digest_of(sorted(record["quantization"]["modules"])),
+        "dtype": record["dtype"]["compute"],
+        "attention": f"{engine.way}, {record['engine']['attention']}",
+    }
+    if run.config.reference == "start" and adapter is not None:
+        identity["adapter_sha256"] = sha256_file(Path(adapter) / "adapter_model.safetensors")
+    return identity

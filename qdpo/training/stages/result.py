@@ -1,0 +1,86 @@
+"""Last stage: the final adapter, the result, the plots and the card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qdpo import console
+from qdpo.files import staged_folder
+from qdpo.hardware import GIB, peak_memory
+from qdpo.training.stages.state import Run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.training.trainer import DpoTrainer
+    from qdpo.training.trl_engine import TrlTrainer
+
+
+def finish(
+    run: Run,
+    trainer: DpoTrainer | TrlTrainer,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seconds: float,
+) -> None:
+    """Write the final adapter, the result, the plots and the card."""
+    from qdpo.files import sha256_file
+    from qdpo.report.card import write_card
+    from qdpo.report.plots import draw_plots
+    from qdpo.training import checkpoint
+    from qdpo.training.callbacks import read_metrics
+
+    step = trainer.state.global_step
+    if run.config.train.load_best != "none" and trainer.state.best_global_step:
+        step = trainer.state.best_global_step
+        checkpoint.read_adapter(policy, checkpoint.step_folder(trainer.checkpoints, step))
+        console.note(f"the final adapter is the best evaluation's, step {step} ({trainer.state.best_metric:.4f})")
+    adapter = run.folder / "adapter"
+    with staged_folder(adapter, replace=True) as staging:
+        checkpoint.write_adapter(policy, staging, run.config.model.name)
+        tokenizer.save_pretrained(str(staging))
+    lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval_loss" in line]
+    before = next(line for line in lines if line["step"] == 0)
+    after = next(line for line in reversed(lines) if line["step"] == step)
+    run.save(
+        state="finished",
+        checks=[{"name": check.name, "detail": check.detail} for check in run.checks],
+        result={
+            "steps": trainer.state.global_step,
+            "epochs": trainer.state.epoch,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory(run.device),
+            "tokens": trainer.tokens_seen,
+            "before": before,
+            "after": after,
+            "text_nll": (
+                {"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if trainer.text else None
+            ),
+            "adapter_step": step,
+            "adapter_sha256": sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
+        },
+    )
+    draw_plots(run.folder)
+    write_card(run.folder)
+    say_result(run, before, after, seconds)
+
+
+def say_result(run: Run, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+    """The before/after table and where things are."""
+    rows = [
+        ("held-out pairs: prefers the chosen", "eval_logps/accuracies", "{:.1%}"),
+        ("held-out reward accuracy", "eval_rewards/accuracies", "{:.1%}"),
+        ("held-out reward margin", "eval_rewards/margins", "{:.3f}"),
+        ("held-out loss", "eval_loss", "{:.4f}"),
+        ("held-out text, nats per token", "eval_text_nll", "{:.4f}"),
+    ]
+    console.say(f"{'':36}{'before':>10}{'after':>10}")
+    for label, key, form in rows:
+        if key in before and key in after:
+            first = "ties" if key == "eval_rewards/accuracies" and before["eval_rewards/margins"] == 0 else before[key]
+            start = first if isinstance(first, str) else form.format(first)
+            console.say(f"{label:36}{start:>10}{form.format(after[key]):>10}")
+    peak = peak_memory(run.device) / GIB
+    console.good(f"done in {seconds:.0f} s, peak memory {peak:.2f} GiB; adapter, plots and card in {run.folder}")
