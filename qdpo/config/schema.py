@@ -262,6 +262,16 @@ class TrainSection(Section):
         return self
 
 
+class SamplesSection(Section):
+    """Prompts that base and policy answer at every evaluation (greedy), kept in samples.jsonl."""
+
+    count: Annotated[
+        NonNegativeInt, Field(description="how many held-out prompts; 0 switches samples off unless prompts are given")
+    ] = 3
+    prompts: Annotated[list[str], Field(description="prompts of your own, instead of held-out ones")] = []
+    max_new_tokens: Annotated[PositiveInt, Field(description="tokens of an answer at the most")] = 64
+
+
 class PackingSection(Section):
     """How the packed engine cuts its work; decides memory and speed, never the mathematics."""
 
@@ -315,6 +325,7 @@ class RunConfig(Section):
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
     packing: PackingSection = PackingSection()
+    samples: SamplesSection = SamplesSection()
 
     @model_validator(mode="after")
     def _reference_needs_adapter(self) -> Self:
