@@ -1,4 +1,4 @@
-"""Loading what a run has made: its base as it was trained on, its adapter, its tokenizer and template."""
+"""Loading what a run has made, or any model with an adapter: base, adapter, tokenizer and template."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdpo import console
-from qdpo.config.schema import RunConfig
+from qdpo.config.schema import LoraSection, ModelSection, RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.files import manifest_problems
 from qdpo.hardware import Device, find_device
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from qdpo.data.template import Template
+    from qdpo.model.load import Base
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,53 @@ def load_trained(folder: Path) -> Trained:
     Raises:
         InputMissingError: the folder holds no run, or its adapter is missing or damaged.
     """
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
     from qdpo.data.template import load_template
-    from qdpo.model.load import load_base
 
     config = run_folder.reopen(folder).config
+    adapter = adapter_of(folder)
+    device = find_device()
+    _, model = load_adapted(config.model, adapter, device)
+    tokenizer = tokenizer_of(adapter, config.model)
+    model.config.use_cache = True
+    return Trained(model, tokenizer, load_template(config.data.template, tokenizer), config, device)
+
+
+def load_adapted(config: ModelSection, adapter: Path, device: Device) -> tuple[Base, PeftModel]:
+    """A base as the section says and an adapter on it, frozen and in evaluation mode.
+
+    Raises:
+        ConfigError: the adapter does not fit the base.
+        QdpoError: the base cannot be loaded.
+    """
+    from qdpo.model.load import load_base
+    from qdpo.model.lora import attach
+
+    base = load_base(config, device)
+    console.note(f"{config.name} in {str(base.dtype).removeprefix('torch.')} on {device.name}")
+    # the adapter brings its own configuration and weights: neither section nor seed is used
+    policy = attach(base.model, LoraSection(), 0, str(adapter))
+    policy.requires_grad_(False)
+    policy.eval()
+    return base, policy
+
+
+def tokenizer_of(adapter: Path, config: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer as saved beside an adapter, else the base's."""
+    from transformers import AutoTokenizer
+
+    from qdpo.model.load import load_tokenizer
+
+    if any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return AutoTokenizer.from_pretrained(adapter, trust_remote_code=config.trust_remote_code)
+    return load_tokenizer(config)
+
+
+def adapter_of(folder: Path) -> Path:
+    """The final adapter of a run, found whole.
+
+    Raises:
+        InputMissingError: it is missing or damaged.
+    """
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise InputMissingError(
@@ -61,11 +102,4 @@ def load_trained(folder: Path) -> Trained:
         raise InputMissingError(
             f"{adapter} is damaged: {problems[0]}", "restore it, or resume the run from a checkpoint"
         )
-    device = find_device()
-    base = load_base(config.model, device)
-    console.note(f"{config.model.name} in {str(base.dtype).removeprefix('torch.')} on {device.name}")
-    tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=config.model.trust_remote_code)
-    policy = PeftModel.from_pretrained(base.model, str(adapter))
-    policy.eval()
-    policy.config.use_cache = True
-    return Trained(policy, tokenizer, load_template(config.data.template, tokenizer), config, device)
+    return adapter

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
-from qdpo.packing.layout import build_pack
-from qdpo.packing.logps import PackScores, score_pack
+from qdpo.packing.layout import Pack, build_pack
+from qdpo.packing.logps import PackScores, hidden_of, score_pack
 from qdpo.packing.masks import masks_for
 from qdpo.packing.microbatch import cut
-from qdpo.packing.padded import cut_padded, score_padded
+from qdpo.packing.padded import cut_padded, predicting_padded, score_padded
 
 WAYS = {
     "packed": "shared prompts, no padding",
@@ -23,6 +23,23 @@ WAYS = {
     "unshared": "separate padded rows",
 }
 """How pairs can be laid out, the fastest first."""
+
+
+@dataclass(frozen=True)
+class Predicting:
+    """Where the completion tokens of n pairs are predicted.
+
+    Attributes:
+        hidden: (S, H) the states that predict them.
+        targets: (S,) their ids.
+        scored: (K,) index into S of each sequence's tokens, see `Pack`; None for all S in order.
+        sequence: (K,) number of the sequence, chosen first.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    scored: Tensor | None
+    sequence: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,11 +63,25 @@ class Engine:
         with self.autocast():
             if self.way == "unshared":
                 return score_padded(self.model, pairs, self.device)
-            pack = build_pack(pairs, indices).to(self.device)
-            mask = None
-            if self.way != "packed":
-                mask = masks_for(self.model, pack, by_layer_type=self.way == "packed_masks")
-            return score_pack(self.model, pack, mask)
+            return score_pack(self.model, *self._pack(pairs, indices))
+
+    def predicting(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> Predicting:
+        """What `score` scores, one step earlier: for whoever needs more of the distributions than sums."""
+        with self.autocast():
+            if self.way == "unshared":
+                hidden, targets, sequence = predicting_padded(self.model, pairs, self.device)
+                return Predicting(hidden, targets, None, sequence)
+            pack, mask = self._pack(pairs, indices)
+            return Predicting(hidden_of(self.model, pack, mask)[pack.rows], pack.targets, pack.scored, pack.sequence)
+
+    def _pack(
+        self, pairs: Sequence[TokenPair], indices: Sequence[int]
+    ) -> tuple[Pack, Tensor | dict[str, Tensor] | None]:
+        """The packed row, and the mask where the way needs one."""
+        pack = build_pack(pairs, indices).to(self.device)
+        if self.way == "packed":
+            return pack, None
+        return pack, masks_for(self.model, pack, by_layer_type=self.way == "packed_masks")
 
     def cut(self, pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
         """Group pairs into passes of up to `budget` tokens; positions in `pairs`."""

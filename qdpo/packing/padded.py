@@ -57,8 +57,15 @@ def hidden_of_padded(
     return backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
 
 
-def score_padded(model: nn.Module, pairs: Sequence[TokenPair], device: torch.device, padding: int = 0) -> PackScores:
-    """Score pairs as 2n padded rows; everything but the layout is as in a packed row."""
+def predicting_padded(
+    model: nn.Module, pairs: Sequence[TokenPair], device: torch.device, padding: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run pairs as 2n padded rows.
+
+    Returns:
+        (K, H) the states that predict the completion tokens, (K,) the tokens' ids, (K,) the number of each one's
+        sequence, chosen first.
+    """
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     prompts = [pair.prompt for pair in pairs] * 2
     # the last token predicts nothing
@@ -74,5 +81,11 @@ def score_padded(model: nn.Module, pairs: Sequence[TokenPair], device: torch.dev
         targets += completion
         owner += [number] * len(completion)
     places = hidden[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]
-    scores = score_tokens(places, head_of(model), torch.tensor(targets, device=device))
-    return sum_per_sequence(scores, None, torch.tensor(owner, device=device), len(sequences))
+    return places, torch.tensor(targets, device=device), torch.tensor(owner, device=device)
+
+
+def score_padded(model: nn.Module, pairs: Sequence[TokenPair], device: torch.device, padding: int = 0) -> PackScores:
+    """Score pairs as 2n padded rows; everything but the layout is as in a packed row."""
+    places, targets, owner = predicting_padded(model, pairs, device, padding)
+    scores = score_tokens(places, head_of(model), targets)
+    return sum_per_sequence(scores, None, owner, 2 * len(pairs))

@@ -1,0 +1,155 @@
+"""`qdpo eval`: did it work? Held-out pairs, other pairs, or benchmarks, by base and result."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdpo.config.schema import RunConfig
+
+HELP = "Score base and result: on held-out pairs, on other pairs (--pairs), or on benchmarks (--tasks, --preset)."
+
+CHANGEABLE = ("data.", "model.", "packing.", "loss.beta")
+"""What --set may change here; the rest of a configuration is about training."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb."""
+    parser.add_argument("--run", metavar="DIR", type=Path, help="the run directory")
+    parser.add_argument("--model", metavar="PATH", help="instead of --run: a base, hub name or local folder")
+    parser.add_argument("--adapter", metavar="DIR", type=Path, help="with --model: a PEFT adapter on it")
+    parser.add_argument("--pairs", metavar="FILE", help="score these pairs (any schema of `qdpo data`), not the run's")
+    parser.add_argument("--tasks", metavar="NAME,...", help="run these tasks of lm-evaluation-harness instead")
+    parser.add_argument("--preset", metavar="NAME", help="run a set of tasks with their shots: open-llm-v1")
+    parser.add_argument("--shots", metavar="N", type=int, help="with --tasks: few-shot examples (the task's own)")
+    parser.add_argument(
+        "--form",
+        choices=["adapter", "merged"],
+        default="adapter",
+        help="with tasks: run the result as base and adapter (default), or as merge-export wrote it",
+    )
+    parser.add_argument("--include", metavar="DIR", type=Path, help="with tasks: folder of further task YAML files")
+    parser.add_argument("--chat-template", action="store_true", help="with tasks: ask in the model's chat format")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="with tasks: requests at once (8)")
+    parser.add_argument("--limit", metavar="N", type=int, help="use the first N pairs, or N items of each task")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the JSON goes (default: RUN/evaluation)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print the table on stdout, and write the JSON."""
+    from qdpo.evaluation import run as evaluation
+
+    _check(args)
+    if args.tasks or args.preset:
+        return _tasks(args)
+    if args.run and not args.pairs:
+        result = evaluation.evaluate_run(args.run, args.limit)
+    else:
+        result = evaluation.evaluate_pairs(configuration(args), adapter_of(args), args.limit)
+    _show(result)
+    if (folder := _folder(args)) is not None:
+        evaluation.write(folder, evaluation.file_name(args.pairs), result)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    from qdpo.errors import UsageError
+
+    if (args.run is None) == (args.model is None):
+        raise UsageError("evaluate what?", "give --run DIR, or --model PATH with --adapter DIR")
+    if args.adapter and not args.model:
+        raise UsageError("--adapter needs --model: a run brings its own", "leave --adapter out, or --run")
+    tasks = bool(args.tasks or args.preset)
+    if (args.pairs and tasks) or (args.tasks and args.preset):
+        raise UsageError("--pairs, --tasks and --preset are different evaluations", "give one of them")
+    if args.model and not (args.pairs or tasks):
+        raise UsageError("a model has no held-out pairs of its own", "add --pairs FILE, or --tasks NAME,...")
+    for option in ("shots", "include"):
+        if getattr(args, option) is not None and not args.tasks:
+            raise UsageError(f"--{option} is for --tasks")
+    if not tasks and (args.chat_template or args.form != "adapter"):
+        raise UsageError("--form and --chat-template are for --tasks and --preset", "see `qdpo eval --help`")
+    for option, least in (("limit", 1), ("batch_size", 1), ("shots", 0)):
+        value = getattr(args, option)
+        if value is not None and value < least:
+            raise UsageError(f"--{option.replace('_', '-')} takes a number from {least}, not {value}")
+    if args.overrides and args.run and not (args.pairs or tasks):
+        raise UsageError("--set has no meaning for a run's own held-out pairs", "it goes with --pairs or --model")
+    for text in args.overrides:
+        if not text.startswith(CHANGEABLE):
+            raise UsageError(f"--set {text}: an evaluation reads no such setting", f"it reads {', '.join(CHANGEABLE)}")
+        if args.run and text.startswith("model."):
+            raise UsageError(f"--set {text}: a run's model is what was trained", "use --model PATH --adapter DIR")
+
+
+def configuration(args: argparse.Namespace) -> RunConfig:
+    """How model and pairs are read: as the run did, or by the schema's defaults, then by --set."""
+    from qdpo.cli.train import replacements
+    from qdpo.config.resolve import resolve
+    from qdpo.config.schema import DataSection
+    from qdpo.training import run_folder
+
+    overrides = [*replacements(args.model, args.pairs), "data.max_rows=null"]
+    if args.run:
+        run_folder.reopen(args.run)
+        return resolve(str(args.run / run_folder.CONFIG), [*overrides, *args.overrides]).config
+    # the demonstration's own limits do not hold for other models
+    limits = [f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")]
+    return resolve("quickstart", [*overrides, *limits, "data.text=null", *args.overrides]).config
+
+
+def adapter_of(args: argparse.Namespace) -> Path | None:
+    """The adapter that the command line means."""
+    from qdpo.evaluation import trained
+
+    return trained.adapter_of(args.run) if args.run else args.adapter
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    from qdpo.evaluation.run import FOLDER
+
+    return args.out or (args.run / FOLDER if args.run else None)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from qdpo import console
+    from qdpo.evaluation.view import sentences, tables
+
+    for table in tables(result):
+        console.out().print(table)
+        console.out().print()
+    for sentence in sentences(result):
+        console.out().print(sentence, markup=False)
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from qdpo import console
+    from qdpo.errors import UsageError
+    from qdpo.evaluation import harness, run_tasks, tasks
+    from qdpo.evaluation.tasks_table import before_after
+
+    names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
+    if not names and not args.preset:
+        raise UsageError("--tasks names no task", "for example --tasks winogrande,hellaswag")
+    if args.form == "merged" and not args.run:
+        raise UsageError("--form merged needs --run", "a merged model without a run is --model PATH alone")
+    harness.check_installed()
+    settings = harness.Settings(args.include, args.limit, args.chat_template, args.batch_size)
+    groups = run_tasks.groups_of(names, args.shots, args.preset)
+    config = configuration(args)
+    if args.form == "merged":
+        models, found = run_tasks.run_merged(args.run, config, groups, settings)
+    else:
+        models, found = run_tasks.run_adapter(config, adapter_of(args), groups, settings)
+    folder = _folder(args)
+    before = tasks.read(folder) if folder else None
+    result = tasks.report(models, found, args.form, settings, before)
+    console.out().print(before_after(result))
+    if folder:
+        tasks.write(folder, result)
+    return 0

@@ -1,0 +1,94 @@
+"""Evaluating pairs from beginning to end: load, score, summarise, write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from qdpo import __version__, console
+from qdpo.config.schema import RunConfig
+from qdpo.evaluation import subject as subjects
+from qdpo.evaluation.pairs import Chosen, heldout_pairs, pairs_of
+from qdpo.evaluation.scoring import score_pairs
+from qdpo.evaluation.subject import Subject
+from qdpo.evaluation.summary import summarise
+from qdpo.files import explained, write_json
+from qdpo.training import run_folder
+
+FOLDER = "evaluation"
+"""Folder of a run directory for what was evaluated after training."""
+HELDOUT = "heldout.json"
+
+
+def evaluate_run(folder: Path, limit: int | None = None) -> dict[str, Any]:
+    """Score a run's own held-out pairs; see `qdpo.evaluation.summary` for what is returned.
+
+    Raises:
+        QdpoError: the run, its base or its data cannot be read.
+    """
+    subject = subjects.of_run(folder)
+    return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit))
+
+
+def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = None) -> dict[str, Any]:
+    """Score all pairs of `config.data.name` by a base, and by the base with an adapter.
+
+    Raises:
+        QdpoError: model, adapter or data cannot be read.
+    """
+    subject = subjects.load(config, adapter)
+    return _evaluate("pairs", subject, pairs_of(config, subject.tokenizer, subject.template, limit))
+
+
+def _evaluate(kind: str, subject: Subject, chosen: Chosen) -> dict[str, Any]:
+    from rich.progress import Progress
+
+    config = subject.config
+    with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:
+        task = progress.add_task("scoring", total=len(chosen.pairs))
+        scores = score_pairs(
+            subject.engine,
+            chosen.pairs,
+            config.packing.tokens_without_grad,
+            subject.base,
+            subject.policy,
+            lambda pairs: progress.advance(task, pairs),
+        )
+    return {
+        "schema": 1,
+        "kind": kind,
+        "created": run_folder.now(),
+        "qdpo": __version__,
+        "model": subject.about,
+        "data": {
+            "source": chosen.source,
+            "pairs": len(chosen.pairs),
+            "prompts": chosen.prompts,
+            "fingerprint": chosen.fingerprint,
+            "template": subject.template.origin,
+        },
+        **summarise(scores, config.loss.beta, adapted=subject.policy is not None),
+    }
+
+
+def file_name(pairs: str | None) -> str:
+    """The name of the JSON file for a run's own held-out pairs (None), or for those of a file or dataset."""
+    if pairs is None:
+        return HELDOUT
+    stem = Path(pairs).name.partition(".")[0] or Path(pairs).name
+    return f"pairs-{re.sub(r'[^A-Za-z0-9_-]+', '-', stem).strip('-') or 'data'}.json"
+
+
+def write(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    """Write a result whole or not at all, and say where.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    path = folder / name
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    console.good(f"written to {path}")
+    return path

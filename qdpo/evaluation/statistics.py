@@ -1,0 +1,125 @@
+"""Intervals and tests for what is counted and averaged over pairs; pairs are taken as independent.
+
+Sources: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927); Efron and
+Tibshirani, "An Introduction to the Bootstrap" (1993), ch. 13, percentile interval; McNemar, Psychometrika 12 (1947),
+in its exact binomial form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.95
+Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
+
+RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low, high: the ends of its interval; None where one pair says nothing about it.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def wilson(successes: int, n: int) -> Estimate:
+    """A share with Wilson's score interval (1927, without continuity correction).
+
+    Raises:
+        ValueError: n is 0, or the successes do not fit it.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n}")
+    share, z2 = successes / n, Z * Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # at 0 and at n the interval reaches the share exactly; rounding would leave it a little outside
+    return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+
+
+def bootstrap_ratio(totals: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    """A mean, or a ratio of sums, with its percentile bootstrap interval (2,000 resamples of pairs, fixed seed).
+
+    Args:
+        totals: (n,) one value per pair.
+        weights: (n,) what each value counts (its tokens); None counts pairs.
+
+    Raises:
+        ValueError: there is no pair, or the weights sum to 0.
+    """
+    totals = np.asarray(totals, np.float64)
+    weights = np.ones_like(totals) if weights is None else np.asarray(weights, np.float64)
+    n = len(totals)
+    if n == 0 or weights.sum() == 0:
+        raise ValueError("nothing to average")
+    value = float(totals.sum() / weights.sum())
+    if n == 1:
+        return Estimate(value, None, None)
+    draw = np.random.default_rng(SEED)
+    ratios = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        counts = np.bincount(draw.integers(0, n, n), minlength=n)
+        total = counts @ weights
+        ratios[i] = (counts @ totals) / total if total else math.nan
+    low, high = np.nanquantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def mcnemar_exact(gained: int, lost: int) -> float:
+    """Two-sided exact McNemar test: the p-value of a split of the changed pairs at least this uneven by a fair coin.
+
+    Args:
+        gained: pairs that only the second model has right.
+        lost: pairs that only the first model has right.
+    """
+    changed = gained + lost
+    tail, term = 0, 1
+    for i in range(min(gained, lost) + 1):
+        tail += term
+        term = term * (changed - i) // (i + 1)
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's correlation; None where one of the two does not vary."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if len(a) < 2 or not a.std() or not b.std():
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def compare_shares(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Two models' right and wrong answers on the same pairs.
+
+    Args:
+        first, second: (n,) whether each model is right.
+
+    Returns:
+        `base` and `policy` (Wilson), `gained`, `lost`, `p_value` (McNemar exact).
+    """
+    n = len(first)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    return {
+        "base": wilson(int(first.sum()), n).as_dict(),
+        "policy": wilson(int(second.sum()), n).as_dict(),
+        "gained": gained,
+        "lost": lost,
+        "p_value": mcnemar_exact(gained, lost),
+    }

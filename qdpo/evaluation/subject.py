@@ -1,0 +1,154 @@
+"""What is evaluated: a model on the packed engine that can be the base or the policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.errors import InputMissingError, UnavailableError
+from qdpo.evaluation.scoring import Side
+from qdpo.evaluation.trained import adapter_of, load_adapted, tokenizer_of
+from qdpo.files import sha256_file
+from qdpo.hardware import find_device
+from qdpo.training import run_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.template import Template
+    from qdpo.model.load import Base
+    from qdpo.packing.engine import Engine
+
+START = "start"
+"""The name under which the adapter that training started from is loaded, where it is the reference."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its two sides.
+
+    Attributes:
+        engine: runs it.
+        base: makes the context in which it is the base: the reference of the rewards.
+        policy: makes the context in which it is the policy; None when there is no adapter.
+        tokenizer: as saved beside the adapter, else the base's.
+        template: how conversations become text.
+        config: of the run, or made from the command line.
+        about: what it is, for the JSON.
+    """
+
+    engine: Engine
+    base: Side
+    policy: Side | None
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    config: RunConfig
+    about: dict[str, Any]
+
+
+def of_run(folder: Path) -> Subject:
+    """The result of a run.
+
+    Raises:
+        InputMissingError: the folder holds no run, or its adapter is missing or damaged.
+    """
+    return load(run_folder.reopen(folder).config, adapter_of(folder))
+
+
+def check_adapter(folder: Path) -> Path:
+    """A folder that holds a PEFT adapter.
+
+    Raises:
+        InputMissingError: it does not.
+    """
+    if not folder.is_dir():
+        raise InputMissingError(f"there is no adapter folder {folder}", "give a folder with adapter_config.json")
+    if not (folder / "adapter_config.json").is_file():
+        run = (folder / run_folder.RECORD).is_file()
+        hint = f"it is a run: --run {folder}" if run else "give the folder that PEFT's save_pretrained wrote"
+        raise InputMissingError(f"{folder} holds no adapter (adapter_config.json is missing)", hint)
+    return folder
+
+
+def load(config: RunConfig, adapter: Path | None) -> Subject:
+    """Load a base, with an adapter or without.
+
+    Raises:
+        ConfigError: the adapter does not fit.
+        UnavailableError: the engine cannot run this model.
+        QdpoError: model, tokenizer or template cannot be loaded.
+    """
+    from qdpo.data.template import load_template
+    from qdpo.libraries import quiet_libraries
+    from qdpo.model.load import load_base, load_tokenizer, weights_sha256
+
+    quiet_libraries()
+    device = find_device()
+    base_side: Side = contextlib.nullcontext
+    policy_side: Side | None = None
+    about: dict[str, Any] = {"base": config.model.name, "quantization": config.model.quantization}
+    if adapter is None:
+        base, tokenizer = load_base(config.model, device), load_tokenizer(config.model)
+    else:
+        base, policy = load_adapted(config.model, check_adapter(adapter), device)
+        tokenizer = tokenizer_of(adapter, config.model)
+        base_side, policy_side = _sides(policy, config)
+        weights = adapter / "adapter_model.safetensors"
+        about |= {
+            "reference": config.reference,
+            "adapter": str(adapter),
+            "adapter_sha256": sha256_file(weights) if weights.is_file() else None,
+        }
+    base.model.eval()
+    about |= {
+        "revision": base.source.revision,
+        "weights_sha256": weights_sha256(base.source),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": device.name,
+    }
+    engine = _engine(base, device)
+    about["engine"] = engine.way
+    return Subject(
+        engine, base_side, policy_side, tokenizer, load_template(config.data.template, tokenizer), config, about
+    )
+
+
+def _sides(policy: PeftModel, config: RunConfig) -> tuple[Side, Side]:
+    """The contexts of reference and policy; the reference may be the adapter that training started from."""
+    if config.reference != "start" or config.model.adapter is None:
+        return policy.disable_adapter, contextlib.nullcontext
+    start = check_adapter(Path(config.model.adapter).expanduser())
+    policy.load_adapter(str(start), adapter_name=START)
+    policy.set_adapter("default")
+    return partial(_switched, policy), contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def _switched(policy: PeftModel) -> Iterator[None]:
+    """The starting adapter instead of the trained one, for a while."""
+    policy.set_adapter(START)
+    try:
+        yield
+    finally:
+        policy.set_adapter("default")
+
+
+def _engine(base: Base, device: Any) -> Engine:
+    from qdpo.packing.engine import Engine
+    from qdpo.packing.probe import decide
+    from qdpo.training.stages.model import mixed_precision
+
+    autocast = mixed_precision(device, base.dtype)
+    decision = decide(base.model, device.torch, autocast)
+    if decision.way == "trl":
+        raise UnavailableError(f"this model cannot be scored: {decision.reason}")
+    if decision.way != "packed":
+        console.note(f"engine: {decision.reason}")
+    return Engine(base.model, device.torch, autocast, decision.way)
