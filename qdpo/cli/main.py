@@ -44,6 +44,7 @@ VERBS = {
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
     "merge-export": Verb("qdpo.cli.merge_export", "merge a run's adapter into its base and write the model"),
     "verify": Verb("qdpo.cli.verify", "score an export against what was trained"),
+    "eval": Verb("qdpo.cli.eval", "score base and result on held-out pairs, other pairs or benchmarks"),
     "chat": Verb("qdpo.cli.chat", "talk to a run's model, or to base and result side by side"),
     "doctor": Verb("qdpo.cli.doctor", "show versions, GPU, disk space and optional parts"),
 }
