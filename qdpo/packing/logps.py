@@ -3,6 +3,9 @@
 The head is frozen and each scored row's upstream gradient is one number g, so d(logp)/dh = W[y] - p W can be formed in
 the forward pass, chunk by chunk, and only multiplied by g in the backward pass: two matrix products instead of three,
 and nothing of vocabulary size survives a chunk. Entropy, mean logit and top-1 come with it.
+
+A head that is trained itself needs its own gradient: it is run as it is, by autograd, chunk by chunk, and again in the
+backward pass.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qdpo.errors import TrainingError
 from qdpo.packing.layout import Pack
@@ -22,19 +26,21 @@ CHUNK_ROWS = 256
 
 @dataclass(frozen=True)
 class Head:
-    """The frozen output projection.
+    """The output projection.
 
     Attributes:
         weight: (V, H).
         bias: (V,) or None.
         softcap: tanh soft-capping of the logits, None for none.
         scale: factor of the logits.
+        trained: the projection itself where it is trained or has an adapter, None where it is frozen.
     """
 
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
     scale: float
+    trained: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -79,15 +85,15 @@ def head_of(model: nn.Module) -> Head:
     """The output projection of a causal language model and what is done to its logits.
 
     Raises:
-        TrainingError: the head is trained or has an adapter.
+        TrainingError: it is no linear layer.
     """
     output: Any = model.get_output_embeddings()  # type: ignore[operator]
-    weight = getattr(output, "weight", None)
-    if not isinstance(output, nn.Linear) or weight is None or weight.requires_grad:
+    linear = _linear_in(output)
+    if linear is None:
         raise TrainingError(
-            f"the output head is {type(output).__name__} and trained or adapted; the packed engine needs it frozen",
-            "take lm_head out of lora.target_modules, or set engine: trl",
+            f"the output head is a {type(output).__name__}; the packed engine needs a linear layer", "set engine: trl"
         )
+    trained = linear is not output or any(parameter.requires_grad for parameter in output.parameters())
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
     scale = next(
         (
@@ -101,7 +107,16 @@ def head_of(model: nn.Module) -> Head:
         # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies
         scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
     scale = 1.0 if scale is None else scale
-    return Head(weight, output.bias, getattr(config, "final_logit_softcapping", None), float(scale))
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, linear.bias, softcap, float(scale), output if trained else None)
+
+
+def _linear_in(output: Any) -> nn.Linear | None:
+    """The linear layer that a head is, or that PEFT has wrapped in an adapter or a trained copy."""
+    for candidate in (output, getattr(output, "base_layer", None), getattr(output, "original_module", None)):
+        if isinstance(candidate, nn.Linear):
+            return candidate
+    return None
 
 
 class _Score(torch.autograd.Function):
@@ -159,15 +174,48 @@ def score_tokens(hidden: Tensor, head: Head, targets: Tensor, *, squares: bool =
 
     Args:
         hidden: (S, H) the states that predict them.
-        head: the frozen output projection.
+        head: the output projection.
         targets: (S,) their ids.
         squares: compute `log_squares` too.
     """
+    if head.trained is not None:
+        parts = [
+            checkpoint(
+                _score_chunk,
+                hidden[begin : begin + CHUNK_ROWS],
+                head,
+                targets[begin : begin + CHUNK_ROWS],
+                squares,
+                use_reentrant=False,
+            )
+            for begin in range(0, max(hidden.shape[0], 1), CHUNK_ROWS)
+        ]
+        columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        return TokenScores(*columns)
     with_grad = torch.is_grad_enabled() and hidden.requires_grad
     # The function chooses its own precision: autocast would turn the fp32 sums into half precision.
     with torch.autocast(hidden.device.type, enabled=False):
         logps, entropy, mean_logit, top1, log_squares = _Score.apply(hidden, head, targets, with_grad, squares)
     return TokenScores(logps, entropy, mean_logit, top1, log_squares if squares else None)
+
+
+def _score_chunk(
+    hidden: Tensor, head: Head, targets: Tensor, squares: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The fields of `TokenScores` for a chunk, through a head that is trained; autograd sees all of it."""
+    assert head.trained is not None
+    logits = head.trained(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(hidden.dtype, torch.float32)) * head.scale
+        if head.softcap is not None:
+            logits = torch.tanh(logits / head.softcap) * head.softcap
+        every = torch.log_softmax(logits, -1)
+        logps = every.gather(1, targets[:, None])[:, 0]
+        with torch.no_grad():
+            p = every.exp()
+            entropy = -(p * every).sum(-1)
+            log_squares = p.square().sum(-1).log() if squares else None
+            return logps, entropy, logits.mean(-1), logits.argmax(-1) == targets, log_squares
 
 
 def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> PackScores:

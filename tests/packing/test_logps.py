@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from packing.toys import build, in_float64, make_pairs
+from packing.toys import build, in_float64, make_pairs, separate_logps
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from qdpo.errors import TrainingError
@@ -106,8 +108,54 @@ def test_sums_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
         assert scores.top1[number] == (logits.argmax(-1) == torch.tensor(completion)).sum()
 
 
-def test_a_trained_head_is_refused() -> None:
+def train_the_head(model: Any, how: str) -> Any:
+    """Make a model's head trained in one of the ways that exist; returns the model with its weights randomised."""
+    if how == "weight":
+        model.lm_head.weight.requires_grad_(True)
+        return model
+    settings = {"adapter": {"target_modules": ["q_proj", "lm_head"]}, "copy": {"modules_to_save": ["lm_head"]}}[how]
+    wrapped = get_peft_model(model, LoraConfig(r=2, **{"target_modules": ["q_proj"], **settings})).to(torch.float64)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return wrapped.get_base_model()
+
+
+@pytest.mark.parametrize("how", ["weight", "adapter", "copy"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_a_trained_head_gets_its_gradient(architecture: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_float64(monkeypatch)
+    monkeypatch.setattr(logps, "CHUNK_ROWS", 5)
+    model, pairs = train_the_head(build(architecture), how), make_pairs()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    expected = separate_logps(model, pairs)
+    gradients = torch.autograd.grad(expected.sin().sum(), parameters)
+    attention.install(model)
+    scores = score_pack(model, build_pack(pairs, range(len(pairs))))
+    torch.testing.assert_close(scores.logps, expected, rtol=0, atol=1e-11)
+    for mine, theirs in zip(torch.autograd.grad(scores.logps.sin().sum(), parameters), gradients, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+def test_a_trained_head_gives_the_same_statistics_as_a_frozen_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logps, "CHUNK_ROWS", 3)
+    frozen, (hidden, targets) = make_head(scale=1.7, softcap=2.0, with_bias=True), inputs()
+    linear = torch.nn.Linear(6, 23, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(frozen.weight)
+        linear.bias.copy_(frozen.bias)
+    one = score_tokens(hidden, frozen, targets, squares=True)
+    other = score_tokens(hidden, replace(frozen, trained=linear), targets, squares=True)
+    for name in ("logps", "entropy", "mean_logit", "top1", "log_squares"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
+    assert not other.entropy.requires_grad
+
+
+def test_a_head_that_is_no_linear_layer_is_refused() -> None:
     model = build("llama")
-    model.lm_head.weight.requires_grad_(True)
-    with pytest.raises(TrainingError, match="needs it frozen"):
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(TrainingError, match="needs a linear layer"):
         head_of(model)

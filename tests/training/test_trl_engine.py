@@ -112,7 +112,7 @@ def test_resumes_to_the_same_adapter(
 ) -> None:
     folder = tmp_path / "run"
     callbacks = trainer_stage.first_callbacks
-    monkeypatch.setattr(trainer_stage, "first_callbacks", lambda run: [*callbacks(run), StopAt(4)])
+    monkeypatch.setattr(trainer_stage, "first_callbacks", lambda *args: [*callbacks(*args), StopAt(4)])
     with pytest.raises(Stopped):
         train_tiny(tiny, folder, *SHORT, TRL)
     monkeypatch.undo()
