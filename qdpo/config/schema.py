@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LossType = Literal[
     "sigmoid",
@@ -34,6 +34,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven linear layers of a Llama-like decoder block, attention first."""
+
+PRECISIONS = (
+    *("float32", "float16", "bfloat16", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0"),
+    *("q4_k_m", "q4_k_s", "q4_1", "q4_0", "awq"),
+)
+"""What exports are rounded to: dtypes of safetensors, types of GGUF, AWQ."""
+
+MAX_KL = {"float32": 1e-4, "float16": 1e-4, "bfloat16": 5e-4, "f32": 1e-4, "f16": 1e-4, "bf16": 5e-4, "q8_0": 2e-3}
+"""Precisions whose rounding is too small to be seen, in nats per token."""
 
 
 class Section(BaseModel):
@@ -251,6 +260,13 @@ class TrainSection(Section):
         Literal["none", "accuracy", "loss"],
         Field(description="final adapter: the last step's, or the best evaluation's by held-out accuracy or loss"),
     ] = "none"
+    early_stop: Annotated[
+        Literal["none", "accuracy", "loss"],
+        Field(description="end the run when held-out accuracy or loss has stopped getting better"),
+    ] = "none"
+    early_stop_evals: Annotated[
+        PositiveInt, Field(description="evaluations in a row without a new best after which early_stop ends the run")
+    ] = 3
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "trackio"]], Field(description="experiment trackers besides metrics.jsonl")
     ] = []
@@ -304,6 +320,47 @@ class PackingSection(Section):
     ] = "shared"
 
 
+class VerifySection(Section):
+    """What an export of the run must reach; `qdpo verify` holds it to these limits."""
+
+    pairs: Annotated[PositiveInt, Field(description="held-out pairs that an export is scored on")] = 64
+    max_kl: Annotated[
+        dict[str, float],
+        Field(
+            description="largest mean KL(trained || export), nats per token, by precision (f16, q8_0, bfloat16, awq, "
+            "...); laid over the defaults, and what is in neither has no limit"
+        ),
+    ] = MAX_KL
+    min_margin_kept: Annotated[
+        dict[str, float],
+        Field(
+            description="smallest share of the trained margin that must survive, by precision (q4_k_m, awq, ...); "
+            "without a limit the share is published"
+        ),
+    ] = {}
+    pick_margin_kept: Annotated[
+        Fraction, Field(description="share of the trained margin that a type must keep for --pick to take it")
+    ] = 0.9
+    pick_top1: Annotated[
+        Fraction, Field(description="share of likeliest tokens equal to the trained model's that --pick asks for")
+    ] = 0.9
+
+    @field_validator("max_kl")
+    @classmethod
+    def _over_the_defaults(cls, limits: dict[str, float]) -> dict[str, float]:
+        return MAX_KL | limits
+
+    @model_validator(mode="after")
+    def _known_precisions(self) -> Self:
+        for key in ("max_kl", "min_margin_kept"):
+            limits: dict[str, float] = getattr(self, key)
+            if unknown := [name for name in limits if name not in PRECISIONS]:
+                raise ValueError(f"{key} names {unknown[0]}, which is no precision; known are {', '.join(PRECISIONS)}")
+            if negative := [name for name, limit in limits.items() if limit < 0]:
+                raise ValueError(f"{key}: the limit of {negative[0]} is below 0")
+        return self
+
+
 class RunConfig(Section):
     """Everything that decides what a run does."""
 
@@ -325,6 +382,7 @@ class RunConfig(Section):
     loss: LossSection = LossSection()
     train: TrainSection = TrainSection()
     packing: PackingSection = PackingSection()
+    verify: VerifySection = VerifySection()
     samples: SamplesSection = SamplesSection()
 
     @model_validator(mode="after")

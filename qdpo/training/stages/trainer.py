@@ -131,11 +131,13 @@ def first_callbacks(run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared
 
 
 def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallback:
-    """Add what records and shows a run, the display last; it is returned and must be closed whatever happens."""
+    """Add what records, ends and shows a run; the display is returned and must be closed whatever happens."""
     from transformers import PrinterCallback
 
     from qdpo.training.callbacks import MetricsFile, SaveBestCallback
+    from qdpo.training.early_stop import EarlyStopCallback
     from qdpo.training.terminal import TerminalCallback
+    from qdpo.training.verdict_line import VerdictCallback
 
     config = run.config
     if run.device.kind == "cpu" and config.train.optim.startswith("paged"):
@@ -144,6 +146,10 @@ def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallbac
     if config.train.load_best != "none":
         trainer.add_callback(SaveBestCallback())
     trainer.add_callback(MetricsFile(run.folder / "metrics.jsonl", run.device, lambda: trainer.tokens_seen))
+    if config.train.early_stop != "none":
+        patience = config.train.early_stop_evals
+        trainer.add_callback(EarlyStopCallback(run.folder / "metrics.jsonl", config.train.early_stop, patience))
     terminal = TerminalCallback()
     trainer.add_callback(terminal)
+    trainer.add_callback(VerdictCallback(run.folder))
     return terminal
