@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,14 +199,23 @@ def _right(samples: Sequence[dict[str, Any]], metric: str, filter: str) -> dict[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's own log only where something is wrong; its progress bars only on a terminal."""
+    """lm-eval's log only where something is wrong; its progress bars, and what git says to it, only on a terminal."""
     log = logging.getLogger("lm_eval")
     level = log.level
     log.setLevel(logging.ERROR)
+    sys.stderr.flush()
+    kept = None if console.is_interactive() else os.dup(2)
     try:
+        if kept is not None:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         log.setLevel(level)
+        if kept is not None:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager

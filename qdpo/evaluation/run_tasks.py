@@ -111,6 +111,8 @@ def run_merged(
 
 
 def _about(base: Base, config: ModelSection, device: Device, adapter: Path | None = None) -> dict[str, Any]:
+    from qdpo.model.load import weights_sha256
+
     dtype = str(base.dtype).removeprefix("torch.")
     arguments = [f"pretrained={config.name}"]
     arguments += [f"peft={adapter}"] if adapter else []
@@ -120,6 +122,7 @@ def _about(base: Base, config: ModelSection, device: Device, adapter: Path | Non
         "description": f"hf ({','.join(arguments)})",
         "base": config.name,
         "revision": base.source.revision,
+        "weights_sha256": weights_sha256(base.source),
         "adapter": str(adapter) if adapter else None,
         "adapter_sha256": sha256_file(weights) if weights and weights.is_file() else None,
         "quantization": config.quantization,

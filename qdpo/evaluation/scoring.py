@@ -91,13 +91,13 @@ def _score_group(
     head, count = head_of(engine.model), 2 * len(pairs)
     with base():
         before = engine.predicting(pairs, indices)
-    first = _sums(before, head, count)
+        first = _sums(before, head, count)
     if policy is None:
         return first[0], first[0], first[1], torch.zeros_like(first[0])
     with policy():
         after = engine.predicting(pairs, indices)
-    second = _sums(after, head, count)
-    kl = token_kl(after.hidden, before.hidden, head)
+        second = _sums(after, head, count)
+    kl = token_kl((after.hidden, policy), (before.hidden, base), head)
     kl = kl if after.scored is None else kl[after.scored]
     summed = torch.zeros(count, dtype=kl.dtype, device=kl.device).index_add(0, after.sequence, kl)
     return first[0], second[0], first[1], summed
@@ -109,31 +109,35 @@ def _sums(found: Predicting, head: Head, count: int) -> tuple[Tensor, Tensor]:
     return scores.logps, scores.tokens
 
 
-def token_kl(policy: Tensor, base: Tensor, head: Head) -> Tensor:
+def token_kl(policy: tuple[Tensor, Side], base: tuple[Tensor, Side], head: Head) -> Tensor:
     """KL(policy || base) of the next token at each place, exact over the vocabulary.
 
     Args:
-        policy, base: (S, H) hidden states.
-        head: their common output projection.
+        policy, base: (S, H) hidden states of each, and the context in which the model is it.
+        head: the output projection; one that is trained itself is run in that context.
 
     Returns:
         (S,) fp32, nats.
     """
     rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     values = []
-    for begin in range(0, len(policy), rows):
-        p, q = (_log_probabilities(hidden[begin : begin + rows], head) for hidden in (policy, base))
+    for begin in range(0, len(policy[0]), rows):
+        p, q = (_log_probabilities(hidden[begin : begin + rows], head, side) for hidden, side in (policy, base))
         values.append((p.exp() * (p - q)).sum(-1).clamp(min=0))
-    return torch.cat(values) if values else policy.new_zeros(0, dtype=torch.float32)
+    return torch.cat(values) if values else policy[0].new_zeros(0, dtype=torch.float32)
 
 
-def _log_probabilities(hidden: Tensor, head: Head) -> Tensor:
+def _log_probabilities(hidden: Tensor, head: Head, side: Side) -> Tensor:
     # as qdpo.packing.logps computes logits: in the head's own type, then in fp32
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden.to(head.weight.dtype) @ head.weight.t()).float()
-        if head.bias is not None:
-            logits += head.bias
-        logits *= head.scale
+        if head.trained is not None:
+            with side():
+                logits = head.trained(hidden).float()
+        else:
+            logits = (hidden.to(head.weight.dtype) @ head.weight.t()).float()
+            if head.bias is not None:
+                logits += head.bias
+        logits = logits * head.scale
         if head.softcap is not None:
             logits = torch.tanh(logits / head.softcap) * head.softcap
         return logits.log_softmax(-1)

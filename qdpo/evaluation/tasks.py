@@ -7,7 +7,8 @@
     form           adapter: the 4-bit base with the adapter; merged: what `qdpo merge-export` wrote
     chat_template  whether tasks were asked in the chat format
     models         by name, `base` and (where there is an adapter) `result`: description (as lm-eval prints its model
-                   arguments), base, revision, adapter, adapter_sha256, quantization, dtype, device
+                   arguments), base, revision, weights_sha256, adapter, adapter_sha256, quantization,
+                   dtype, device
     tasks          one entry per task, shots, limit, filter and metric, groups before their members:
       task, title, version, shots, filter, metric, depth (below a group), dataset {path, config, split}, batch_size
       limit        items at most, null for all: a limited result is no benchmark result
@@ -41,6 +42,8 @@ from qdpo.training import run_folder
 
 FILE = "tasks.json"
 TABLES = "tasks.md"
+LOADERS = {"json", "csv", "parquet", "text", "arrow"}
+"""Dataset paths of local files: the hub would take them for somebody's dataset."""
 KEY = ("task", "shots", "limit", "filter", "metric")
 
 
@@ -97,7 +100,7 @@ def report(
 
     what = {"form": form, "chat_template": settings.chat_template, "models": models}
     if before is not None:
-        if all(before.get(key) == value for key, value in what.items()):
+        if _same(before, what):
             new = {_key(entry) for entry in tasks}
             tasks = [entry for entry in before["tasks"] if _key(entry) not in new] + tasks
         else:
@@ -112,6 +115,18 @@ def report(
         "averages": averages(tasks),
         "model_index": model_index(tasks),
     }
+
+
+def _same(before: dict[str, Any], what: dict[str, Any]) -> bool:
+    """Whether an earlier evaluation was of the same models in the same form; paths and devices do not count."""
+
+    def identity(models: dict[str, Any]) -> dict[str, Any]:
+        keys = ("revision", "weights_sha256", "adapter_sha256", "quantization", "dtype")
+        return {name: [about.get(key) for key in keys] for name, about in models.items()}
+
+    if any(before.get(key) != what[key] for key in ("form", "chat_template")):
+        return False
+    return identity(before.get("models", {})) == identity(what["models"])
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -144,6 +159,7 @@ def model_index(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
             (path, config, split), (kind, name) = benchmark.dataset, benchmark.index_metric
         else:
             path, config, split = (entry["dataset"][key] for key in ("path", "config", "split"))
+            path = None if path in LOADERS else path
             kind = name = entry["metric"]
         dataset: dict[str, Any] = {"name": _title(entry, benchmark is not None), "type": path or entry["task"]}
         dataset |= {key: value for key, value in (("config", config), ("split", split)) if value}

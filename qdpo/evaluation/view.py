@@ -17,8 +17,10 @@ GROUPS = {
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """The tables of `qdpo.evaluation.summary`'s object."""
-    found = [_before_after(result), _by_length(result)]
-    return found if len([group for group in result["groups"].values() if group]) > 1 else found[:1]
+    found = [_before_after(result)]
+    if any(result["groups"][name] for name in ("chosen_longer", "chosen_shorter")):
+        found.append(_by_length(result))
+    return found
 
 
 def sentences(result: dict[str, Any]) -> list[str]:
@@ -30,7 +32,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
         p = preferred["p_value"]
         verdict = "beyond chance" if p < 0.05 else "within chance (at 5 %)"
         said.append(
-            f"{preferred['gained']:,} pairs came right and {preferred['lost']:,} went wrong: "
+            f"pairs that came right: {preferred['gained']:,}, that went wrong: {preferred['lost']:,}; "
             f"{verdict}, McNemar exact p = {show_p(p)}"
         )
     if (warning := only_length(result)) is not None:

@@ -19,9 +19,10 @@ from qdpo.packing.probe import decide
 CPU = torch.device("cpu")
 
 
-def adapted(name: str) -> tuple[Any, Any]:
+def adapted(name: str, *more: str) -> tuple[Any, Any]:
     """A toy with an adapter that does something, and the model inside."""
-    policy = get_peft_model(build(name, torch.float32), LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    settings = LoraConfig(r=4, target_modules=["q_proj", "down_proj", *more])
+    policy = get_peft_model(build(name, torch.float32), settings)
     torch.manual_seed(3)
     with torch.no_grad():
         for key, parameter in policy.named_parameters():
@@ -39,10 +40,12 @@ def separate_kl(policy: Any, model: Any, pair: TokenPair, completion: list[int])
     return float((after.exp() * (after - before)).sum())
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize(
+    ("name", "more"), [("llama", ()), ("gemma2", ()), ("qwen2", ()), ("llama", ("lm_head",))], ids=str
+)
 @pytest.mark.parametrize("layout", ["probed", "unshared"])
-def test_scores_are_those_of_separate_sequences(name: str, layout: str) -> None:
-    policy, model = adapted(name)
+def test_scores_are_those_of_separate_sequences(name: str, more: tuple[str, ...], layout: str) -> None:
+    policy, model = adapted(name, *more)
     pairs = make_pairs()
     with torch.no_grad():
         after = separate_logps(model, pairs)
