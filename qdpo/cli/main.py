@@ -47,6 +47,7 @@ VERBS = {
     "verify": Verb("qdpo.cli.verify", "score an export against what was trained"),
     "eval": Verb("qdpo.cli.eval", "score base and result on held-out pairs, other pairs or benchmarks"),
     "chat": Verb("qdpo.cli.chat", "talk to a run's model, or to base and result side by side"),
+    "runs": Verb("qdpo.cli.runs", "list the runs of a folder, or compare two"),
     "doctor": Verb("qdpo.cli.doctor", "show versions, GPU, disk space and optional parts"),
 }
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qdpo import console
 from qdpo.errors import DataError, InputMissingError, UnavailableError, UsageError
 
 
