@@ -54,6 +54,7 @@ def packed_variants(budget: int) -> dict[str, packed.Settings]:
         "packed cached, nothing fused": replace(cached, linear=False, mlp=False, norm=False),
         "packed cached, norm not fused": replace(cached, norm=False),
         "packed cached, mlp not fused": replace(cached, mlp=False),
+        "packed cached, nothing skipped": replace(cached, skip_unscored=False),
         "packed cached, all layers checkpointed": replace(cached, checkpointed=1000),
     }
 
@@ -254,6 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer = stock.make_trainer(base, args.rank, checkpointing=True, half=half)
     models.give_lora_b_values(trainer.model)
     record: dict[str, Any] = {
+        "device": device.type,
         "machine": machine,
         "threads": torch.get_num_threads(),
         "versions": {name: sys.modules[name].__version__ for name in ("torch", "transformers", "trl", "peft")},

@@ -32,6 +32,7 @@ class Settings:
         checkpointed: layers; None is qdpo's default (all but the last).
         cached: the reference's log-probabilities are known.
         linear, mlp, norm: the fused functions.
+        skip_unscored: the last layer's MLP runs on scored rows only.
     """
 
     budget: int = 2048
@@ -40,6 +41,7 @@ class Settings:
     linear: bool = True
     mlp: bool = True
     norm: bool = True
+    skip_unscored: bool = True
 
 
 @contextlib.contextmanager
@@ -51,7 +53,9 @@ def ready(policy: Any, settings: Settings) -> Any:
     layers = [m for m in policy.modules() if hasattr(m, "gradient_checkpointing")]
     flags = [(m, m.gradient_checkpointing, getattr(m, "_gradient_checkpointing_func", None)) for m in layers]
     attention.install(base)
-    fusion = fuse(policy, linear=settings.linear, mlp=settings.mlp, norm=settings.norm)
+    fusion = fuse(
+        policy, linear=settings.linear, mlp=settings.mlp, norm=settings.norm, skip_unscored=settings.skip_unscored
+    )
     checkpoint_layers(policy, settings.checkpointed)
     try:
         yield

@@ -96,7 +96,7 @@ def accelerate(trainer: Any, *, fused: bool = True) -> Acceleration:
         before = part.__dict__["forward"]
         part.forward = types.MethodType(_packed_forward(before, done, bool(trainer.use_weighting)), part)
         done._undo += [partial(setattr, part, "forward", before), partial(attention.install, part, name)]
-    console.good(f"trl: {WAYS[decision.way]} ({decision.reason}); {done.fusion.describe()} fused")
+    console.good(f"trl: {WAYS[decision.way]} ({decision.reason}); {done.fusion.describe()}")
     return done
 
 

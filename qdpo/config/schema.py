@@ -311,6 +311,12 @@ class PackingSection(Section):
         bool, Field(description="run a gated MLP with its adapters as one function: faster, less memory")
     ] = True
     fused_norm: Annotated[bool, Field(description="run RMSNorm as one function: less memory")] = True
+    skip_unscored: Annotated[
+        bool,
+        Field(
+            description="run the last layer's MLP, where it is fused, on the rows that predict a completion token only"
+        ),
+    ] = True
     reference_cache: Annotated[
         Literal["shared", "run"],
         Field(

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qdpo.packing.frozen import Frozen, is_frozen_linear
 from qdpo.packing.fused_linear import FusedLora
 from qdpo.packing.fused_mlp import ACTIVATIONS, FusedMlp, activate
 from qdpo.packing.fused_norm import FusedRmsNorm
 from qdpo.packing.recompute import decoder_layers
+from qdpo.packing.scored_rows import last_mlp, on_scored_rows, tell_scored_rows
 
 ROWS = 3
 """Rows of random input that a module and its fused form must agree on."""
@@ -38,14 +40,19 @@ class Fusion:
         counts: modules by kind: `lora`, `mlp`, `norm`.
         left: modules of these kinds that behaved differently and were left alone, by kind.
         modules: the replaced modules.
+        skips_unscored: whether the last layer's MLP leaves out the rows that predict nothing.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     modules: list[nn.Module] = field(default_factory=list)
+    skips_unscored: bool = False
+    _hooks: list[RemovableHandle] = field(default_factory=list)
 
     def undo(self) -> None:
         """Give every module its own forward back."""
+        while self._hooks:
+            self._hooks.pop().remove()
         for module in self.modules:
             module.__dict__.pop("forward", None)
         self.modules.clear()
@@ -61,14 +68,17 @@ class Fusion:
                 module.forward = forward
 
     def describe(self) -> str:
-        """In words, e.g. `56 LoRA linears, 8 gated MLPs`."""
+        """In words, e.g. `56 LoRA linears, 8 gated MLPs fused, the last MLP on scored rows only`."""
         names = {"lora": "LoRA linears", "mlp": "gated MLPs", "norm": "RMSNorms"}
         parts = [f"{self.counts[kind]} {name}" for kind, name in names.items() if self.counts[kind]]
         kept = [f"{self.left[kind]} {name} left alone" for kind, name in names.items() if self.left[kind]]
-        return ", ".join(parts + kept) or "nothing"
+        skipped = ["the last MLP on scored rows only"] if self.skips_unscored else []
+        return ", ".join([(", ".join(parts) or "nothing") + " fused", *kept, *skipped])
 
 
-def fuse(model: nn.Module, *, linear: bool = True, mlp: bool = True, norm: bool = True) -> Fusion:
+def fuse(
+    model: nn.Module, *, linear: bool = True, mlp: bool = True, norm: bool = True, skip_unscored: bool = True
+) -> Fusion:
     """Let a model's adapted layers, gated MLPs and norms run as single autograd functions.
 
     Args:
@@ -76,8 +86,10 @@ def fuse(model: nn.Module, *, linear: bool = True, mlp: bool = True, norm: bool 
         linear: fuse frozen linear layers with their adapter.
         mlp: fuse gated MLPs whose three layers are adapted.
         norm: fuse RMSNorms.
+        skip_unscored: run the last layer's MLP, where it is fused, on the rows that predict a completion token only.
     """
     fusion = Fusion()
+    last = last_mlp(model)
     unused = _mlps_before_a_residual(model)
     for module in model.modules():
         if linear and _is_lora(module):
@@ -86,6 +98,10 @@ def fuse(model: nn.Module, *, linear: bool = True, mlp: bool = True, norm: bool 
             _try(fusion, "mlp", module, partial(_mlp_forward, output_unused=id(module) in unused))
         elif norm and _is_rms_norm(module):
             _try(fusion, "norm", module, _norm_forward)
+    if skip_unscored and last is not None and any(module is last for module in fusion.modules):
+        last.forward = types.MethodType(on_scored_rows(last.forward.__func__), last)  # type: ignore[attr-defined]
+        fusion._hooks.append(tell_scored_rows(model))
+        fusion.skips_unscored = True
     return fusion
 
 

@@ -46,6 +46,7 @@ class Pack:
         position_ids: (1, N), counted within each sequence.
         segments: in the order of the row; together they cover it.
         rows: (S,) index of the hidden state that predicts a scored token.
+        scored_rows: (R,) the same indices, ascending, each once.
         targets: (S,) id of the scored token.
         scored: (K,) index into S of each completion token of each sequence; shared tokens occur twice.
         sequence: (K,) number of the sequence that the token belongs to.
@@ -57,6 +58,7 @@ class Pack:
     position_ids: Tensor
     segments: list[Segment]
     rows: Tensor
+    scored_rows: Tensor
     targets: Tensor
     scored: Tensor
     sequence: Tensor
@@ -75,11 +77,9 @@ class Pack:
 
     def to(self, device: torch.device) -> Pack:
         """The same pack on a device."""
-        moved = [t.to(device, non_blocking=True) for t in self._tensors()]
-        return Pack(moved[0], moved[1], self.segments, moved[2], moved[3], moved[4], moved[5], self.indices)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.input_ids, self.position_ids, self.rows, self.targets, self.scored, self.sequence
+        names = ("input_ids", "position_ids", "rows", "scored_rows", "targets", "scored", "sequence")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return Pack(**moved, segments=self.segments, indices=self.indices)
 
 
 def packed_tokens(pair: TokenPair) -> int:
@@ -146,6 +146,7 @@ def build_pack(pairs: Sequence[TokenPair], indices: Sequence[int]) -> Pack:
         tensor(positions)[None],
         segments,
         tensor(rows),
+        tensor(sorted(set(rows))),
         tensor(targets),
         tensor(scored),
         tensor(sequence),

@@ -153,7 +153,7 @@ def test_what_behaves_differently_is_left_alone() -> None:
     fusion = fuse(model)
     assert fusion.left == {"norm": 1}
     assert "forward" not in model[0].__dict__
-    assert fusion.describe() == "1 RMSNorms left alone"
+    assert fusion.describe() == "nothing fused, 1 RMSNorms left alone"
 
 
 @pytest.mark.parametrize("plus_one", [False, True])

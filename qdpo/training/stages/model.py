@@ -89,12 +89,18 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     if decision.way != "packed":
         console.note(f"engine: {decision.reason}")
     engine = Engine(model, run.device.torch, autocast, decision.way)
-    fusion = fuse(model, linear=packing.fused_lora, mlp=packing.fused_mlp, norm=packing.fused_norm)
+    fusion = fuse(
+        model,
+        linear=packing.fused_lora,
+        mlp=packing.fused_mlp,
+        norm=packing.fused_norm,
+        skip_unscored=packing.skip_unscored,
+    )
     wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
     checkpointed = checkpoint_layers(model, wanted)
     gap = check_gradients(engine, fusion, own)
     layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
-    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()} fused; {layers}").say())
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}; {layers}").say())
     run.save(
         engine={
             **decision.as_dict(),
