@@ -190,8 +190,8 @@ def score_tokens(hidden: Tensor, head: Head, targets: Tensor, *, squares: bool =
             )
             for begin in range(0, max(hidden.shape[0], 1), CHUNK_ROWS)
         ]
-        columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-        return TokenScores(*columns)
+        logps, entropy, mean_logit, top1, log_squares = (torch.cat(column) for column in zip(*parts, strict=True))
+        return TokenScores(logps, entropy, mean_logit, top1, log_squares if squares else None)
     with_grad = torch.is_grad_enabled() and hidden.requires_grad
     # The function chooses its own precision: autocast would turn the fp32 sums into half precision.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -201,7 +201,7 @@ def score_tokens(hidden: Tensor, head: Head, targets: Tensor, *, squares: bool =
 
 def _score_chunk(
     hidden: Tensor, head: Head, targets: Tensor, squares: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of `TokenScores` for a chunk, through a head that is trained; autograd sees all of it."""
     assert head.trained is not None
     logits = head.trained(hidden)
@@ -214,7 +214,7 @@ def _score_chunk(
         with torch.no_grad():
             p = every.exp()
             entropy = -(p * every).sum(-1)
-            log_squares = p.square().sum(-1).log() if squares else None
+            log_squares = p.square().sum(-1).log() if squares else torch.empty_like(entropy)
             return logps, entropy, logits.mean(-1), logits.argmax(-1) == targets, log_squares
 
 
