@@ -1,0 +1,161 @@
+"""Samples at evaluations: right, the same after a resume, and without any influence on the training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tiny, train_until, write_rows
+
+from qdpo.data.pairs import Message, TokenPair
+from qdpo.data.template import load_template
+from qdpo.evaluation.chat import Sampling, answer
+from qdpo.evaluation.trained import load_trained
+from qdpo.training.samples import FILE, SamplesCallback, choose_prompts, greedy
+
+DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return train_tiny(tiny, tmp_path_factory.mktemp("samples") / "run", *DROPOUT)
+
+
+def test_every_evaluation_has_its_samples(run: TinyRun) -> None:
+    rows = read(run.folder)
+    assert [(row["step"], row["sample"]) for row in rows] == [(s, n) for s in (0, 10, 20) for n in range(3)]
+    heldout = resolve_tiny_rows(run)
+    for row in rows:
+        assert heldout[row["row"]]["prompt"] in row["prompt"]
+        assert row["chosen"] == heldout[row["row"]]["chosen"]
+        assert row["base"] == rows[row["sample"]]["base"]
+    assert all(row["policy"] == row["base"] for row in rows[:3])
+    assert any(row["policy"] != row["base"] for row in rows[6:])
+
+
+def resolve_tiny_rows(run: TinyRun) -> list[dict[str, str]]:
+    path = Path(run.record["data"]["heldout"]["name"])
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_those_of_transformers_own_generation(run: TinyRun) -> None:
+    trained = load_trained(run.folder)
+    sampling = Sampling(64, 0.0, 1.0, 0)
+    for row in read(run.folder)[6:]:
+        question = [Message("user", resolve_tiny_rows(run)[row["row"]]["prompt"])]
+        for side in ("base", "policy"):
+            said = "".join(answer(trained, question, sampling, base=side == "base")).strip()
+            assert row[side] == said
+
+
+def test_training_is_the_same_without_samples(run: TinyRun, tiny: Tiny, tmp_path: Path) -> None:
+    without = train_tiny(tiny, tmp_path / "run", *DROPOUT, "samples.count=0")
+    assert without.sha256 == run.sha256
+    assert without.measured() == run.measured()
+    assert not (tmp_path / "run" / FILE).exists()
+
+
+def test_a_resumed_run_has_the_samples_of_an_uninterrupted_one(run: TinyRun, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train_until(tiny, folder, 13, *DROPOUT, "train.save_every=7")
+    assert {row["step"] for row in read(folder)} == {0, 10}
+    resumed = train_tiny(tiny, folder, *DROPOUT, "train.save_every=7", resume=True)
+    assert resumed.sha256 == run.sha256
+    assert read(folder) == read(run.folder)
+
+
+def test_generators_are_left_alone(run: TinyRun) -> None:
+    trained = load_trained(run.folder)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    trained.policy.train()
+    callback = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    rows = callback.answers(trained.policy, 3)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert trained.policy.training
+    assert len(rows) == 3
+
+
+def choose(trained: Any) -> list[Any]:
+    pairs = [TokenPair(i, [0, 60 + i, 61], [70, 1], [71, 1]) for i in range(5)]
+    return choose_prompts(trained.config, trained.tokenizer, trained.template, pairs)
+
+
+def test_prompts_of_ones_own_are_asked_in_the_chat_format(tiny: Tiny) -> None:
+    config = resolve_tiny(tiny, 'samples.prompts=["Where is the cat?"]').config
+    tokenizer = make_tokenizer()
+    (prompt,) = choose_prompts(config, tokenizer, load_template("auto", tokenizer), [])
+    # the template has a place for a system message, and data.system gives none: an empty one is not added
+    assert tokenizer.decode(prompt.ids) == "<s><|user|>\nWhere is the cat?</s>\n<|assistant|>\n"
+    assert (prompt.row, prompt.chosen) == (None, None)
+
+
+def test_prompts_are_different_and_hold_text(tiny: Tiny) -> None:
+    tokenizer = make_tokenizer()
+    template = load_template("none", tokenizer)
+    same, other = tokenizer.encode("the cat"), tokenizer.encode("the dog")
+    pairs = [TokenPair(i, ids, [70], [71]) for i, ids in enumerate(([0], same, same, [0], other, other))]
+    chosen = choose_prompts(resolve_tiny(tiny).config, tokenizer, template, pairs)
+    assert [prompt.row for prompt in chosen] == [1, 4]
+    assert choose_prompts(resolve_tiny(tiny, "samples.count=0").config, tokenizer, template, pairs) == []
+
+
+def test_bare_sentences_are_trained_on_without_samples(tiny: Tiny, tmp_path: Path) -> None:
+    rows = [{"sentence_good": f"{i} cats sleep.", "sentence_bad": f"{i} cats sleeps."} for i in range(30)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    overrides = (f"data.name={tmp_path / 'pairs.jsonl'}", "data.eval_name=null", "data.template=none")
+    train_tiny(tiny, tmp_path / "run", *overrides, "data.eval_fraction=0.3", "train.max_steps=2")
+    assert not (tmp_path / "run" / FILE).exists()
+
+
+def test_a_model_that_cannot_answer_is_trained_all_the_same(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no cache for you")
+
+    monkeypatch.setattr("qdpo.training.samples.greedy", fail)
+    train_tiny(tiny, tmp_path / "run", "train.max_steps=2")
+    said = capsys.readouterr().err
+    assert said.count("no samples from here on") == 1
+    assert "no cache for you" in said
+
+
+def test_a_model_without_a_cache_is_run_on_all_of_it() -> None:
+    seen: list[int] = []
+
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: torch.Tensor, **settings: Any) -> Any:
+            seen.append(input_ids.shape[1])
+            logits = torch.zeros(1, input_ids.shape[1], 9)
+            logits[0, -1, input_ids.shape[1]] = 1
+            return type("Output", (), {"logits": logits})()
+
+    assert greedy(Counting(), [5, 5], frozenset({6}), 10) == ([2, 3, 4, 5], True)
+    assert seen == [2, 3, 4, 5, 6]
+    assert greedy(Counting(), [5, 5], frozenset(), 2) == ([2, 3], False)
+
+
+def test_the_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    callback = SamplesCallback(tmp_path / FILE, [], tokenizer, frozenset(), 4)
+    row = {"prompt": "[bold]why[/bold]", "base": "a\nb", "policy": "\x1b[31mred\x07"}
+    callback._show(3, [row])
+    callback._show(4, [row])
+    said = capsys.readouterr().err
+    assert "[bold]why[/bold]" in said
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "a b" in said
+    assert "samples at step 4: the same answers as before" in said
