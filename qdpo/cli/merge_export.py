@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
+from qdpo.cli.verify import exit_code
 from qdpo.errors import UsageError
 from qdpo.export.formats import FORMATS
 
 HELP = "merge the adapter into the base, export it, and verify the export"
-EX_NOT_GOOD_ENOUGH = 1
+GGUF = ("gguf", "gguf-lora", "ollama")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,41 +46,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="try the types of --quant (default: q4_k_s to q8_0) and keep the smallest that does what was trained",
     )
-    parser.add_argument("--pairs", type=int, default=64, metavar="N", help="held-out pairs to score (default: 64)")
+    parser.add_argument(
+        "--awq-layout",
+        choices=["compressed-tensors", "autoawq"],
+        help="how AWQ's 4-bit weights are stored: compressed-tensors (default; vLLM, transformers), or autoawq "
+        "(quant_method: awq) for engines that take only that",
+    )
+    parser.add_argument(
+        "--pairs", type=int, metavar="N", help="held-out pairs to score (default: the run's verify.pairs)"
+    )
     parser.add_argument("--no-verify", action="store_true", help="write without scoring; `qdpo verify` can do it later")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and verify; returns 0 when no check failed, 1 otherwise."""
+    """Export and verify; returns the exit code of the verdict, 0 without one."""
     from qdpo.console import out, warn
     from qdpo.export.request import Request
     from qdpo.export.source import load_run
 
-    if args.dtype and args.format != "safetensors":
-        raise UsageError(f"--dtype is for safetensors, not for {args.format}", "choose GGUF types with --quant")
-    if args.quant and args.format == "safetensors":
-        raise UsageError("--quant is for gguf, not for safetensors", "choose the precision with --dtype")
+    check_options(args)
     request = Request(
         run=load_run(args.run),
         out=args.out or args.run / "export" / args.format,
         merge_base=args.merge_base,
         dtype=args.dtype,
         quants=args.quant,
+        awq_layout=args.awq_layout or "compressed-tensors",
     )
     if args.pick:
-        from qdpo.export.pick import pick
+        from qdpo.export.pick import picked
 
-        if args.format not in ("gguf", "ollama"):
-            raise UsageError(f"--pick chooses among GGUF types, not for {args.format}", "use --format gguf or ollama")
-        chosen, _ = pick(request, args.pairs)
-        request = dataclasses.replace(request, quants=(chosen,))
-    folder = FORMATS[args.format].write(request)
-    passed = True
+        with picked(request, args.pairs) as (chosen, _):
+            folder = FORMATS[args.format].write(chosen)
+    else:
+        folder = FORMATS[args.format].write(request)
+    code = 0
     if args.no_verify:
         warn(f"the export was not scored; before you use it: qdpo verify {folder}")
     else:
         from qdpo.export.verify.run import verify_export
 
-        passed = verify_export(folder, args.run, args.pairs)["passed"]
+        code = exit_code(verify_export(folder, args.run, args.pairs))
     out().print(str(folder), markup=False)
-    return 0 if passed else EX_NOT_GOOD_ENOUGH
+    return code
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that do not belong to the format, before anything is read.
+
+    Raises:
+        UsageError: one does not.
+    """
+    if args.pairs is not None and args.pairs < 1:
+        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
+    if args.dtype and args.format != "safetensors":
+        raise UsageError(f"--dtype is for safetensors, not for {args.format}", "choose GGUF types with --quant")
+    if args.quant and args.format not in GGUF:
+        raise UsageError(f"--quant is for gguf, not for {args.format}", "choose the precision with --dtype")
+    if args.awq_layout and args.format != "awq":
+        raise UsageError(f"--awq-layout is for awq, not for {args.format}")
+    if args.pick and args.format not in ("gguf", "ollama"):
+        raise UsageError(f"--pick chooses among GGUF types, not for {args.format}", "use --format gguf or ollama")

@@ -114,7 +114,7 @@ def _expected(kind: type, item: type | None, choices: tuple[str, ...], limits: l
         inner = f"from {', '.join(choices)}" if choices else f"of {'text' if item is str else 'numbers'}"
         return f"a list {inner}"
     if kind is dict:
-        return "a mapping of names to text"
+        return f"a mapping of names to {'text' if item is str else 'numbers'}"
     if choices:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     bounds = []

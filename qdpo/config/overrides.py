@@ -79,7 +79,7 @@ def _unknown(where: str, key: str) -> Problem:
 
 def _read(setting: Setting, entry: str | None, text: str) -> Any:
     if entry is not None:
-        return text
+        return text if setting.item is str else _scalar(text.strip(), setting.item)
     if setting.nullable and text.strip() in ("null", "~"):
         return None
     if setting.kind is str:

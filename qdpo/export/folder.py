@@ -49,17 +49,24 @@ def write_safetensors(request: Request) -> Path:
     return request.out
 
 
-def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype, hint: str = "use --dtype float32") -> torch.Tensor:
     """Round a merged tensor to the dtype that is stored: the one rounding of an export.
+
+    Args:
+        name: the tensor, for the message.
+        tensor: finite values.
+        dtype: what they become.
+        hint: the way out when they do not fit.
 
     Raises:
         InputMissingError: finite values became infinite.
     """
     stored = tensor.to(dtype)
-    if dtype == torch.float16 and not torch.isfinite(stored).all():
+    if dtype in (torch.float16, torch.bfloat16) and not torch.isfinite(stored).all():
+        kind = str(dtype).removeprefix("torch.")
         raise InputMissingError(
-            f"{name} has values up to {tensor.abs().max().item():.6g}, float16 ends at 65504",
-            "use --dtype bfloat16",
+            f"{name} has values up to {tensor.abs().max().item():.6g}, {kind} ends at {torch.finfo(dtype).max:.6g}",
+            hint,
         )
     return stored
 

@@ -35,5 +35,6 @@ FORMATS = {
     "safetensors": Format("transformers, vLLM, TGI", "qdpo.export.folder:write_safetensors"),
     "gguf": Format("llama.cpp", "qdpo.export.gguf.format:write_gguf"),
     "gguf-lora": Format("the adapter alone, for llama.cpp", "qdpo.export.gguf.lora:write_gguf_lora"),
+    "awq": Format("4 bits, calibrated on the run's pairs: vLLM", "qdpo.export.awq.format:write_awq"),
     "ollama": Format("GGUF and Modelfile", "qdpo.export.ollama:write_ollama"),
 }

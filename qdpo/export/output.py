@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -11,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from qdpo import __version__
+from qdpo.console import note, warn
 from qdpo.errors import DiskError, OutputError
-from qdpo.files import STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
+from qdpo.files import MANIFEST, STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
 
 RECORD = "export.json"
 ADDED_LATER = {"verify.json", "README.md"}
 """Files that qdpo adds to an export once it is scored; its manifest does not list them."""
+
+SOURCE = ("run", "base", "adapter_sha256", "merge_base", "quantization")
+"""Entries of export.json that say what an export was made from."""
 
 SPARE_BYTES = 64 << 20
 """Room for tokenizer, configs and the file system's own needs beside the weights."""
@@ -44,8 +49,48 @@ def export_folder(final: Path, needed: int, record: dict[str, Any]) -> Iterator[
         )
     with staged_folder(final, replace=True) as staging:
         yield staging
+        if lost := sorted(_listed(final) - {path.name for path in staging.iterdir()}):
+            note(f"the earlier export in {final} is replaced; gone are {', '.join(lost)}")
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(staging / RECORD, {"schema": 1, "qdpo": __version__, "created": created, **record})
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a finished file into another folder, without a second copy where the file system allows it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def kept_files(final: Path, record: dict[str, Any]) -> dict[str, str]:
+    """GGUF files of an earlier export that stay beside those of `record`: file name -> type.
+
+    Raises:
+        OutputError: they were made from another merge, and would be lost.
+    """
+    if not (final / RECORD).is_file():
+        return {}
+    earlier = json.loads((final / RECORD).read_text())
+    others = {name: kind for name, kind in earlier.get("files", {}).items() if name not in record["files"]}
+    if others and any(earlier.get(key) != record[key] for key in SOURCE):
+        raise OutputError(
+            f"{final} holds {', '.join(others)}, merged into the {earlier.get('merge_base')} base of run "
+            f"{earlier.get('run')!r}; this export is of another merge and would delete them",
+            "choose another --out, or remove the folder",
+        )
+    damaged = {problem.split(" ")[0] for problem in manifest_problems(final)}
+    for name in others.keys() & damaged:
+        warn(f"{final / name} is damaged and is left out of the new export")
+    return {name: kind for name, kind in others.items() if name not in damaged}
+
+
+def _listed(final: Path) -> set[str]:
+    """Names that the manifest of an earlier export has; none without one."""
+    try:
+        return set(json.loads((final / MANIFEST).read_text())["files"]) - {RECORD}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _check_ours(final: Path) -> None:

@@ -2,50 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qdpo.config.schema import VerifySection
 from qdpo.console import good, say
 from qdpo.errors import QdpoError
 from qdpo.export.gguf.format import chosen_kinds, write_gguf
 from qdpo.export.request import Request
+from qdpo.export.verify.limits import limits_of
 from qdpo.export.verify.run import verify_export
+from qdpo.files import STAGING_PREFIX
 
 CANDIDATES = ("q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0")
-KEPT = 0.9
-AGREED = 0.9
 
 
-def pick(request: Request, pairs: int) -> tuple[str, list[dict[str, Any]]]:
+@contextlib.contextmanager
+def picked(request: Request, pairs: int | None) -> Iterator[tuple[Request, list[dict[str, Any]]]]:
     """Export all candidates into a scratch folder beside the export, score them, and choose.
 
-    A candidate is good enough when no check fails, at least 90 % of the trained margin survives, and at least 90 % of
-    the likeliest tokens are those of the trained model.
+    A candidate is good enough when no check fails, and it keeps as much of the trained margin and of the likeliest
+    tokens as the run's `verify.pick_margin_kept` and `verify.pick_top1` ask for.
 
     Args:
         request: what is exported; its types are the candidates, none means `CANDIDATES`.
-        pairs: how many held-out pairs are scored.
+        pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
 
-    Returns:
-        the chosen type, and the table: one row per candidate with type, bytes, margin_kept, kl, top1, good_enough.
+    Yields:
+        the request for the chosen type, whose file is ready to be taken, and the table: one row per candidate with
+        type, bytes, margin_kept, kl, top1, good_enough.
 
     Raises:
         QdpoError: none is good enough, or nothing could be scored.
     """
-    quants = request.quants or CANDIDATES
-    run = request.run
-    request.out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".pick-", dir=request.out.parent))
+    quants = tuple(quant for quant, _ in chosen_kinds(request.quants or CANDIDATES))
+    limits = limits_of(request.run)
+    # Named like a staging folder: if this process is killed, the next export to the same place sweeps it away.
+    scratch = request.out.with_name(f"{STAGING_PREFIX}{request.out.name}-pick-{os.getpid()}")
     try:
-        trial = Request(run, scratch / "gguf", request.merge_base, quants=tuple(q for q, _ in chosen_kinds(quants)))
-        folder = write_gguf(trial)
-        verdict = verify_export(folder, run.folder, pairs)
-        table = [_row(folder, artefact) for artefact in verdict["artefacts"]]
+        folder = write_gguf(dataclasses.replace(request, out=scratch / "gguf", quants=quants))
+        verdict = verify_export(folder, request.run.folder, pairs)
+        table = [_row(folder, artefact, limits) for artefact in verdict["artefacts"]]
+        table.sort(key=lambda row: row["bytes"])
+        chosen = _smallest(table, quants, limits)
+        good(f"picked {chosen}: the smallest that is good enough")
+        yield dataclasses.replace(request, quants=(chosen,), ready=folder), table
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    table.sort(key=lambda row: row["bytes"])
+
+
+def _smallest(table: list[dict[str, Any]], quants: tuple[str, ...], limits: VerifySection) -> str:
+    """Show the table, and choose."""
     for row in table:
         say(
             f"  {row['type']:<8} {row['bytes']:>14,} bytes  margin kept {row['margin_kept']:.1%}  KL {row['kl']:.2g}  "
@@ -54,14 +66,14 @@ def pick(request: Request, pairs: int) -> tuple[str, list[dict[str, Any]]]:
     chosen = next((row for row in table if row["good_enough"]), None)
     if chosen is None:
         raise QdpoError(
-            f"none of {', '.join(quants)} keeps {KEPT:.0%} of the margin and {AGREED:.0%} of the likeliest tokens",
+            f"none of {', '.join(quants)} keeps {limits.pick_margin_kept:.0%} of the margin and "
+            f"{limits.pick_top1:.0%} of the likeliest tokens",
             "try larger types: --quant q8_0,f16",
         )
-    good(f"picked {chosen['type']}: the smallest that is good enough")
-    return str(chosen["type"]), table
+    return str(chosen["type"])
 
 
-def _row(folder: Path, artefact: dict[str, Any]) -> dict[str, Any]:
+def _row(folder: Path, artefact: dict[str, Any], limits: VerifySection) -> dict[str, Any]:
     if "exported" not in artefact["parity"]:
         reason = next(check["detail"] for check in artefact["checks"] if check["name"] == "preference parity")
         raise QdpoError(f"--pick needs scores, and there are none: {reason}")
@@ -73,5 +85,5 @@ def _row(folder: Path, artefact: dict[str, Any]) -> dict[str, Any]:
         "margin_kept": kept,
         "kl": row["kl"],
         "top1": row["top1"],
-        "good_enough": artefact["passed"] and kept >= KEPT and row["top1"] >= AGREED,
+        "good_enough": artefact["passed"] and kept >= limits.pick_margin_kept and row["top1"] >= limits.pick_top1,
     }

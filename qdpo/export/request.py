@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qdpo.export.awq.plan import Layout
 from qdpo.export.source import MergeBase, Run
 
 
@@ -19,6 +20,8 @@ class Request:
         merge_base: which base the adapter is merged into, see `Run.merged`.
         dtype: torch name of the stored dtype; None keeps the base's own.
         quants: names of GGUF types, in the order given.
+        awq_layout: how 4-bit AWQ weights are stored.
+        ready: a folder that may hold some of the GGUF files already, made from this run.
     """
 
     run: Run
@@ -26,6 +29,8 @@ class Request:
     merge_base: MergeBase = "trained"
     dtype: str | None = None
     quants: tuple[str, ...] = field(default=())
+    awq_layout: Layout = "compressed-tensors"
+    ready: Path | None = None
 
     def record(self, format: str, **details: Any) -> dict[str, Any]:
         """The entry for `export.json`: what was exported, from what, and how."""

@@ -55,10 +55,11 @@ def verify(folder: Path) -> int:
 
 
 def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qdpo.export.verify import targets  # the verifier keeps the right function
+    from qdpo.export.verify import folder_target  # the verifier keeps the right function
 
-    assert targets.rounded is folder.rounded
-    monkeypatch.setattr(folder, "rounded", lambda name, tensor, dtype: (tensor * 1.01).to(dtype))
+    assert folder_target.rounded is folder.rounded
+    toys.add_data(run, Path(json.loads((run / "run.json").read_text())["base"]["folder"]))
+    monkeypatch.setattr(folder, "rounded", lambda name, tensor, dtype, hint="": (tensor * 1.01).to(dtype))
     assert export_and_verify(run) == 1
     out = run / "export" / "safetensors"
     assert json.loads((out / "verify.json").read_text())["passed"] is False
@@ -67,6 +68,18 @@ def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: 
     assert export_and_verify(run) == 0
     assert verify(out) == 0
     assert verify(out / "model.safetensors") == 0, "a file stands for its folder"
+
+
+def test_an_export_that_could_not_be_scored_exits_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_and_verify(run) == 2, "the run has no configuration and no data"
+    assert "was not scored" in capsys.readouterr().err
+    out = run / "export" / "safetensors"
+    verdict = json.loads((out / "verify.json").read_text())
+    assert (verdict["passed"], verdict["scored"]) == (True, False)
+    assert verify(out) == 2
+    assert "not scored" in capsys.readouterr().out
+    (out / "model.safetensors").write_bytes(b"x")
+    assert verify(out) == 1, "a failure counts more"
 
 
 def test_an_unverified_export_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 from export import families, toys
 
+from qdpo.config.schema import VerifySection
 from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export import pick as picking
 from qdpo.export.folder import write_safetensors
+from qdpo.export.gguf.convert import GgufFile
 from qdpo.export.gguf.format import write_gguf
-from qdpo.export.pick import pick
+from qdpo.export.pick import picked
 from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify.against import compare_artefacts
+from qdpo.files import manifest_problems
 
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdpo.export.verify.targets.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("qdpo.export.verify.gguf_target.has_llama_cpp", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +38,30 @@ def request(run: Path, out: Path, *quants: str) -> Request:
 
 
 def test_the_smallest_that_is_good_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "KEPT", 0.0)  # what a random adapter makes of labels is chance
-    monkeypatch.setattr(picking, "AGREED", 0.995)
-    chosen, table = pick(request(run, tmp_path / "out", "f16", "q4_0", "f32"), pairs=6)
+    # what a random adapter makes of labels is chance
+    limits = VerifySection(pick_margin_kept=0.0, pick_top1=0.995)
+    monkeypatch.setattr(picking, "limits_of", lambda run: limits)
+    converted: list[str] = []
+    finish = GgufFile.finish
+    monkeypatch.setattr(GgufFile, "finish", lambda file: (converted.append(file.path.name), finish(file)))
+    with picked(request(run, tmp_path / "out", "f16", "q4_0", "f32"), pairs=6) as (chosen, table):
+        out = write_gguf(chosen)
     assert [row["type"] for row in table] == ["q4_0", "f16", "f32"]
     assert [row["good_enough"] for row in table] == [False, True, True]
-    assert chosen == "f16"
-    assert list(tmp_path.iterdir()) == [], "the trials are gone"
+    assert chosen.quants == ("f16",)
+    assert sorted(converted) == ["toy-F16.gguf", "toy-F32.gguf", "toy-Q4_0.gguf"], "each is converted once"
+    assert [path.name for path in out.glob("*.gguf")] == ["toy-F16.gguf"]
+    assert manifest_problems(out) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the trials are gone"
 
 
 def test_none_is_good_enough(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "AGREED", 1.01)
-    with pytest.raises(QdpoError, match=r"none of q4_0, f16 keeps"):
-        pick(request(run, tmp_path / "out", "q4_0", "f16"), pairs=4)
+    monkeypatch.setattr(picking, "limits_of", lambda run: VerifySection(pick_top1=1.0))
+    with (
+        pytest.raises(QdpoError, match=r"none of q4_0, q4_1 keeps"),
+        picked(request(run, tmp_path / "out", "q4_0", "q4_1"), 4),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

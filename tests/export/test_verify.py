@@ -29,7 +29,7 @@ from qdpo.files import write_manifest
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
     """What these tests show must hold without it; test_llama_cpp.py runs it."""
-    monkeypatch.setattr("qdpo.export.verify.targets.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("qdpo.export.verify.gguf_target.has_llama_cpp", lambda: False)
 
 
 def make_run(folder: Path, config: Any, **lora: Any) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdpo.console import good
+from qdpo.console import good, note
 from qdpo.errors import UsageError
 from qdpo.export.folder import generation_config
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, tensor_bytes, write_files
@@ -16,7 +16,7 @@ from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.merged import EMBEDDING, MergedModel
-from qdpo.export.output import export_folder
+from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.request import Request
 from qdpo.export.source import Run
 
@@ -33,8 +33,14 @@ def write_gguf(request: Request) -> Path:
     """
     batch = plan_batch(request)
     record = request.record("gguf", files=batch.files)
+    kept = kept_files(request.out, record)
+    record["files"] = kept | batch.files
     with export_folder(request.out, batch.needed, record) as folder:
         batch.write(folder)
+        for name in kept:
+            link_or_copy(request.out / name, folder / name)
+    if kept:
+        note(f"{', '.join(kept)} of the earlier export stays")
     return request.out
 
 
@@ -45,6 +51,7 @@ class Batch:
     Attributes:
         files: file name -> type.
         needed: bytes of disk.
+        ready: a folder that may hold some of the files already.
     """
 
     files: dict[str, str]
@@ -52,16 +59,21 @@ class Batch:
     model: MergedModel
     vocabulary: Vocabulary
     general: dict[str, Any]
+    ready: Path | None
 
     def write(self, folder: Path) -> None:
-        """Write the files into a folder."""
-        files = [
-            GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general)
-            for name, quant in self.files.items()
-        ]
+        """Write the files into a folder; what is ready is linked."""
+        files = []
+        for name, quant in self.files.items():
+            if self.ready and (self.ready / name).is_file():
+                link_or_copy(self.ready / name, folder / name)
+            else:
+                files.append(GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general))
+        if not files:
+            return
         progress = write_files(files, self.model)
-        for name in self.files:
-            good(f"{name}: {(folder / name).stat().st_size:,} bytes")
+        for file in files:
+            good(f"{file.path.name}: {file.path.stat().st_size:,} bytes")
         weights = progress.done // 2
         good(f"{weights:,} weights in {progress.seconds:.0f} s ({weights / progress.seconds / 1e6:.1f} M a second)")
 
@@ -77,6 +89,7 @@ def plan_batch(request: Request) -> Batch:
         model=model,
         vocabulary=vocabulary_of(request.run, model),
         general=general_of(request),
+        ready=request.ready,
     )
 
 

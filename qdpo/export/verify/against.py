@@ -11,18 +11,21 @@ from qdpo.export.output import RECORD
 from qdpo.export.source import Run, load_run, read_json
 from qdpo.export.verify.heldout import Heldout, read_heldout
 from qdpo.export.verify.integrity import check_integrity
+from qdpo.export.verify.limits import limits_of
 from qdpo.export.verify.parity import Scores, margins, per_token, score, tokens_to_keep
 from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
-from qdpo.export.verify.targets import Target, targets_of
+from qdpo.export.verify.target import Target
+from qdpo.export.verify.targets import targets_of
+from qdpo.libraries import quiet_libraries
 
 
-def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: int) -> dict[str, Any]:
+def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: int | None = None) -> dict[str, Any]:
     """Score two artefacts on the same held-out pairs.
 
     Args:
         one, other: folders of exports, or single GGUF files in them; a folder with several files needs a file.
         run_folder: the run whose held-out pairs are used; None looks above `one`.
-        pairs: how many pairs.
+        pairs: how many pairs; None takes the run's `verify.pairs`.
 
     Returns:
         engine of each, mean KL(one || other) in nats per token, top1 (share of equal likeliest tokens), agreement
@@ -32,9 +35,10 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     Raises:
         InputMissingError: an artefact is damaged, ambiguous or not there.
     """
+    quiet_libraries()
     folder = one if one.is_dir() else one.parent
     run = load_run(run_folder or find_run(folder))
-    heldout = read_heldout(run, pairs)
+    heldout = read_heldout(run, pairs or limits_of(run).pairs)
     first = _scores(_only_target(one, run), run, heldout)
     second = _scores(_only_target(other, run), run, heldout)
     kl, top1 = per_token(first, second)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qdpo import __version__
-from qdpo.console import say
+from qdpo.console import say, warn
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export.merged import MergedModel
@@ -21,15 +21,18 @@ from qdpo.export.source import Run, load_run, read_json
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.heldout import Heldout, read_heldout
 from qdpo.export.verify.integrity import check_integrity
-from qdpo.export.verify.limits import judge
+from qdpo.export.verify.limits import describe, judge, limits_of
 from qdpo.export.verify.parity import Scores, compare, score, tokens_to_keep
 from qdpo.export.verify.report import Report, card_section
 from qdpo.export.verify.scorers import TorchScorer
-from qdpo.export.verify.targets import Target, model_with, scoring_dtype, targets_of, torch_scorer
+from qdpo.export.verify.target import Target, torch_scorer
+from qdpo.export.verify.targets import targets_of
 from qdpo.export.verify.tokens import check_tokens
+from qdpo.export.whole import computing_dtype, model_with
 from qdpo.files import atomic_write, write_json
+from qdpo.libraries import quiet_libraries
 
-PAIRS = 64
+PARITY = "preference parity"
 SAMPLES = 3
 SAMPLE_TOKENS = 40
 
@@ -55,20 +58,21 @@ class Yardstick:
     context: int
 
 
-def verify_export(folder: Path, run_folder: Path | None = None, pairs: int = PAIRS) -> dict[str, Any]:
+def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | None = None) -> dict[str, Any]:
     """Check an export and write its verify.json and card section.
 
     Args:
         folder: the export.
         run_folder: the run that it came from; None looks above the folder.
-        pairs: how many held-out pairs are scored.
+        pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
 
     Returns:
-        what verify.json holds; `passed` is the verdict.
+        what verify.json holds: `passed` says that no check failed, `scored` that preferences could be compared at all.
 
     Raises:
         InputMissingError: it is no export, or its run is not found.
     """
+    quiet_libraries()
     record = read_json(folder / RECORD)
     integrity = check_integrity(folder)
     run = load_run(run_folder or find_run(folder))
@@ -76,7 +80,7 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int = PAI
     targets = targets_of(folder, record, run) if integrity.passed else []
     reports = [Report(folder.name, str(record["format"]), [integrity])] if not targets else []
     if targets:
-        yardstick, reason = measure(run, pairs)
+        yardstick, reason = measure(run, pairs or limits_of(run).pairs)
         model = run.merged(record.get("merge_base") or "original")
         merged = merged_scores(model, yardstick) if yardstick and record["format"] != "safetensors" else None
         for target in targets:
@@ -90,12 +94,15 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int = PAI
         "format": record["format"],
         "merge_base": record.get("merge_base"),
         "passed": all(report.passed for report in reports),
+        "scored": not any(check.name == PARITY and check.passed is None for r in reports for check in r.checks),
         "artefacts": [report.record() for report in reports],
     }
     write_json(folder / "verify.json", verdict)
     atomic_write(folder / "README.md", card_section(verdict))
     for report in reports:
         report.show()
+    if not verdict["scored"]:
+        warn(f"{folder} was not scored: nothing shows yet that it prefers what the trained model prefers")
     return verdict
 
 
@@ -139,7 +146,7 @@ def measure(run: Run, count: int) -> tuple[Yardstick | None, str]:
 
 def merged_scores(model: MergedModel, yardstick: Yardstick) -> Scores:
     """Scores of the merged weights before any rounding to the export's precision."""
-    whole = model_with(model.config, ((name, model.read(name)) for name in model.names), scoring_dtype())
+    whole = model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())
     with torch_scorer(whole, "transformers") as scorer:
         return score(scorer, yardstick.heldout.pairs, yardstick.tokens_kept)
 
@@ -160,10 +167,11 @@ def examine(
         "same tokens", lambda: [check_tokens(target, run, yardstick.heldout if yardstick else None)]
     )
     if yardstick is None:
-        report.checks.append(Check("preference parity", None, reason))
+        report.checks.append(Check(PARITY, None, reason))
         return report
+    report.checks += guarded("engine", target.not_run)
     report.checks += guarded(
-        "preference parity", lambda: [parity(report, target, model, yardstick, merged, run, record.get("merge_base"))]
+        PARITY, lambda: [parity(report, target, model, yardstick, merged, run, record.get("merge_base"))]
     )
     return report
 
@@ -206,5 +214,5 @@ def parity(
         row = {**row, **{key: compare(exported, merged, yardstick.base)[key] for key in ("kl", "kl_max", "top1")}}
         against = "the merged weights"
     elif merge_base != "trained":
-        return Check("preference parity", True, judge("", "", row, against).detail)
-    return judge(target.kind, str(run.record["base"]["name"]), row, against)
+        return Check(PARITY, True, describe(row, against))
+    return judge(target.kind, limits_of(run), row, against)

@@ -10,7 +10,7 @@ from qdpo.export.source import Run
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.heldout import Heldout, texts_to_tokenise
 from qdpo.export.verify.scorers import Encode
-from qdpo.export.verify.targets import Target, template_in
+from qdpo.export.verify.target import Target, template_in
 from qdpo.files import digest_of
 
 

@@ -1,0 +1,116 @@
+"""A folder of 4-bit AWQ weights, in compressed-tensors' layout or AutoAWQ's."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
+from qdpo.export.merged import MergedModel
+from qdpo.export.quiet import without_bars
+from qdpo.export.source import Run, read_json
+from qdpo.export.tensors import TensorFiles
+from qdpo.export.verify.checks import Check, from_problems
+from qdpo.export.verify.folder_target import FolderTarget, settings_problems
+from qdpo.export.verify.scorers import Scorer
+from qdpo.export.verify.smoothing import compare_smoothed
+from qdpo.export.verify.target import torch_scorer
+from qdpo.export.whole import computing_dtype, model_with
+
+INSTALL = "pip install 'qdpo[awq]'"
+
+
+@dataclass
+class AwqTarget(FolderTarget):
+    """4-bit AWQ weights."""
+
+    folder: Path
+    kind: str
+    run: Run
+
+    @property
+    def name(self) -> str:
+        return "awq"
+
+    def read_back(self, model: MergedModel) -> list[Check]:
+        weights = AwqWeights(self.folder)
+        record = read_json(self.folder / "export.json")
+        comparison = compare_smoothed(model, weights.names, weights.read)
+        problems = settings_problems(self.folder, self.run, model, besides={"quantization_config"})
+        stored = read_json(self.folder / "config.json")["quantization_config"]
+        groups = stored.get("config_groups", {}).get("group_0", {}).get("weights", stored)
+        for key, found in (
+            ("group_size", groups.get("group_size")),
+            ("bits", groups.get("num_bits", groups.get("bits"))),
+        ):
+            if found != {"group_size": record["group_size"], "bits": 4}[key]:
+                problems.append(f"config.json: quantization_config has {key} {found}")
+        if len(weights.layers) != record["layers"]:
+            problems.append(f"{len(weights.layers)} layers are in 4 bits, export.json says {record['layers']}")
+        good = f"{len(weights.layers)} layers in groups of {record['group_size']}, {stored['quant_method']}"
+        return [
+            comparison.check(set(model.names) - weights.names, weights.names - set(model.names)),
+            from_problems("settings", problems, f"{good}; all other settings equal the base's"),
+        ]
+
+    def not_run(self) -> list[Check]:
+        if reason := self._no_engine():
+            return [Check("parity in transformers", None, f"{reason}; the dequantised tensors are scored in torch")]
+        return []
+
+    def _no_engine(self) -> str | None:
+        method = read_json(self.folder / "config.json")["quantization_config"]["quant_method"]
+        if method != "compressed-tensors":
+            return f"transformers needs gptqmodel for {method!r}, which does not install beside these versions"
+        if importlib.util.find_spec("compressed_tensors") is None:
+            return f"compressed-tensors is not installed ({INSTALL})"
+        return None
+
+    @contextlib.contextmanager
+    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+        if self._no_engine() is None:
+            from transformers import AutoModelForCausalLM
+
+            with without_bars():
+                loaded = AutoModelForCausalLM.from_pretrained(self.folder, dtype=computing_dtype())
+            with torch_scorer(loaded, "transformers + compressed-tensors") as scorer:
+                yield scorer
+            return
+        weights = AwqWeights(self.folder)
+        state = ((name, weights.read(name)) for name in weights.names)
+        with torch_scorer(model_with(model.config, state, computing_dtype()), "torch on dequantised tensors") as scorer:
+            yield scorer
+
+
+class AwqWeights:
+    """The tensors of an AWQ folder under the names that the model has for them, dequantised when they are read.
+
+    Args:
+        folder: a folder in either layout.
+
+    Attributes:
+        layers: names of the layers in 4 bits.
+        names: names of all tensors; a layer in 4 bits by that of its weight.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = TensorFiles.of_folder(folder)
+        self.layers = {
+            name.rpartition(".")[0] for name in self._files if name.rpartition(".")[2] in ("weight_packed", "qweight")
+        }
+        others = {name for name in self._files if name.rpartition(".")[0] not in self.layers or name.endswith(".bias")}
+        self.names = others | {f"{layer}.weight" for layer in self.layers}
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, float32."""
+        layer = name.removesuffix(".weight")
+        if layer not in self.layers:
+            return self._files.read(name).float()
+        if f"{layer}.qweight" in self._files:
+            return from_autoawq({part: self._files.read(f"{layer}.{part}") for part in AUTOAWQ_PARTS}).dequantised()
+        return from_compressed({part: self._files.read(f"{layer}.{part}") for part in COMPRESSED_PARTS}).dequantised()

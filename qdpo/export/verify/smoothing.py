@@ -1,0 +1,116 @@
+"""Comparing weights that AWQ has moved scales between with the merged ones.
+
+AWQ multiplies the columns of a layer by factors, and divides what feeds them by the same: the gains of the norm before
+it, or the rows of the layer before it. The model stays what it was, its tensors do not. Here the factors are found
+again, from the norm's gains (exactly) or by fitting one number to each row, and the merged weights are multiplied by
+them before they are compared. A swapped, transposed or shifted tensor is no multiple of anything and stays wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from qdpo.export.gguf.families import FAMILIES
+from qdpo.export.merged import MergedModel
+from qdpo.export.verify.compare import Comparison
+
+FIRST, ATTENTION, MLP = "input_layernorm", "self_attn", "mlp"
+KIND, UNTOUCHED = "W4A16", "bfloat16"
+NEARLY_NOTHING = 1e-6
+
+
+def compare_smoothed(model: MergedModel, names: Iterable[str], stored: Callable[[str], torch.Tensor]) -> Comparison:
+    """Compare stored tensors with the merged ones, up to the factors that AWQ moved.
+
+    Args:
+        model: the merged model.
+        names: tensors that the export has, layers by the name of their weight.
+        stored: gives one, dequantised, float32.
+    """
+    comparison, present = Comparison(), set(names)
+    feeders = {name: feeder for name in model.names if (feeder := feeder_of(name, model)) in present}
+    factors: dict[str, torch.Tensor] = {}
+    for name in sorted((name for name in model.names if name in present), key=lambda name: _depth(name, feeders)):
+        found, expected = stored(name), model.read(name).float()
+        if found.shape != expected.shape:
+            comparison.add(name, found, expected, KIND)
+        elif name in feeders.values() and found.ndim == 1:
+            plus = _norm_offset(model)
+            gains = found + plus, expected + plus
+            factors[name] = torch.where(gains[0] == gains[1], 1.0, gains[0] / gains[1])
+            if not (torch.isfinite(factors[name]) & (factors[name] > 0)).all():
+                comparison.problems.append(f"{name} is not the merged norm with its gains scaled")
+            comparison.count += 1
+        elif name in feeders or (feeder := name.removesuffix(".bias") + ".weight") in feeders:
+            if name.endswith(".weight"):
+                expected = expected * _columns(name, expected.shape[1], feeders, factors)
+                factors[name] = _rows(name, found, expected, model)
+                expected = expected * factors[name].unsqueeze(1)
+            else:
+                expected = expected * factors.get(feeder, torch.ones(()))
+            comparison.add(name, found, expected, KIND)
+        else:
+            comparison.add(name, found, expected.to(torch.bfloat16).float(), UNTOUCHED)
+    return comparison
+
+
+def feeder_of(name: str, model: MergedModel) -> str | None:
+    """The tensor whose output a layer's columns take: a norm's gains or another layer's weight."""
+    block, _, rest = name.removesuffix(".weight").rpartition(f".{ATTENTION}.")
+    room = ATTENTION if block else MLP
+    if not block:
+        block, _, rest = name.removesuffix(".weight").rpartition(f".{MLP}.")
+    if not block or not name.endswith(".weight"):
+        return None
+    between = f"{block}.pre_feedforward_layernorm.weight"
+    before_mlp = between if between in model.names else f"{block}.post_attention_layernorm.weight"
+    fused = {ATTENTION: "qkv_proj", MLP: "gate_up_proj"}[room]
+    alone = {ATTENTION: "v_proj", MLP: "up_proj"}[room]
+    earlier = fused if f"{block}.{room}.{fused}.weight" in model.names else alone
+    return {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj"), f"{block}.{FIRST}.weight"),
+        **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj"), before_mlp),
+        **dict.fromkeys(("o_proj", "down_proj"), f"{block}.{room}.{earlier}.weight"),
+    }.get(rest)
+
+
+def _depth(name: str, feeders: dict[str, str]) -> tuple[int, bool]:
+    """Norms first, then what they feed, then what that feeds; a bias after its weight, whose factors it shares."""
+    weight = name.removesuffix(".bias") + ".weight" if name.endswith(".bias") else name
+    depth = 0
+    while weight in feeders:
+        weight, depth = feeders[weight], depth + 1
+    return depth, name.endswith(".bias")
+
+
+def _norm_offset(model: MergedModel) -> float:
+    """What a norm adds to its stored gains: Gemma multiplies by 1 + w."""
+    family = FAMILIES.get((model.config.get("architectures") or [""])[0])
+    return 1.0 if family is not None and family.norm_plus_one else 0.0
+
+
+def _columns(name: str, width: int, feeders: dict[str, str], factors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the columns of a layer were multiplied by: the inverse of what was done to the outputs they take."""
+    factor = factors.get(feeders[name])
+    if factor is None or len(factor) < width:  # grouped value heads feed several columns each: AWQ leaves them alone
+        return torch.ones(width)
+    return 1 / factor[-width:]
+
+
+def _rows(name: str, found: torch.Tensor, expected: torch.Tensor, model: MergedModel) -> torch.Tensor:
+    """What the rows of a layer were multiplied by, fitted, where AWQ may have scaled them; 1 elsewhere."""
+    factors = torch.ones(found.shape[0])
+    taker = {"v_proj": "o_proj", "qkv_proj": "o_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj"}
+    room, _, leaf = name.removesuffix(".weight").rpartition(".")
+    if leaf not in taker:
+        return factors
+    width = model.shape(f"{room}.{taker[leaf]}.weight")[1]
+    if {"v_proj": width, "qkv_proj": 3 * width}.get(leaf, found.shape[0]) != found.shape[0]:
+        return factors
+    size = expected.square().sum(1)
+    fitted = (found * expected).sum(1) / size.clamp(min=1e-30)
+    fitted = torch.where(size > 0, fitted, 1.0).clamp(min=NEARLY_NOTHING)
+    factors[-width:] = fitted[-width:]
+    return factors

@@ -1,0 +1,44 @@
+"""The merged model in memory, as transformers runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from qdpo.errors import InputMissingError
+
+
+def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Any:
+    """A transformers model filled with given weights.
+
+    Args:
+        config: contents of config.json.
+        state: names and float32 values; a tied head may be left out.
+        dtype: what the model computes in.
+
+    Raises:
+        InputMissingError: weights are missing.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        key: value
+        for key, value in config.items()
+        if key not in ("dtype", "torch_dtype", "transformers_version", "quantization_config")
+    }
+    prepared = AutoConfig.for_model(**settings)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(prepared, dtype=dtype)
+    model.load_state_dict({name: value.to(dtype) for name, value in state}, strict=False, assign=True)
+    model.tie_weights()
+    if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+        raise InputMissingError(f"{len(empty)} weights are missing (first: {empty[0]})")
+    return model
+
+
+def computing_dtype() -> torch.dtype:
+    """What torch computes in: float32 on a CPU; bfloat16 on a GPU, where a large model would not fit otherwise."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
