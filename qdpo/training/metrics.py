@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qdpo.packing.logps import PackScores
+from qdpo.training import parallel
 from qdpo.training.losses import PairLogps, reward_metrics
 
 
@@ -47,10 +48,11 @@ class Metrics:
         self.add("mean_token_accuracy", scores.top1[chosen].sum(), scores.tokens[chosen].sum())
 
     def read(self) -> dict[str, float]:
-        """The means so far, in one transfer, and start anew."""
+        """The means so far, over all processes, in one transfer, and start anew."""
         if not self.sums:
             return {}
-        means = torch.stack([total / weight for total, weight in self.sums.values()]).tolist()
+        sums = parallel.summed(torch.stack([torch.stack(pair) for pair in self.sums.values()]))
+        means = (sums[:, 0] / sums[:, 1]).tolist()
         names = list(self.sums)
         self.sums = {}
         return dict(zip(names, means, strict=True))

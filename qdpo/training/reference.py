@@ -29,6 +29,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import fingerprint
 from qdpo.files import atomic_write, digest_of, explained, write_json
 from qdpo.packing.engine import Engine
+from qdpo.training import parallel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,10 +86,13 @@ class Store:
                     store.values.setdefault(str(entry["pair"]), (float(entry["chosen"]), float(entry["rejected"])))
         return store
 
-    def add(self, entries: dict[str, tuple[float, float]]) -> None:
-        """Append values; on the disk when this returns."""
+    def add(self, entries: dict[str, tuple[float, float]], *, write: bool = True) -> None:
+        """Append values; on the disk when this returns, unless another process writes them."""
         new = {key: value for key, value in entries.items() if key not in self.values}
         if not new:
+            return
+        if not write:
+            self.values.update(new)
             return
         # Python writes the shortest decimal that reads back as the same number
         lines = [json.dumps({"pair": key, "chosen": c, "rejected": r}) for key, (c, r) in new.items()]
@@ -163,22 +167,27 @@ def reference_logps(
     subset = [pairs[i] for i in wanted]
     parts = [part for item in sorted(identity.items()) for part in item]
     path = pin / f"{digest_of([*parts, fingerprint(subset)])[:32]}.safetensors"
-    pinned = _read_table(path)
+    # all processes go by what the first one finds: files may change between two looks
+    pinned = parallel.from_first(_read_table(path) if parallel.is_first() else None)
     if pinned is not None:
         return Reference(_table(len(pairs), wanted, pinned), 0, len(subset))
     context = contextlib.nullcontext() if start else policy.disable_adapter()
     store = Store.open(shared if shared is not None else pin / "partial", identity)
     keys = [pair_key(pair) for pair in subset]
     with context:
-        checked, gap = _spot_check(engine, store, dict(zip(keys, subset, strict=True)), budget)
+        found = (0, 0.0)
+        if parallel.is_first():
+            found = _spot_check(engine, store, dict(zip(keys, subset, strict=True)), budget)
+        checked, gap, store.values = parallel.from_first((*found, store.values))
         reused = sum(key in store.values for key in keys)
         for begin in range(0, len(subset), BLOCK):
             block = slice(begin, begin + BLOCK)
             _fill(engine, store, subset[block], keys[block], budget)
     values = torch.tensor([store.values[key] for key in keys], dtype=torch.float32).view(-1, 2)
-    with explained(path):
-        pin.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, save({"logps": values}))
+    if parallel.is_first():
+        with explained(path):
+            pin.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({"logps": values}))
     return Reference(_table(len(pairs), wanted, values), len(subset) - reused, reused, checked, gap)
 
 
@@ -191,11 +200,16 @@ def _table(n: int, wanted: Sequence[int], values: Tensor) -> Tensor:
 def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str], budget: int) -> None:
     """Compute what the store lacks, pass by pass; a pass is made up of the same pairs whatever is stored."""
     missing = {key for key in keys if key not in store.values}
-    for group in engine.cut(pairs, budget):
-        if missing.isdisjoint(keys[i] for i in group):
-            continue
-        scores = engine.score_all([pairs[i] for i in group], budget).logps.view(2, -1).T.tolist()
-        store.add({keys[i]: (chosen, rejected) for i, (chosen, rejected) in zip(group, scores, strict=True)})
+    groups = [g for g in engine.cut(pairs, budget) if not missing.isdisjoint(keys[i] for i in g)]
+    for begin in range(0, len(groups), parallel.world()):
+        together = groups[begin : begin + parallel.world()]
+        mine: dict[str, tuple[float, float]] = {}
+        for place in parallel.share([1] * len(together)):
+            group = together[place]
+            scores = engine.score_all([pairs[i] for i in group], budget).logps.view(2, -1).T.tolist()
+            mine |= {keys[i]: (chosen, rejected) for i, (chosen, rejected) in zip(group, scores, strict=True)}
+        for entries in parallel.gathered(mine):
+            store.add(entries, write=parallel.is_first())
 
 
 def _spot_check(engine: Engine, store: Store, pairs: dict[str, TokenPair], budget: int) -> tuple[int, float]:

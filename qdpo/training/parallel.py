@@ -1,0 +1,115 @@
+"""Data-parallel training: several processes, each with the whole model, that share the pairs of every step.
+
+Processes are started by `torchrun -m qdpo train ...` or `accelerate launch -m qdpo train ...`. The global batch, the
+order of the pairs and the result are those of one process: each takes a share of every batch, gradients and metrics
+are summed, and only the first process writes to the run directory. With one process every function here does nothing.
+
+DistributedDataParallel is not used. It hooks into one forward and one backward pass of the module that it wraps, and a
+step here has as many as its share has micro-batches, past the wrapper; an adapter's gradients are small enough to be
+summed in one go afterwards.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from qdpo import console
+
+
+def begin() -> None:
+    """Join the other processes, if a launcher has started several; all but the first fall silent."""
+    if world_of_launcher() < 2 or dist.is_initialized():
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available())
+    if not is_first():
+        console.silence()
+
+
+def world_of_launcher() -> int:
+    """Processes that a launcher says it has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def world() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and talks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def share(costs: Sequence[int]) -> list[int]:
+    """This process' share of a list of things to do: their positions, ascending, with about equal sums of costs.
+
+    Args:
+        costs: of each, the same list in every process. Largest first to whoever has least (LPT, Graham 1969).
+    """
+    if world() == 1:
+        return list(range(len(costs)))
+    loads = [(0, rank) for rank in range(world())]
+    mine = []
+    for position in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        load, rank = heapq.heappop(loads)
+        heapq.heappush(loads, (load + costs[position], rank))
+        if rank == dist.get_rank():
+            mine.append(position)
+    return sorted(mine)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over all processes; one that a process does not have counts as zero."""
+    if world() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
+    dist.all_reduce(flat)
+    for parameter, part in zip(trained, flat.split([parameter.numel() for parameter in trained]), strict=True):
+        assert parameter.grad is not None
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if world() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process' value, in the order of the processes."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """The first process' value, in every process."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
