@@ -1,7 +1,7 @@
 """Talking to the user: data on stdout, talk on stderr; no meaning is carried by colour alone.
 
-`NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is imported on first use, so that
-`qdpo --help` stays fast.
+Access tokens are taken out of all talk. `NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is
+imported on first use, so that `qdpo --help` stays fast.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from qdpo.errors import QdpoError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_silent = False
 
 
 @cache
@@ -35,7 +38,16 @@ def _console(stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     # A pipe or a log file has no width: a fixed, generous one keeps every message on its own line.
-    return Console(stderr=stderr, highlight=False, soft_wrap=plain, width=160 if plain else None)
+    width = 160 if plain else None
+    return Console(stderr=stderr, highlight=False, soft_wrap=plain, width=width, quiet=_silent)
+
+
+def silence() -> None:
+    """Print nothing from now on but errors: for the processes beside the one that speaks for all."""
+    global _silent
+    _silent = True
+    talk.cache_clear()
+    out.cache_clear()
 
 
 def is_interactive() -> bool:
@@ -45,7 +57,9 @@ def is_interactive() -> bool:
 
 def say(message: str) -> None:
     """One line of talk, printed as it is (no markup is interpreted)."""
-    talk().print(message, markup=False)
+    from qdpo.redact import redact
+
+    talk().print(redact(message), markup=False)
 
 
 def good(message: str) -> None:
@@ -65,6 +79,7 @@ def warn(message: str) -> None:
 
 def fail(error: QdpoError) -> None:
     """An error and its way out, as `error: ...` and `hint: ...`."""
+    talk().quiet = False
     _say_with("error: ", "bold red", error.message)
     if error.hint:
         _say_with("hint: ", "bold", error.hint)
@@ -74,4 +89,6 @@ def _say_with(prefix: str, style: str, message: str) -> None:
     # One print per line: a live display redraws between prints and would lose the prefix.
     from rich.text import Text
 
-    talk().print(Text.assemble((prefix, style), message))
+    from qdpo.redact import redact
+
+    talk().print(Text.assemble((prefix, style), redact(message)))

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ from qdpo.errors import DiskError, OutputError, QdpoError
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 CHUNK_BYTES = 1 << 20
+
+HEADROOM = 1.2
+"""How much more than what will be written must be free before anything long begins."""
+
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""What network file systems (a mounted Drive) answer that cannot sync a folder; their files are synced all the same."""
 
 
 def sha256_file(path: Path) -> str:
@@ -64,13 +71,16 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def explained(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn an `OSError` from writing to `path` into an error that says what to do.
+    """Turn a failure to write to `path` into an error that says what to do.
 
     Args:
         path: what is being written.
@@ -78,8 +88,24 @@ def explained(path: Path, needed: int | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise explain_os_error(error, path, needed) from error
+    except QdpoError:
+        raise
+    except Exception as error:
+        cause = os_error_of(error)
+        if cause is None:
+            raise
+        raise explain_os_error(cause, path, needed) from error
+
+
+def os_error_of(error: Exception) -> OSError | None:
+    """The operating system's error behind an exception, if there is one.
+
+    Libraries written in Rust (safetensors, tokenizers) raise exceptions of their own that end in `(os error 28)`.
+    """
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
 def explain_os_error(error: OSError, path: Path, needed: int | None = None) -> QdpoError:
@@ -106,8 +132,29 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 when there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def require_space(path: Path, needed: int, hint: str) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        path: where it will be written.
+        needed: bytes that will be written.
+        hint: the way out.
+
+    Raises:
+        DiskError: less than `HEADROOM` times as much is free.
+    """
+    wanted, free = int(HEADROOM * needed), free_bytes(path)
+    if free < wanted:
+        raise DiskError(f"{path} needs {wanted:,} bytes ({HEADROOM} x {needed:,}), {free:,} bytes are free", hint)
+
+
 @contextlib.contextmanager
-def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+def staged_folder(final: Path, *, replace: bool = False, needed: int | None = None) -> Iterator[Path]:
     """Build a folder that appears at `final` whole, with a manifest, or not at all.
 
     Yields:
@@ -116,6 +163,7 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         final: where the folder appears when the block ends without an exception.
         replace: allow `final` to exist; it is replaced in the same moment.
+        needed: bytes that the folder will have, where known.
 
     Raises:
         OutputError: `final` exists and `replace` is false, or the place cannot be written to.
@@ -123,20 +171,21 @@ def staged_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     if final.exists() and not replace:
         raise OutputError(f"{final} exists already", "choose another folder, or remove it")
-    with explained(final):
+    with explained(final, needed):
         final.parent.mkdir(parents=True, exist_ok=True)
         staging = final.with_name(f"{STAGING_PREFIX}{final.name}-{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-    try:
-        with explained(final):
+        # The staging folder goes before a failure is explained, so that the free bytes in the message are those
+        # that the next attempt finds.
+        try:
             yield staging
             write_manifest(staging)
             _sync_tree(staging)
             _swap_in(staging, final)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def _sync_tree(folder: Path) -> None:

@@ -3,8 +3,9 @@
 A verb is a module with `HELP` (what `qdpo VERB --help` says), `add_arguments(parser)` and `run(args) -> exit code`.
 Only the chosen verb's module is imported, and nothing heavy before its `run`.
 
-Exit codes: 0 done; 64 usage; 65 data; 66 input missing; 69 unavailable; 70 internal or training error; 73 output;
-74 disk; 75 busy; 78 configuration; 130 interrupted; 141 the reader of a pipe went away.
+Exit codes: 0 done; 1 an export is not good enough; 64 usage; 65 data; 66 input missing; 69 unavailable; 70 internal or
+training error; 73 output; 74 disk; 75 busy; 78 configuration; 130 interrupted (SIGINT); 141 the reader of a pipe went
+away; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -154,4 +155,6 @@ def _internal(error: Exception) -> QdpoError:
 
 def _show_traceback_if_wanted() -> None:
     if os.environ.get("QDPO_TRACEBACK", "") not in ("", "0"):
-        traceback.print_exc()
+        from qdpo.redact import redact
+
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qdpo.training.signals import Stop
 
 HELP = "Fine-tune a model by DPO on preference pairs, with its base in 4 bits."
 
@@ -19,21 +23,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run is written; default runs/NAME")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument(
+        "--mirror", metavar="DIR", help="keep a second copy of the run there, on a mounted drive, say; can be resumed"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and print what a run would do, then stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Resolve the configuration and train, or say what training would do."""
-    from pathlib import Path
+    """Resolve the configuration and train, or say what training would do.
 
+    Returns:
+        0, or 128 + the number of the signal that stopped the run.
+    """
+    from qdpo.training.signals import watch
+
+    with watch() as stop:
+        return _run(args, stop)
+
+
+def _run(args: argparse.Namespace, stop: Stop) -> int:
     from qdpo.config.resolve import resolve
     from qdpo.errors import UsageError
-    from qdpo.training import run_folder
+    from qdpo.paths import output_path
+    from qdpo.training import lock, run_folder
 
+    mirror = None if args.mirror is None else output_path(args.mirror, "--mirror")
     if args.resume:
         if args.run_dir is None:
             raise UsageError("--resume needs --run-dir", "name the run's folder: --run-dir runs/NAME --resume")
-        folder = Path(args.run_dir).expanduser()
+        folder = run_folder.existing(args.run_dir)
+        lock.refuse_if_busy(folder)
         resolved = run_folder.reopen(folder)
         preset = args.preset or str(folder)
     else:
@@ -46,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
         from qdpo.training.dry_run import describe
 
         return describe(resolved, folder)
-    from qdpo.training.run import train
-
     command = shlex.join(["qdpo", *(sys.argv[1:] or ["train"])])
-    train(resolved, folder, preset=preset, command=command, resume=args.resume)
-    return 0
+    with lock.locked(folder):
+        from qdpo.training.run import train
+
+        train(resolved, folder, preset=preset, command=command, resume=args.resume, stop=stop, mirror=mirror)
+    return stop.exit_code
 
 
 def replacements(model: str | None, data: str | None) -> list[str]:

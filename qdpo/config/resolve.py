@@ -16,6 +16,7 @@ from qdpo.config.overrides import SET, Override, parse_override
 from qdpo.config.problems import SHOWN, Problem, config_error, quoted
 from qdpo.config.schema import RunConfig
 from qdpo.config.strict_yaml import Document, Path_
+from qdpo.redact import redact_all
 
 DEFAULT = "default"
 """The origin of a value that neither a preset nor an override gives."""
@@ -67,6 +68,8 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> Resolved:
         # A misspelt key also leaves its setting missing; one mistake is reported once.
         problems += explain(error, sources, chain[-1].source, hide_missing=bool(problems))
         config = None
+    if config is not None:
+        problems += _secrets(config, sources)
     if problems or config is None:
         raise config_error(problems)
     return Resolved(config, {key: _origin(sources.get(key)) for key in fields.settings()})
@@ -97,6 +100,19 @@ def inline(value: Any) -> str:
     """A value as YAML on one line; floats as `5.0e-06`, which YAML 1.1 reads as a number again."""
     text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
     return text.strip()[1:-1]
+
+
+def _secrets(config: RunConfig, sources: dict[str, Source]) -> list[Problem]:
+    """Settings that hold an access token: they would be written to config.yaml and to the model card."""
+    return [
+        Problem(
+            sources[key].where if key in sources else DEFAULT,
+            f"{key} holds an access token",
+            "leave it out; a token belongs in the environment (HF_TOKEN, WANDB_API_KEY), or use `hf auth login`",
+        )
+        for key in fields.settings()
+        if redact_all(value := value_of(config, key)) != value
+    ]
 
 
 def _lay(document: Document, values: dict[str, Any], sources: dict[str, Source]) -> list[Problem]:

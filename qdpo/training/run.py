@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,15 @@ from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.training import run_folder, trackers
+from qdpo.training.mirror import Mirror
+from qdpo.training.signals import Stop, Stopped
 from qdpo.training.stages.data import prepare_data
+from qdpo.training.stages.disk import check_room
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass
 from qdpo.training.stages.result import finish
 from qdpo.training.stages.state import Run
-from qdpo.training.stages.trainer import build_trainer, build_trl_trainer
+from qdpo.training.stages.trainer import add_outside, build_trainer, build_trl_trainer
 
 if TYPE_CHECKING:
     from qdpo.training.losses import LossSettings
@@ -28,7 +33,20 @@ if TYPE_CHECKING:
     from qdpo.training.trl_engine import TrlTrainer
 
 
-def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume: bool = False) -> Path:
+MIRROR_SECONDS = {"finished": 600.0, "running": 4.0, "stopped": 2.0}
+"""How long the end of a run waits for its mirror; after a signal or an error the process may be gone soon."""
+
+
+def train(
+    resolved: Resolved,
+    folder: Path,
+    *,
+    preset: str,
+    command: str,
+    resume: bool = False,
+    stop: Stop | None = None,
+    mirror: Path | None = None,
+) -> Path:
     """Train as configured.
 
     Args:
@@ -37,14 +55,18 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
         preset: what the user called the configuration.
         command: the command line, for the card.
         resume: continue from the newest whole checkpoint in `folder`.
+        stop: says when a signal has asked the run to stop; it is then saved, and can be resumed.
+        mirror: folder of a second copy, None for none.
 
     Returns:
         The run directory.
 
     Raises:
         QdpoError: of many kinds, each explained.
+        Stopped: a signal came while there was nothing to save.
     """
     begin = time.monotonic()
+    stop = stop or Stop()
     config = resolved.config
     loss = loss_settings(config)
     trackers.check_installed(config.train.report_to)
@@ -59,20 +81,35 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
         reopen(run)
     else:
         run_folder.create(folder, resolved)
-        run.record = {
-            "schema": 1,
-            "qdpo": __version__,
-            "name": config.name,
-            "preset": preset,
-            "created": run_folder.now(),
-            "command": command,
-            "seed": config.train.seed,
-        }
+        run.record = run_folder.new_record(resolved, __version__, preset, command)
     console.say(f"run directory: {folder}")
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
+    copy = open_mirror(run, mirror)
+    try:
+        run_stages(run, stop, copy, loss, begin)
+    except Stopped:
+        run.save(state="stopped")
+        raise
+    finally:
+        if copy is not None:
+            copy.close(MIRROR_SECONDS[run.record["state"]])
+    return folder
 
+
+def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, begin: float) -> None:
+    """The stages of a run, one after the other.
+
+    Args:
+        run: what they hand on.
+        stop: says when to stop.
+        mirror: is told of every checkpoint.
+        loss: the loss.
+        begin: when the run began, as `time.monotonic` says it.
+    """
+    config = run.config
     tokenizer, data = prepare_data(run)
     policy, engine = load_policy(run)
+    check_room(run, policy, tokenizer, data)
     run_checks(run, engine, policy, tokenizer, data, loss)
     trainer: DpoTrainer | TrlTrainer
     if config.engine == "trl":
@@ -80,10 +117,25 @@ def train(resolved: Resolved, folder: Path, *, preset: str, command: str, resume
     else:
         train_split, heldout = reference_pass(run, engine, policy, data)
         trainer, terminal = build_trainer(run, policy, tokenizer, train_split, heldout, data, loss)
+    add_outside(trainer, stop, mirror)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+    stop.patient = False
+    if stop.signal is not None:
+        run.save(state="stopped")
+        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        console.note(f"stopped at {done}; to go on: qdpo train --run-dir {shlex.quote(str(run.folder))} --resume")
+        return
     finish(run, trainer, policy, tokenizer, seconds=time.monotonic() - begin)
-    return folder
+
+
+def open_mirror(run: Run, folder: Path | None) -> Mirror | None:
+    """Begin a second copy of the run directory, if one is wanted."""
+    if folder is None:
+        return None
+    mirror = Mirror(run.folder, folder)
+    mirror.open(run.record["id"])
+    return mirror
 
 
 def loss_settings(config: RunConfig) -> LossSettings:
@@ -119,6 +171,7 @@ def reopen(run: Run) -> None:
 
     sweep(run.folder)
     run.record = run_folder.read_record(run.folder)
+    run.record.setdefault("id", uuid.uuid4().hex)
     run.resume = newest_whole(run.folder / "checkpoints")
     where = run.resume.name if run.resume else "the beginning: no checkpoint was written yet"
     console.note(f"resuming from {where}")

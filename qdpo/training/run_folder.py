@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.errors import InputMissingError, OutputError
-from qdpo.files import atomic_write, explained, write_json
+from qdpo.files import STAGING_PREFIX, atomic_write, explained, write_json
+from qdpo.paths import output_path, refuse_link, refuse_links_out
+from qdpo.redact import redact_all
+from qdpo.training import lock
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -32,23 +37,52 @@ def choose(wanted: str | None, name: str) -> Path:
     """The folder of a new run: the one asked for, or `runs/NAME`, numbered when it is taken.
 
     Raises:
-        OutputError: the folder asked for is not empty.
+        OutputError: the folder asked for is not empty, or cannot be a folder.
+        BusyError: another process writes a run there.
     """
     if wanted is not None:
-        folder = Path(wanted).expanduser()
+        folder = output_path(wanted, "--run-dir")
+        refuse_link(folder, "--run-dir")
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file, not a folder", "choose another --run-dir")
-        if folder.is_dir() and any(folder.iterdir()):
-            if (folder / RECORD).is_file():
-                raise OutputError(
-                    f"{folder} holds a run already", "continue it with --resume, or choose another --run-dir"
-                )
-            raise OutputError(f"{folder} is not empty and no run of qdpo", "choose another --run-dir")
+        if folder.is_dir():
+            lock.refuse_if_busy(folder)
+            _refuse_content(folder)
         return folder
     folder, number = Path("runs") / name, 1
-    while folder.exists():
+    while os.path.lexists(folder):
         number += 1
         folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _refuse_content(folder: Path) -> None:
+    found = [path.name for path in folder.iterdir() if not _is_left_over(path.name)]
+    if RECORD in found or CONFIG in found:
+        raise OutputError(f"{folder} holds a run already", "continue it with --resume, or choose another --run-dir")
+    if found:
+        raise OutputError(f"{folder} is not empty and no run of qdpo", "choose another --run-dir")
+
+
+def _is_left_over(name: str) -> bool:
+    """Whether a run that was killed in its first moment leaves such a file."""
+    return name == lock.FILE or name.startswith(STAGING_PREFIX)
+
+
+def existing(wanted: str) -> Path:
+    """The folder of a run to continue.
+
+    Raises:
+        InputMissingError: there is no run in it.
+        OutputError: a part of it is a link that leads out of it.
+    """
+    folder = output_path(wanted, "--run-dir")
+    if not (folder / CONFIG).is_file():
+        raise InputMissingError(
+            f"{folder} holds no run of qdpo ({CONFIG} is missing)",
+            "give the folder that `qdpo train` named as its run directory",
+        )
+    refuse_links_out(folder)
     return folder
 
 
@@ -65,12 +99,28 @@ def reopen(folder: Path) -> Resolved:
     Raises:
         InputMissingError: there is no run in the folder.
     """
-    if not (folder / CONFIG).is_file():
-        raise InputMissingError(
-            f"{folder} holds no run of qdpo ({CONFIG} is missing)",
-            "give the folder that `qdpo train` named as its run directory",
-        )
-    return resolve(str(folder / CONFIG))
+    return resolve(str(existing(str(folder)) / CONFIG))
+
+
+def new_record(resolved: Resolved, version: str, preset: str, command: str) -> dict[str, Any]:
+    """What run.json says of a run from its first moment.
+
+    Args:
+        resolved: the configuration.
+        version: qdpo's.
+        preset: what the user called the configuration.
+        command: the command line.
+    """
+    return {
+        "schema": 1,
+        "id": uuid.uuid4().hex,
+        "qdpo": version,
+        "name": resolved.config.name,
+        "preset": preset,
+        "created": now(),
+        "command": command,
+        "seed": resolved.config.train.seed,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -96,8 +146,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Replace run.json."""
-    write_json(folder / RECORD, record)
+    """Replace run.json; access tokens (in a command line, say) are left out."""
+    write_json(folder / RECORD, redact_all(record))
 
 
 def now() -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from qdpo.data.prepare import Prepared
     from qdpo.training.losses import LossSettings
+    from qdpo.training.mirror import Mirror
+    from qdpo.training.signals import Stop
     from qdpo.training.terminal import TerminalCallback
     from qdpo.training.trainer import DpoTrainer, Split
     from qdpo.training.trl_engine import TrlTrainer
@@ -153,3 +155,13 @@ def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallbac
     trainer.add_callback(terminal)
     trainer.add_callback(VerdictCallback(run.folder))
     return terminal
+
+
+def add_outside(trainer: DpoTrainer | TrlTrainer, stop: Stop, mirror: Mirror | None) -> None:
+    """Add what listens to signals, after every callback that decides about a step, and what tells the mirror."""
+    from qdpo.training.mirror import mirror_callback
+    from qdpo.training.signals import stop_callback
+
+    trainer.add_callback(stop_callback(stop))
+    if mirror is not None:
+        trainer.add_callback(mirror_callback(mirror))

@@ -1,0 +1,67 @@
+"""Names that a user gives for what is written: understood once, and refused before anything is made of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qdpo.errors import OutputError
+
+LONGEST_NAME = 255
+"""Bytes of one name in a folder, on every file system that is in use."""
+LONGEST_PATH = 4095
+"""Bytes of a whole path on Linux."""
+
+
+def output_path(text: str | os.PathLike[str], option: str) -> Path:
+    """The path that a user means, `~` expanded.
+
+    Args:
+        text: as it was given.
+        option: where, for the message.
+
+    Raises:
+        OutputError: no folder can have this name.
+    """
+    given = os.fspath(text)
+    why = None
+    if not given.strip():
+        why = "is empty"
+    elif any(ord(character) < 32 or ord(character) == 127 for character in given):
+        why = "holds a control character"
+    elif any(len(os.fsencode(part)) > LONGEST_NAME for part in given.split("/")):
+        why = f"has a name of more than {LONGEST_NAME} bytes"
+    elif len(os.fsencode(os.path.abspath(given))) > LONGEST_PATH:
+        why = f"is longer than {LONGEST_PATH:,} bytes"
+    if why is None:
+        try:
+            return Path(given).expanduser()
+        except RuntimeError:
+            why = "names a home folder that does not exist"
+    raise OutputError(f"{option} {given[:80]!r} {why}", "choose another folder")
+
+
+def refuse_link(path: Path, option: str) -> None:
+    """What is written to a link would land somewhere else than the name says.
+
+    Raises:
+        OutputError: `path` itself is a symbolic link (a link further up is the user's own arrangement).
+    """
+    if path.is_symlink():
+        real = os.path.realpath(path)
+        raise OutputError(f"{path} is a link to {real}", f"give the folder itself: {option} {real}")
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Nothing in a folder of ours leads out of it.
+
+    Raises:
+        OutputError: an entry is a link to something outside.
+    """
+    inside = os.path.realpath(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            raise OutputError(
+                f"{path} is a link to {os.path.realpath(path)}, outside of {folder}",
+                "put a real file or folder in its place",
+            )

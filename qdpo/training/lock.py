@@ -1,0 +1,168 @@
+"""One process at a time in a run directory.
+
+The lock is the operating system's (flock), which ends with the process that holds it, however it ends. The file says
+who holds it, for the message and for folders that several machines share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qdpo import console
+from qdpo.errors import BusyError
+from qdpo.files import explained
+
+FILE = ".lock"
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes:
+        pid: the process.
+        host: the machine's name.
+        boot: changes whenever the machine starts; empty where it is not known.
+    """
+
+    pid: int
+    host: str
+    boot: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """What a lock says of this process."""
+        boot = BOOT_ID.read_text().strip() if BOOT_ID.is_file() else ""
+        return cls(os.getpid(), platform.node(), boot)
+
+    @classmethod
+    def parse(cls, text: str) -> Holder | None:
+        """The holder that a lock file names; None where a crash left no whole name."""
+        try:
+            content = json.loads(text)
+            return cls(int(content["pid"]), str(content["host"]), str(content["boot"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def is_elsewhere(self) -> bool:
+        """Whether it runs on another machine, where nobody here can look."""
+        return self.host != Holder.this_process().host
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs on this machine, since the machine was last started."""
+        if self.boot != Holder.this_process().boot:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run directory's lock; the directory is made if it is not there.
+
+    Raises:
+        BusyError: another process holds it.
+        OutputError: the directory cannot be written to.
+    """
+    path = folder / FILE
+    with explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(path)
+    try:
+        yield
+    finally:
+        # Removed while it is still held: whoever opened it meanwhile sees that the name is gone, and tries again.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def refuse_if_busy(folder: Path) -> None:
+    """Look whether another process works in a folder, without touching it.
+
+    Raises:
+        BusyError: one does.
+    """
+    path = folder / FILE
+    if path.is_file():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _lock(descriptor, path)
+        finally:
+            os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """The descriptor of the lock file, which holds the lock until it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            left = _lock(descriptor, path)
+            if not _is_at(descriptor, path):
+                os.close(descriptor)
+                continue
+            if left is not None:
+                console.note(
+                    f"the lock of process {left.pid}, which is gone, was left in {path.parent}; taking it over"
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(Holder.this_process())).encode(), 0)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
+        return descriptor
+
+
+def _lock(descriptor: int, path: Path) -> Holder | None:
+    """Take the operating system's lock; returns who left the file behind, if anybody did."""
+    known_free = True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            raise _busy(path, _read(descriptor)) from error
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        known_free = False
+    left = _read(descriptor)
+    if left is not None and (left.is_elsewhere() or (not known_free and left.is_alive())):
+        raise _busy(path, left)
+    return left
+
+
+def _read(descriptor: int) -> Holder | None:
+    return Holder.parse(os.pread(descriptor, 4096, 0).decode("utf-8", "replace"))
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _busy(path: Path, holder: Holder | None) -> BusyError:
+    who = "another process" if holder is None else f"process {holder.pid}"
+    if holder is not None and holder.is_elsewhere():
+        return BusyError(
+            f"{who} on {holder.host} works in {path.parent}, or did when it ended",
+            f"wait for it; if that machine is gone, remove {path}",
+        )
+    return BusyError(f"{who} works in {path.parent}", "wait for it to end, or choose another --run-dir")

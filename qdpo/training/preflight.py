@@ -1,0 +1,94 @@
+"""Is there room on the disk for all that a run will write? Asked before hours of training, not after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.files import HEADROOM, free_bytes, require_space, size_of
+from qdpo.hardware import GIB
+
+if TYPE_CHECKING:
+    import torch
+
+STATE_BYTES = {"paged_adamw_32bit": 8.0, "adamw_torch": 8.0, "paged_adamw_8bit": 2.1, "adamw_8bit": 2.1}
+"""Bytes of optimizer state per trained parameter: two moments, in 8 bits with a scale per 256 of them."""
+SMALLEST_8BIT = 4096
+"""bitsandbytes keeps the moments of smaller tensors in 32 bits."""
+
+FIXED_BYTES = 160 << 10
+"""Configs, random number generators and manifest of a checkpoint, and the names of its tensors."""
+LOG_BYTES = 1500
+"""One logged step in metrics.jsonl or in the trainer's state."""
+PAIR_BYTES = 140
+"""One pair's line in the reference."""
+SAMPLE_BYTES = 3000
+"""One answered prompt in samples.jsonl."""
+PAGES_BYTES = 1 << 20
+"""Plots, card, reports and records."""
+
+
+def checkpoint_bytes(parameters: Iterable[torch.Tensor], optim: str, logs: int = 0) -> int:
+    """What one checkpoint takes: the adapter in fp32, the optimizer's state, counters.
+
+    Args:
+        parameters: what is trained.
+        optim: train.optim.
+        logs: entries of the log that the trainer's state carries.
+    """
+    total = 0.0
+    for parameter in parameters:
+        n = parameter.numel()
+        total += n * (4 + (STATE_BYTES[optim] if n >= SMALLEST_8BIT else 8.0))
+    return int(total) + FIXED_BYTES + logs * LOG_BYTES
+
+
+def run_bytes(config: RunConfig, parameters: list[torch.Tensor], steps: int, pairs: int, tokenizer: int) -> int:
+    """What a run writes at the most at one time.
+
+    Args:
+        config: the configuration.
+        parameters: what is trained.
+        steps: optimizer steps of the whole run.
+        pairs: training and held-out pairs.
+        tokenizer: bytes of the tokenizer's files.
+    """
+    train = config.train
+    evaluations = steps // train.eval_every + 2
+    logs = steps // train.log_every + evaluations + 2
+    # One more than are kept, while a new one is written; and the best one, which is kept besides.
+    checkpoints = train.keep + 1 + (train.load_best != "none")
+    answers = 2 * evaluations * max(config.samples.count, len(config.samples.prompts))
+    return (
+        checkpoints * checkpoint_bytes(parameters, train.optim, logs)
+        + sum(4 * parameter.numel() for parameter in parameters)
+        + tokenizer
+        + logs * LOG_BYTES
+        + pairs * PAIR_BYTES
+        + answers * SAMPLE_BYTES
+        + PAGES_BYTES
+    )
+
+
+def check_disk(folder: Path, needed: int, base_parameters: int) -> None:
+    """Refuse a run that its disk has no room for; say so when its export will have none.
+
+    Args:
+        folder: the run directory; what an interrupted run left there counts as written.
+        needed: bytes, from `run_bytes`.
+        base_parameters: of the base, all of them.
+
+    Raises:
+        DiskError: there is not enough room.
+    """
+    left = max(0, needed - size_of(folder) + size_of(folder / "export"))
+    require_space(folder, left, "free some space, choose another disk with --run-dir, or lower train.keep")
+    export = 2 * base_parameters
+    if free_bytes(folder) < HEADROOM * (left + export):
+        console.warn(
+            f"there is room for the run but not for a merged 16-bit export beside it ({export / GIB:.1f} GiB): free "
+            "some before `qdpo merge-export`, or send it to another disk with --out"
+        )
