@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qdpo import files
+from qdpo.report import exports, names, usage, words
 from qdpo.report import markdown as md
-from qdpo.report import names, usage
 from qdpo.report.data_section import training_data
+from qdpo.report.evaluation_section import evaluation
 from qdpo.report.front_matter import front_matter, license_fields
 from qdpo.report.procedure import procedure
-from qdpo.report.record import RunRecord, all_ties, dig, read_run
+from qdpo.report.record import Published, RunRecord, all_ties, dig, read_run
 
 CARD = "README.md"
 
@@ -41,19 +43,27 @@ PLOTS = (
 )
 
 
-def render_card(run_dir: Path) -> str:
+def render_card(run_dir: Path, published: Published | None = None) -> str:
     """The model card of a run as Markdown, from the files in its run directory alone.
+
+    Args:
+        run_dir: the run directory.
+        published: the repository that the card is for; None for the run directory itself.
 
     Raises:
         InputMissingError: the folder is not a run directory, or a file in it cannot be understood.
     """
-    record = read_run(run_dir)
+    record = dataclasses.replace(read_run(run_dir), published=published)
     sections: tuple[Callable[[RunRecord], str], ...] = (
         front_matter,
         _introduction,
         _comparison,
+        words.verdict,
         _plots,
         usage.how_to_use,
+        words.samples,
+        evaluation,
+        exports.verification,
         _description,
         _intended_uses,
         training_data,
@@ -76,10 +86,13 @@ def write_card(run_dir: Path) -> None:
 def _introduction(record: RunRecord) -> str:
     how = "held in 4-bit NF4 (QLoRA)" if dig(record.run, "quantization", "method") == "nf4" else "held as stored"
     pairs = names.dataset_link(names.dataset_name(record))
+    what = f"This is a LoRA adapter for {names.base_link(record)}, trained"
+    if record.merged:
+        what = f"This is {names.base_link(record)} with a LoRA adapter merged into it, which was trained"
     parts = [
         f"# {md.text(record.name)}",
-        f"This is a LoRA adapter for {names.base_link(record)}, trained with {names.method(record.config)} on "
-        f"{pairs}. The base was {how} and never changed; only the adapter was trained.",
+        f"{what} with {names.method(record.config)} on {pairs}. In training the base was {how} and never changed; only "
+        "the adapter was trained.",
     ]
     if record.config.about:
         parts.append(f"The recipe in a line: {md.text(record.config.about.rstrip('. '))}.")
@@ -182,7 +195,10 @@ def _revision(record: RunRecord) -> str:
 def _license(record: RunRecord) -> str:
     stated = dig(record.run, "base", "license")
     if license_fields(stated):
-        return f"{md.text(stated)}, the base's"
+        return (
+            f"{md.text(stated)}, inherited: the adapter changes the base's weights and is of no use without them, so "
+            "the base's terms hold for it; the terms of the training data are a question of their own"
+        )
     return (
         "not stated here, because the base states none that could be read; ask its authors before you share the adapter"
     )

@@ -8,6 +8,7 @@ import yaml
 
 from qdpo.report import markdown as md
 from qdpo.report import names
+from qdpo.report.measured import HELDOUT, read_evaluations
 from qdpo.report.record import RunRecord, dig
 
 # The identifiers that the hub knows; anything else has to be declared as `other` with a name.
@@ -26,12 +27,24 @@ LICENSES = frozenset((
 ))
 # fmt: on
 
+LIBRARIES = {
+    "safetensors": "transformers",
+    "awq": "transformers",
+    "gguf": "gguf",
+    "gguf-lora": "gguf",
+    "ollama": "gguf",
+}
+"""What loads a published export, by the hub's names; adapters are PEFT's."""
+
 # Where the hub shows results: type, name, key of the evaluation.
 RESULTS = (
     ("accuracy", "Rewards/accuracies", "rewards/accuracies"),
     ("rewards/margins", "Rewards/margins", "rewards/margins"),
     ("loss", "Loss", "loss"),
 )
+
+PREFERENCE = {"type": "text-generation", "name": "Preference modelling on held-out pairs"}
+TASKS = "tasks.json"
 
 
 def front_matter(record: RunRecord) -> str:
@@ -47,8 +60,9 @@ def metadata(record: RunRecord) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     if names.base_on_hub(record):
-        values |= {"base_model": names.base_name(record), "base_model_relation": "adapter"}
-    values["library_name"] = "peft"
+        relation = "finetune" if record.merged else "adapter"
+        values |= {"base_model": names.base_name(record), "base_model_relation": relation}
+    values["library_name"] = LIBRARIES.get(record.published.format, "peft") if record.published else "peft"
     values["pipeline_tag"] = "text-generation"
     values |= license_fields(dig(record.run, "base", "license"))
     values["tags"] = _tags(record)
@@ -81,17 +95,39 @@ def _dataset_names(record: RunRecord) -> list[str]:
 
 
 def _results(record: RunRecord) -> list[dict[str, Any]]:
+    evaluations = read_evaluations(record.folder)
+    found = [_training_results(record)]
+    found += [_pair_results(record, name, result) for name, result in evaluations.items() if name != TASKS]
+    benchmarks = dig(evaluations.get(TASKS), "model_index")
+    return [entry for entry in found if entry] + (benchmarks if isinstance(benchmarks, list) else [])
+
+
+def _training_results(record: RunRecord) -> dict[str, Any] | None:
     metrics = [
         {"type": kind, "name": title, "value": round(value, 4)}
         for kind, title, key in RESULTS
         if (value := md.number(record.after.get(key))) is not None
     ]
     if not metrics:
-        return []
+        return None
+    return {"task": dict(PREFERENCE), "dataset": _heldout(record), "metrics": metrics}
+
+
+def _pair_results(record: RunRecord, name: str, result: dict[str, Any]) -> dict[str, Any] | None:
+    """What `qdpo eval` found on pairs: how often the chosen side is the likelier one."""
+    value = md.number(dig(result, "groups", "all", "prefers_chosen", "policy", "value"))
+    if value is None:
+        return None
+    source = md.public_name(dig(result, "data", "source") or name)
+    dataset = {"name": source, "type": source if names.dataset_on_hub(source) else "preference-pairs"}
+    metric = {"type": "accuracy", "name": "Prefers the chosen (by log-probability)", "value": round(value, 4)}
+    return {"task": dict(PREFERENCE), "dataset": _heldout(record) if name == HELDOUT else dataset, "metrics": [metric]}
+
+
+def _heldout(record: RunRecord) -> dict[str, Any]:
     name = names.dataset_name(record, "heldout")
     dataset = {"name": f"{name} (held-out pairs)", "type": name if names.dataset_on_hub(name) else "preference-pairs"}
     split = dig(record.run, "data", "heldout", "split")
     if split:
         dataset["split"] = md.without_folders(split)
-    task = {"type": "text-generation", "name": "Preference modelling on held-out pairs"}
-    return [{"task": task, "dataset": dataset, "metrics": metrics}]
+    return dataset

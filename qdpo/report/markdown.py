@@ -17,6 +17,9 @@ MISSING = "n/a"
 # What Markdown would read as markup; an underscore inside a word and a lone bracket are only themselves.
 _SPECIAL = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[\[(:])|^[-+#=]|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CONTROL_IN_LINE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]+")
+# Tokens of the hub, of GitHub, of wandb's and others' APIs, as they are known by their beginnings.
+_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,})")
 _URL_OR_PATH = re.compile(r"(?P<url>https?://\S+)|(?<![\w./~\\-])(?P<path>(?:~[\w.-]*)?/[^\s'\"`,;:)\]}]+|~(?!\S))")
 _WINDOWS_PATH = re.compile(r"(?<!\w)[A-Za-z]:[\\/][^\s'\"`,;)\]}]*")
 _DATA_FILE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -24,8 +27,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def one_line(value: Any) -> str:
-    """The value as text without line breaks and control characters."""
-    return _CONTROL.sub(" ", str(value)).strip()
+    """The value as text without line breaks, control characters and access tokens."""
+    return _SECRET.sub("[token removed]", _CONTROL.sub(" ", str(value))).strip()
+
+
+def printable(value: Any) -> str:
+    """The value as text of several lines, without other control characters and access tokens."""
+    return _SECRET.sub("[token removed]", _CONTROL_IN_LINE.sub(" ", str(value)))
 
 
 def without_folders(value: Any) -> str:

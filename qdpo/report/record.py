@@ -17,6 +17,19 @@ EVAL_PREFIX = "eval_"
 
 
 @dataclass(frozen=True)
+class Published:
+    """Where a card is read: at the root of a repository on the hub, beside what was published.
+
+    Attributes:
+        repo: its name, `user/name`.
+        format: `adapter`, or the name of an export.
+    """
+
+    repo: str
+    format: str
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The files of a run directory.
 
@@ -27,6 +40,7 @@ class RunRecord:
         data: what was read, left out and cut (`data_report.json`); empty when the file is not there.
         train: logged training steps in order of step (`metrics.jsonl`).
         evals: evaluations in order of step, keys without their `eval_` prefix (`metrics.jsonl`).
+        published: where the card will be read; None for the run directory itself.
     """
 
     folder: Path
@@ -35,6 +49,12 @@ class RunRecord:
     data: dict[str, Any]
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
+    published: Published | None = None
+
+    @property
+    def merged(self) -> bool:
+        """Whether what is published holds the base's weights too, and not the adapter alone."""
+        return self.published is not None and self.published.format not in ("adapter", "gguf-lora")
 
     @property
     def name(self) -> str:

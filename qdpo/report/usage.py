@@ -7,16 +7,20 @@ from typing import Any
 
 from qdpo.report import markdown as md
 from qdpo.report import names
+from qdpo.report.exports import usage_of_exports
 from qdpo.report.record import RunRecord, dig
 
 
 def how_to_use(record: RunRecord) -> str:
-    """`## How to use` with a Python snippet that loads the base as in training and puts the adapter on it."""
-    lead = (
-        "Run this in the folder of this card, where `adapter/` is. Together with the base it needs the packages below "
-        "(bitsandbytes only for the 4-bit base)."
-    )
-    return f"## How to use\n\n{lead}\n\n{md.block(_snippet(record), 'python')}"
+    """`## How to use`: the adapter in Python, loaded on the base as in training, and whatever exports there are."""
+    parts = ["## How to use"]
+    if not record.merged and (record.published is None or record.published.format == "adapter"):
+        where = "Run this in the folder of this card, where `adapter/` is. " if record.published is None else ""
+        lead = f"{where}Together with the base it needs the packages below (bitsandbytes only for the 4-bit base)."
+        parts += [lead, md.block(_snippet(record), "python")]
+    if record.published is None or record.published.format != "adapter":
+        parts.append(usage_of_exports(record))
+    return "\n\n".join(parts)
 
 
 def reproduce(record: RunRecord) -> str:
@@ -67,6 +71,7 @@ def _snippet(record: RunRecord) -> str:
         options.append("quantization_config=nf4")
     imports.append(f"from transformers import {', '.join(classes)}")
     where, revision = _base(record)
+    adapter = _string(record.published.repo if record.published else "adapter")
     if names.is_demonstration(record):
         imports.insert(0, "from importlib.resources import files\n")
     return "\n".join(
@@ -78,8 +83,8 @@ def _snippet(record: RunRecord) -> str:
             "model = AutoModelForCausalLM.from_pretrained(",
             *(f"    {argument}," for argument in ("base", *revision, *options)),
             ")",
-            'model = PeftModel.from_pretrained(model, "adapter")',
-            'tokenizer = AutoTokenizer.from_pretrained("adapter")',
+            f"model = PeftModel.from_pretrained(model, {adapter})",
+            f"tokenizer = AutoTokenizer.from_pretrained({adapter})",
             "",
             *_prompt(record),
             "outputs = model.generate(**inputs, max_new_tokens=128)",

@@ -85,6 +85,7 @@ class DpoTrainer(WholeCheckpoints):
         self.keep = keep
         self.train_metrics = Metrics()
         self.tokens_seen = 0
+        self.heldout_logps: dict[int, Tensor] = {}
         super().__init__(
             model=policy,
             args=args,
@@ -184,6 +185,7 @@ class DpoTrainer(WholeCheckpoints):
         scores = self.engine.score_all(self.heldout.pairs, self.packing.tokens_without_grad)
         mean_chosen = sum(len(pair.chosen) for pair in self.heldout.pairs) / len(self.heldout.pairs)
         batch = pair_logps(scores, self.heldout.reference, mean_chosen)
+        self.heldout_logps[self.state.global_step] = torch.stack([batch.chosen, batch.rejected], 1).cpu()
         metrics = Metrics()
         metrics.add_pack(scores, batch, self.loss_settings.beta)
         values = {"loss": float(pair_losses(batch, self.loss_settings).mean()), **metrics.read()}

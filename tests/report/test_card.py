@@ -24,6 +24,7 @@ SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
 SECTIONS = [
     "# quickstart",
     "## Before and after",
+    "## Verdict",
     "## How to use",
     "## Model description",
     "## Intended uses & limitations",

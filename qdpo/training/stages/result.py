@@ -1,4 +1,4 @@
-"""Last stage: the final adapter, the result, the plots and the card."""
+"""Last stage: the final adapter, the result, the plots, the card and the report page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def finish(
     *,
     seconds: float,
 ) -> None:
-    """Write the final adapter, the result, the plots and the card."""
+    """Write the final adapter, the result, the plots, the scored pairs, the card and the report page."""
     from qdpo.files import sha256_file
-    from qdpo.report.card import write_card
     from qdpo.report.plots import draw_plots
+    from qdpo.report.refresh import refresh
     from qdpo.training import checkpoint
     from qdpo.training.callbacks import read_metrics
 
@@ -63,8 +63,29 @@ def finish(
         },
     )
     draw_plots(run.folder)
-    write_card(run.folder)
+    save_pairs(run, trainer, tokenizer, step)
+    refresh(run.folder)
     say_result(run, before, after, seconds)
+
+
+def save_pairs(run: Run, trainer: DpoTrainer | TrlTrainer, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
+    """Write the held-out pairs as the final adapter sees them, for the report page."""
+    import torch
+
+    from qdpo.report.pairs import write_pairs
+    from qdpo.training.trainer import DpoTrainer
+
+    if not isinstance(trainer, DpoTrainer):
+        console.note(
+            f"engine: trl keeps no score of single pairs; for the report's pairs: qdpo eval --run {run.folder}"
+        )
+        return
+    heldout, logps = trainer.heldout, trainer.heldout_logps.get(step)
+    if logps is None:
+        # the step was evaluated before a resume; its adapter is loaded
+        scores = trainer.engine.score_all(heldout.pairs, run.config.packing.tokens_without_grad)
+        logps = torch.stack(scores.logps.chunk(2), 1)
+    write_pairs(run.folder, heldout.pairs, logps.tolist(), heldout.reference.tolist(), run.config.loss.beta, tokenizer)
 
 
 def say_result(run: Run, before: dict[str, float], after: dict[str, float], seconds: float) -> None:

@@ -1,0 +1,107 @@
+"""What the report page's script draws: curves and scored pairs, bounded in number and length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from qdpo.report import markdown as md
+from qdpo.report.measured import read_pairs
+from qdpo.report.record import RunRecord, all_ties
+from qdpo.report.trends import points
+
+POINTS = 1500
+"""Points of a curve at the most; of a longer one every n-th is drawn."""
+
+PAIRS, CHARACTERS = 400, 2000
+"""Pairs with their texts at the most, and characters of each text."""
+
+PAIR_NUMBERS = ("margin", "chosen_change", "rejected_change", "chosen_tokens", "rejected_tokens")
+
+REWARDS = (
+    ("rewards/chosen", "chosen", "blue", 0),
+    ("rewards/rejected", "rejected", "orange", 1),
+    ("rewards/margins", "margin", "green", 3),
+)
+
+
+def charts(record: RunRecord) -> list[dict[str, Any]]:
+    """The curves of a run: id, title, level lines, and series of [step, value]."""
+    start = [{"at": math.log(2), "title": "ln 2: no preference"}] if record.config.loss.loss_type == ["sigmoid"] else []
+    half = [{"at": 0.5, "title": "chance"}]
+    accuracy = [
+        _series(record.train, "rewards/accuracies", "training", "grey", thin=True),
+        _series(record.evals, "rewards/accuracies", "held-out", "blue"),
+        _series(record.evals, "logps/accuracies", "held-out, by log-probability alone", "green", dash=3),
+    ]
+    loss = [
+        _series(record.train, "loss", "training", "grey", thin=True),
+        _series(record.evals, "loss", "held-out", "blue"),
+    ]
+    heldout = [
+        _series(record.evals, key, f"{title}, held-out", color, dash=dash) for key, title, color, dash in REWARDS
+    ]
+    trained = [
+        _series(record.train, key, f"{title}, training", color, True, dash) for key, title, color, dash in REWARDS
+    ]
+    found = [
+        ("chart-loss", "Loss", start, loss),
+        ("chart-rewards", "Rewards and their margin", [{"at": 0, "title": ""}], [*heldout, *trained]),
+        ("chart-accuracy", "Share of pairs with the higher reward on the chosen side", half, accuracy),
+        ("chart-rate", "Learning rate", [], [_series(record.train, "learning_rate", "learning rate", "blue", True)]),
+        (
+            "chart-gradient",
+            "Gradient norm",
+            [],
+            [_series(record.train, "grad_norm", "before clipping", "orange", True)],
+        ),
+    ]
+    return [
+        {"id": id, "title": title, "levels": levels, "series": [one for one in series if one["points"]]}
+        for id, title, levels, series in found
+        if any(one["points"] for one in series)
+    ]
+
+
+def _series(
+    rows: Sequence[dict[str, Any]], key: str, title: str, color: str, thin: bool = False, dash: int = 0
+) -> dict[str, Any]:
+    # Before the first step every reward is 0: an accuracy of 0 would look like a bad start and is none.
+    found = points([row for row in rows if key != "rewards/accuracies" or not all_ties(row)], key)
+    every = math.ceil(len(found) / POINTS)
+    kept = found[::every] if every > 1 else found
+    if found and kept[-1] != found[-1]:
+        kept = [*kept, found[-1]]
+    return {"title": title, "color": color, "thin": thin, "dash": dash, "points": kept}
+
+
+def pairs(record: RunRecord) -> tuple[list[dict[str, Any]], list[float]]:
+    """The held-out pairs to browse, evenly spaced in the order of their margins, and the margins of all of them."""
+    found = sorted(read_pairs(record.folder), key=lambda pair: pair["margin"])
+    chosen = [found[round(i * (len(found) - 1) / (PAIRS - 1))] for i in range(PAIRS)] if len(found) > PAIRS else found
+    return [_pair(pair) for pair in chosen], [float(pair["margin"]) for pair in found]
+
+
+def _pair(pair: dict[str, Any]) -> dict[str, Any]:
+    numbers = {key: md.number(pair.get(key)) or 0.0 for key in PAIR_NUMBERS}
+    texts = {key: cut(pair[key]) for key in ("prompt", "chosen", "rejected")}
+    row = pair.get("row")
+    return {"row": row if isinstance(row, int) else 0, **numbers, **texts}
+
+
+def cut(text: str, most: int = CHARACTERS) -> str:
+    """A text for the page: without control characters and access tokens, and not longer than most."""
+    clean = md.printable(text)
+    return clean if len(clean) <= most else f"{clean[:most]} [{len(clean) - most:,} more characters]"
+
+
+def histogram(margins: Sequence[float], bins: int = 41) -> tuple[float, list[int]]:
+    """Counts of margins in bins from -reach to +reach, with the reach; outliers fall into the outer bins."""
+    if not margins:
+        return 1.0, []
+    reach = sorted(abs(margin) for margin in margins)[int(0.98 * (len(margins) - 1))] or 1.0
+    counts = [0] * bins
+    for margin in margins:
+        counts[min(bins - 1, max(0, int((margin + reach) / (2 * reach) * bins)))] += 1
+    return reach, counts
