@@ -17,7 +17,7 @@ CHANGEABLE = ("data.", "model.", "packing.", "loss.beta")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("--run", metavar="DIR", type=Path, help="the run directory")
+    parser.add_argument("--run", metavar="DIR", help="the run directory")
     parser.add_argument("--model", metavar="PATH", help="instead of --run: a base, hub name or local folder")
     parser.add_argument("--adapter", metavar="DIR", type=Path, help="with --model: a PEFT adapter on it")
     parser.add_argument("--pairs", metavar="FILE", help="score these pairs (any schema of `qdpo data`), not the run's")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template", action="store_true", help="with tasks: ask in the model's chat format")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="with tasks: requests at once (8)")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N pairs, or N items of each task")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the JSON goes (default: RUN/evaluation)")
+    parser.add_argument("--out", metavar="DIR", help="where the JSON goes (default: RUN/evaluation)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
     )
@@ -43,17 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table on stdout, and write the JSON."""
     from qdpo.evaluation import run as evaluation
+    from qdpo.training import run_folder
 
     _check(args)
+    if args.run:
+        args.run = run_folder.existing(args.run)
     if args.tasks or args.preset:
         return _tasks(args)
-    if args.run and not args.pairs:
-        result = evaluation.evaluate_run(args.run, args.limit)
+    config, adapter = configuration(args), adapter_of(args)
+    if adapter and not args.pairs:
+        result = evaluation.evaluate_heldout(config, adapter, args.limit)
     else:
-        result = evaluation.evaluate_pairs(configuration(args), adapter_of(args), args.limit)
+        result = evaluation.evaluate_pairs(config, adapter, args.limit)
     _show(result)
     if (folder := _folder(args)) is not None:
         evaluation.write(folder, evaluation.file_name(args.pairs), result)
+        _refresh(args)
     return 0
 
 
@@ -78,11 +83,11 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < least:
             raise UsageError(f"--{option.replace('_', '-')} takes a number from {least}, not {value}")
-    if args.overrides and args.run and not (args.pairs or tasks):
-        raise UsageError("--set has no meaning for a run's own held-out pairs", "it goes with --pairs or --model")
     for text in args.overrides:
         if not text.startswith(CHANGEABLE):
             raise UsageError(f"--set {text}: an evaluation reads no such setting", f"it reads {', '.join(CHANGEABLE)}")
+        if args.run and text.startswith("data.") and not args.pairs:
+            raise UsageError(f"--set {text}: a run's own held-out pairs are what they are", "name others by --pairs")
         if args.run and text.startswith("model."):
             raise UsageError(f"--set {text}: a run's model is what was trained", "use --model PATH --adapter DIR")
 
@@ -94,9 +99,9 @@ def configuration(args: argparse.Namespace) -> RunConfig:
     from qdpo.config.schema import DataSection
     from qdpo.training import run_folder
 
-    overrides = [*replacements(args.model, args.pairs), "data.max_rows=null"]
+    # one file of pairs is evaluated whole
+    overrides = [*replacements(args.model, args.pairs), *(["data.max_rows=null"] if args.pairs else [])]
     if args.run:
-        run_folder.reopen(args.run)
         return resolve(str(args.run / run_folder.CONFIG), [*overrides, *args.overrides]).config
     # the demonstration's own limits do not hold for other models
     limits = [f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")]
@@ -112,8 +117,19 @@ def adapter_of(args: argparse.Namespace) -> Path | None:
 
 def _folder(args: argparse.Namespace) -> Path | None:
     from qdpo.evaluation.run import FOLDER
+    from qdpo.paths import output_path
 
-    return args.out or (args.run / FOLDER if args.run else None)
+    if args.out is not None:
+        return output_path(args.out, "--out")
+    return args.run / FOLDER if args.run else None
+
+
+def _refresh(args: argparse.Namespace) -> None:
+    """Let the run's card and report say what was found."""
+    if args.run and args.out is None:
+        from qdpo.report.refresh import refresh
+
+        refresh(args.run)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -152,4 +168,5 @@ def _tasks(args: argparse.Namespace) -> int:
     console.out().print(before_after(result))
     if folder:
         tasks.write(folder, result)
+        _refresh(args)
     return 0

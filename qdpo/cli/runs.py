@@ -56,7 +56,7 @@ def _table(rows: list[dict[str, Any]], folder: Path) -> Any:
             continue
         table.add_row(
             _text(name),
-            row["state"] + (f", {_age(row['age_seconds'])} ago" if row["state"] == "unfinished" else ""),
+            row["state"] + ("" if row["state"] == "finished" else f", {_age(row['age_seconds'])} ago"),
             *(_text(_short(row[key])) for key in ("preset", "base", "data")),
             f"{row['step']}/{row['steps'] or '?'}",
             *(_change(row, key, ".1%") for key in ("prefers_chosen", "reward_accuracy")),

@@ -21,13 +21,13 @@ FOLDER = "evaluation"
 HELDOUT = "heldout.json"
 
 
-def evaluate_run(folder: Path, limit: int | None = None) -> dict[str, Any]:
+def evaluate_heldout(config: RunConfig, adapter: Path, limit: int | None = None) -> dict[str, Any]:
     """Score a run's own held-out pairs; see `qdpo.evaluation.summary` for what is returned.
 
     Raises:
-        QdpoError: the run, its base or its data cannot be read.
+        QdpoError: the adapter, its base or the data cannot be read.
     """
-    subject = subjects.of_run(folder)
+    subject = subjects.load(config, adapter)
     return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from qdpo.config import fields, strict_yaml
 from qdpo.config.resolve import value_of
-from qdpo.errors import InputMissingError, QdpoError
+from qdpo.errors import BusyError, InputMissingError, QdpoError
 from qdpo.report.record import RunRecord, all_ties, dig, read_run
+from qdpo.training import lock
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 STEP = re.compile(r"step-(\d{6,})")
@@ -49,9 +50,9 @@ def describe(folder: Path) -> dict[str, Any]:
     """One run in a few values; what is not known is None.
 
     Returns:
-        folder, state (finished, unfinished, damaged), problem (why it is damaged), preset, base, data, created,
-        age_seconds (since anything was written), step, steps, before and after (`RESULTS`), seconds,
-        peak_memory_bytes, checkpoint (the newest one's step).
+        folder, state (finished, running, stopped by a signal, interrupted, damaged), problem (why it is damaged),
+        preset, base, data, created, age_seconds (since anything was written), step, steps, before and after
+        (`RESULTS`), seconds, peak_memory_bytes, checkpoint (the newest one's step).
     """
     row: dict[str, Any] = {
         "folder": str(folder),
@@ -69,7 +70,7 @@ def describe(folder: Path) -> dict[str, Any]:
     last = max((int(line["step"]) for line in [*record.train, *record.evals]), default=0)
     finished = run.get("state") == "finished"
     return row | {
-        "state": "finished" if finished else "unfinished",
+        "state": _state(folder, run),
         "preset": run.get("preset") or config.name,
         "base": dig(run, "base", "name") or config.model.name,
         "data": dig(run, "data", "train", "name") or config.data.name,
@@ -81,6 +82,15 @@ def describe(folder: Path) -> dict[str, Any]:
         "seconds": dig(run, "result", "seconds"),
         "peak_memory_bytes": dig(run, "result", "peak_memory_bytes"),
     }
+
+
+def _state(folder: Path, run: dict[str, Any]) -> str:
+    try:
+        lock.refuse_if_busy(folder)
+    except BusyError:
+        return "running"
+    # a run that nobody holds and that did not say how it ended was killed
+    return str(run["state"]) if run.get("state") in ("finished", "stopped") else "interrupted"
 
 
 def _results(metrics: dict[str, Any]) -> dict[str, Any]:

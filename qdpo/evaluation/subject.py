@@ -13,7 +13,7 @@ from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.evaluation.scoring import Side
-from qdpo.evaluation.trained import adapter_of, load_adapted, tokenizer_of
+from qdpo.evaluation.trained import load_adapted, tokenizer_of
 from qdpo.files import sha256_file
 from qdpo.hardware import find_device
 from qdpo.training import run_folder
@@ -53,17 +53,8 @@ class Subject:
     about: dict[str, Any]
 
 
-def of_run(folder: Path) -> Subject:
-    """The result of a run.
-
-    Raises:
-        InputMissingError: the folder holds no run, or its adapter is missing or damaged.
-    """
-    return load(run_folder.reopen(folder).config, adapter_of(folder))
-
-
 def check_adapter(folder: Path) -> Path:
-    """A folder that holds a PEFT adapter.
+    """A folder that holds a PEFT adapter, its weights in safetensors.
 
     Raises:
         InputMissingError: it does not.
@@ -74,6 +65,10 @@ def check_adapter(folder: Path) -> Path:
         run = (folder / run_folder.RECORD).is_file()
         hint = f"it is a run: --run {folder}" if run else "give the folder that PEFT's save_pretrained wrote"
         raise InputMissingError(f"{folder} holds no adapter (adapter_config.json is missing)", hint)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputMissingError(
+            f"{folder} has no adapter_model.safetensors", "save the adapter as safetensors: pickles are not read"
+        )
     return folder
 
 
@@ -100,11 +95,10 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
         base, policy = load_adapted(config.model, check_adapter(adapter), device)
         tokenizer = tokenizer_of(adapter, config.model)
         base_side, policy_side = _sides(policy, config)
-        weights = adapter / "adapter_model.safetensors"
         about |= {
             "reference": config.reference,
             "adapter": str(adapter),
-            "adapter_sha256": sha256_file(weights) if weights.is_file() else None,
+            "adapter_sha256": sha256_file(adapter / "adapter_model.safetensors"),
         }
     base.model.eval()
     about |= {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,7 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
             wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=True, autocast_adapter_dtype=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ConfigError(f"the adapter {adapter} does not fit this base: {str(error).splitlines()[0]}") from error
+        check_placed(wrapped, Path(adapter))
     else:
         check_targets(model, config.target_modules)
         settings = LoraConfig(
@@ -55,6 +57,32 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return wrapped
+
+
+def check_placed(policy: PeftModel, adapter: Path) -> None:
+    """Every tensor of an adapter's file has its place in the model, and every place its tensor.
+
+    PEFT loads what fits and passes over the rest: an adapter of a deeper model would lose its upper layers in silence.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        stored = {key for key in file.keys() if ".lora_" in key}  # noqa: SIM118 - the file is no dict
+    placed = {key for key in get_peft_model_state_dict(policy, save_embedding_layers=False) if ".lora_" in key}
+    for what, odd in (("has no place for", stored - placed), ("finds no value for", placed - stored)):
+        if odd:
+            count = f"{len(odd):,} of {len(stored | placed):,}"
+            raise ConfigError(
+                f"the adapter {adapter} does not fit this base: the model {what} {count} tensors (first: {min(odd)})",
+                "use the base that the adapter was trained on",
+            )
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:

@@ -44,6 +44,15 @@ def test_a_runs_own_pairs_give_what_its_last_evaluation_gave(run: TinyRun, capsy
     assert group["kl_per_token"]["rejected"]["low"] > 0
 
 
+def test_smaller_passes_give_the_same(run: TinyRun, tmp_path: Path) -> None:
+    values = []
+    for name, budget in (("small", 120), ("large", 16384)):
+        smaller = ["--set", f"packing.tokens_without_grad={budget}", "--out", str(tmp_path / name)]
+        assert main(["eval", "--run", str(run.folder), *smaller]) == 0
+        values.append(read(tmp_path / name / "heldout.json")["groups"]["all"]["reward_margin"]["value"])
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
 def test_a_model_with_an_adapter_is_the_run(run: TinyRun, tiny: Tiny, tmp_path: Path) -> None:
     command = ["eval", "--model", str(tiny.model), "--adapter", str(run.folder / "adapter")]
     assert main([*command, "--pairs", str(tiny.heldout), "--out", str(tmp_path)]) == 0
@@ -123,7 +132,7 @@ MISTAKES = [
     (["--run", "RUN", "--limit", "0"], 64, "--limit takes a number from 1"),
     (["--run", "RUN", "--shots", "5"], 64, "--shots is for --tasks"),
     (["--run", "RUN", "--form", "merged"], 64, "for --tasks"),
-    (["--run", "RUN", "--set", "data.max_length=9"], 64, "own held-out pairs"),
+    (["--run", "RUN", "--set", "data.max_length=9"], 64, "held-out pairs are what they are"),
     (["--run", "RUN", "--pairs", "x", "--set", "train.seed=1"], 64, "reads no such setting"),
     (["--run", "RUN", "--pairs", "x", "--set", "model.name=y"], 64, "what was trained"),
     (["--run", "nowhere"], 66, "holds no run"),
@@ -133,6 +142,8 @@ MISTAKES = [
     (["--model", "MODEL", "--adapter", "nowhere", "--pairs", "HELDOUT"], 66, "no adapter folder"),
     (["--model", "MODEL", "--adapter", "RUN", "--pairs", "HELDOUT"], 66, "it is a run: --run"),
     (["--model", "OTHER", "--adapter", "RUN/adapter", "--pairs", "HELDOUT"], 78, "does not fit this base"),
+    (["--model", "FLAT", "--adapter", "RUN/adapter", "--pairs", "HELDOUT"], 78, "has no place for 14 of 28 tensors"),
+    (["--model", "DEEP", "--adapter", "RUN/adapter", "--pairs", "HELDOUT"], 78, "finds no value for 14 of 42 tensors"),
 ]
 
 
@@ -147,16 +158,17 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"good": "a", "bad": "b"}\n')
-    other = tmp_path / "other"
-    if "OTHER" in arguments:
-        narrower(tiny.model, other)
+    shapes = {"OTHER": {"intermediate_size": 64}, "FLAT": {"num_hidden_layers": 1}, "DEEP": {"num_hidden_layers": 3}}
+    for name, shape in shapes.items():
+        if name in arguments:
+            another(tiny.model, tmp_path / name, shape)
     places = {
         "RUN": str(run.folder),
         "RUN/adapter": str(run.folder / "adapter"),
         "MODEL": str(tiny.model),
         "HELDOUT": str(tiny.heldout),
         "BAD": str(tmp_path / "bad.jsonl"),
-        "OTHER": str(other),
+        **{name: str(tmp_path / name) for name in shapes},
     }
     assert main(["eval", *(places.get(word, word) for word in arguments)]) == code
     said = capsys.readouterr()
@@ -165,12 +177,13 @@ def test_mistakes(
     assert said.out == ""
 
 
-def narrower(model: Path, folder: Path) -> None:
-    """The same kind of model with other widths, and the same tokenizer."""
+def another(model: Path, folder: Path, shape: dict[str, int]) -> None:
+    """The same kind of model in another shape, with the same tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig.from_pretrained(model)
-    config.intermediate_size = 64
+    for name, value in shape.items():
+        setattr(config, name, value)
     LlamaForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (model / name).is_file():

@@ -10,6 +10,7 @@ import pytest
 from training.tiny import Tiny, train_tiny, train_until
 
 from qdpo.cli.main import main
+from qdpo.training import lock
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,26 @@ def test_json_has_the_values(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert first["after"]["reward_margin"] == result["after"]["eval_rewards/margins"]
     assert (first["seconds"], first["peak_memory_bytes"]) == (result["seconds"], result["peak_memory_bytes"])
     third = rows["third"]
-    assert (third["state"], third["steps"], third["checkpoint"], third["seconds"]) == ("unfinished", 20, 10, None)
+    assert (third["state"], third["steps"], third["checkpoint"], third["seconds"]) == ("interrupted", 20, 10, None)
     assert third["step"] >= 10
     assert third["age_seconds"] >= 0
     for name in ("broken", "foreign"):
         assert rows[name]["state"] == "damaged"
         assert "run.json" in rows[name]["problem"]
+
+
+def test_a_run_that_is_held_is_running_and_a_stopped_one_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder / "third", copy)
+    with lock.locked(copy):
+        assert main(["runs", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "running"
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"state": "stopped"}))
+    assert main(["runs", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "stopped"
 
 
 def test_two_runs_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
