@@ -69,7 +69,7 @@ class Part:
 OPTIONAL = (
     Part("triton", "triton", "fused GPU kernels", "pip install triton"),
     Part("flash_attn", "flash-attn", "model.attn_implementation: flash_attention_2", "pip install flash-attn"),
-    Part("unsloth", "unsloth", "faster model code on some GPUs", "pip install unsloth"),
+    Part("unsloth", "unsloth", "backend: unsloth", "pip install 'qdpo[unsloth]'"),
     Part("llmcompressor", "llmcompressor", "quantized exports (AWQ)", "pip install llmcompressor"),
     Part("gguf", "gguf", "GGUF files", "pip install gguf"),
     Part("llama_cpp", "llama-cpp-python", "running GGUF files", "pip install llama-cpp-python"),

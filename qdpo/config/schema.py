@@ -378,6 +378,10 @@ class RunConfig(Section):
     engine: Annotated[
         Literal["packed", "trl"], Field(description="packed: qdpo's shared-prefix rows; trl: stock trl.DPOTrainer")
     ] = "packed"
+    backend: Annotated[
+        Literal["hf", "unsloth"],
+        Field(description="who loads the base and attaches the adapter: hf: transformers and PEFT; unsloth: unsloth"),
+    ] = "hf"
     reference: Annotated[
         Literal["base", "start"],
         Field(description="what rewards are measured against: the base, or the adapter that training starts from"),

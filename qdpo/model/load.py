@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,10 +74,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
     source = find(config.name, config.revision)
     dtype, reason = choose_dtype(config.dtype, device)
     settings: dict[str, Any] = {}
-    if "quantization_config" in read_config(source):
-        raise ConfigError(
-            f"{source.name} is quantized already", "give the 16-bit model: qdpo quantizes it while loading"
-        )
+    refuse_quantized(source)
     if config.quantization == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -83,7 +82,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    try:
+    with explained_load(source):
         model = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=dtype,
@@ -93,6 +92,21 @@ def load_base(config: ModelSection, device: Device) -> Base:
             use_safetensors=True,
             **settings,
         )
+    keep_weights_unpacked(model)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return Base(model, source, dtype, reason, quantized_layers(model), dtype)
+
+
+@contextlib.contextmanager
+def explained_load(source: Source) -> Iterator[None]:
+    """Failures to load a model, as ours.
+
+    Raises:
+        DataError: files are missing, broken, or hold no causal language model.
+    """
+    try:
+        yield
     except QdpoError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -100,10 +114,18 @@ def load_base(config: ModelSection, device: Device) -> Base:
     except Exception as error:
         # safetensors raises its own SafetensorError, a bare subclass of Exception, for a broken file
         raise DataError(f"the weights of {source.name} are broken: {_first_line(error)}") from error
-    keep_weights_unpacked(model)
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return Base(model, source, dtype, reason, quantized_layers(model), dtype)
+
+
+def refuse_quantized(source: Source) -> None:
+    """The base must be in 16 or 32 bits.
+
+    Raises:
+        ConfigError: it is quantized already.
+    """
+    if "quantization_config" in read_config(source):
+        raise ConfigError(
+            f"{source.name} is quantized already", "give the 16-bit model: qdpo quantizes it while loading"
+        )
 
 
 def keep_weights_unpacked(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.files import free_bytes
 from qdpo.hardware import GIB, choose_dtype, find_device
 from qdpo.libraries import quiet_libraries
+from qdpo.model import unsloth
 from qdpo.model.source import is_local
 from qdpo.training import trackers
 from qdpo.training.run import loss_settings
@@ -26,6 +27,8 @@ def describe(resolved: Resolved, folder: Path) -> int:
         0; everything that is wrong raises.
     """
     config = resolved.config
+    if config.backend == "unsloth":
+        unsloth.check(config)
     quiet_libraries()
     loss_settings(config)
     trackers.check_installed(config.train.report_to)

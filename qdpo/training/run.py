@@ -22,7 +22,7 @@ from qdpo.training.signals import Stop, Stopped
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_room
 from qdpo.training.stages.model import load_policy, run_checks
-from qdpo.training.stages.reference import reference_pass
+from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
 from qdpo.training.stages.state import Run
 from qdpo.training.stages.trainer import add_outside, build_trainer, build_trl_trainer
@@ -68,6 +68,10 @@ def train(
     begin = time.monotonic()
     stop = stop or Stop()
     config = resolved.config
+    if config.backend == "unsloth":
+        from qdpo.model import unsloth
+
+        unsloth.start(config)
     loss = loss_settings(config)
     trackers.check_installed(config.train.report_to)
     quiet_libraries()
@@ -115,8 +119,9 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
     if config.engine == "trl":
         trainer, terminal = build_trl_trainer(run, policy, tokenizer, data)
     else:
-        train_split, heldout = reference_pass(run, engine, policy, data)
-        trainer, terminal = build_trainer(run, policy, tokenizer, train_split, heldout, data, loss)
+        budgets = token_budgets(run)
+        train_split, heldout = reference_pass(run, engine, policy, data, budgets)
+        trainer, terminal = build_trainer(run, policy, tokenizer, train_split, heldout, data, loss, budgets)
     add_outside(trainer, stop, mirror)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)

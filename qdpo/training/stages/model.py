@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from qdpo import console
@@ -26,17 +27,23 @@ if TYPE_CHECKING:
 
 def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     """Load the base, attach the adapter, find the layout that suits them."""
+    from qdpo.model import unsloth
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
 
     config = run.config
-    base = load_base(config.model, run.device)
+    fast = config.backend == "unsloth"
+    base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
     console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
     parameters = parameter_count(base.model)
-    policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
+    if fast:
+        policy = unsloth.attach(base.model, config)
+    else:
+        policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
     if config.train.disable_dropout:
         disable_dropout(policy)
     run.save(
+        backend={"name": config.backend, "version": unsloth.installed_version() if fast else version("transformers")},
         dtype={"compute": _short(base.dtype), "reason": base.dtype_reason},
         base={
             "name": config.model.name,

@@ -16,10 +16,23 @@ if TYPE_CHECKING:
 
     from qdpo.data.prepare import Prepared
     from qdpo.packing.engine import Engine
+    from qdpo.training.out_of_memory import Budgets
     from qdpo.training.trainer import Split
 
 
-def reference_pass(run: Run, engine: Engine, policy: PeftModel, data: Prepared) -> tuple[Split, Split]:
+def token_budgets(run: Run) -> Budgets:
+    """The tokens of a pass: as configured, or as this run has found that memory allows."""
+    from qdpo.training.out_of_memory import Budgets
+
+    device = f"{run.device.name}, {run.device.memory:,} bytes"
+    budgets = Budgets(run.config, device, remember=lambda found: run.save(memory=found))
+    budgets.recall(run.record.get("memory"))
+    return budgets
+
+
+def reference_pass(
+    run: Run, engine: Engine, policy: PeftModel, data: Prepared, budgets: Budgets
+) -> tuple[Split, Split]:
     """Compute what the reference says of every pair that the run will look at."""
     from qdpo.training.order import permutation, visited
     from qdpo.training.reference import cache_folder, reference_logps
@@ -37,7 +50,7 @@ def reference_pass(run: Run, engine: Engine, policy: PeftModel, data: Prepared) 
             policy,
             pairs,
             needed,
-            budget=config.packing.tokens_without_grad,
+            budgets=budgets,
             start=config.reference == "start",
             identity=reference_identity(run, engine),
             pin=run.folder / "reference",
@@ -73,6 +86,8 @@ def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
         "dtype": record["dtype"]["compute"],
         "attention": f"{engine.way}, {record['engine']['attention']}",
     }
+    if run.config.backend != "hf":
+        identity["backend"] = json.dumps(record["backend"])
     if run.config.reference == "start" and adapter is not None:
         identity["adapter_sha256"] = sha256_file(Path(adapter) / "adapter_model.safetensors")
     return identity

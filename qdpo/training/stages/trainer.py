@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from qdpo.data.prepare import Prepared
     from qdpo.training.losses import LossSettings
+    from qdpo.training.out_of_memory import Budgets
     from qdpo.training.mirror import Mirror
     from qdpo.training.signals import Stop
     from qdpo.training.terminal import TerminalCallback
@@ -74,6 +75,7 @@ def build_trainer(
     heldout: Split,
     data: Prepared,
     loss: LossSettings,
+    budgets: Budgets,
 ) -> tuple[DpoTrainer, TerminalCallback]:
     """The trainer with its callbacks, and the display, which must be closed whatever happens."""
     from transformers import TrainingArguments
@@ -88,12 +90,15 @@ def build_trainer(
         heldout=heldout,
         text=data.text,
         loss=loss,
-        packing=config.packing,
+        budgets=budgets,
+        # a CPU has no memory of its own to run out of, and there the pass would only take time
+        try_longest=run.device.kind == "cuda",
         way=run.record["engine"]["way"],
         base_name=config.model.name,
         keep=config.train.keep,
         callbacks=first_callbacks(run, tokenizer, data),
     )
+    trainer.run_id = run.record["id"]
     trainer.add_callback(EpochCallback(trainer))
     return trainer, add_callbacks(run, trainer)
 
@@ -106,6 +111,7 @@ def build_trl_trainer(
 
     callbacks = first_callbacks(run, tokenizer, data)
     trainer = TrlTrainer(policy, training_arguments(run), run.config, data, tokenizer, callbacks)
+    trainer.run_id = run.record["id"]
     return trainer, add_callbacks(run, trainer)
 
 
@@ -142,7 +148,10 @@ def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallbac
     from qdpo.training.verdict_line import VerdictCallback
 
     config = run.config
-    if run.device.kind == "cpu" and config.train.optim.startswith("paged"):
+    taken = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if taken != config.train.optim:
+        console.note(f"optim {config.train.optim}: backend {config.backend} takes {taken} on this {run.device.kind}")
+    elif run.device.kind == "cpu" and config.train.optim.startswith("paged"):
         console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
     trainer.remove_callback(PrinterCallback)
     if config.train.load_best != "none":
