@@ -155,13 +155,12 @@ def model_index(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         benchmark = known(entry["task"], entry["shots"]) if entry["shots"] is not None else None
         if entry["limit"] is not None or not entry["result"] or entry["depth"] or (benchmark and not entry["counts"]):
             continue
+        path, config, split = (entry["dataset"][key] for key in ("path", "config", "split"))
+        kind = name = entry["metric"]
         if benchmark:
             (path, config, split), (kind, name) = benchmark.dataset, benchmark.index_metric
-        else:
-            path, config, split = (entry["dataset"][key] for key in ("path", "config", "split"))
-            path = None if path in LOADERS else path
-            kind = name = entry["metric"]
-        dataset: dict[str, Any] = {"name": _title(entry, benchmark is not None), "type": path or entry["task"]}
+        kept = path if path and path not in LOADERS else entry["task"]
+        dataset: dict[str, Any] = {"name": _title(entry, benchmark is not None), "type": kept}
         dataset |= {key: value for key, value in (("config", config), ("split", split)) if value}
         dataset["args"] = {"num_few_shot": entry["shots"]}
         percent = benchmark is not None or 0 <= entry["result"]["value"] <= 1

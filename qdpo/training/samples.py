@@ -85,7 +85,7 @@ def choose_prompts(
     for pair in heldout:
         if len(chosen) == section.count:
             break
-        if tokenizer.decode(pair.prompt, skip_special_tokens=True).strip():
+        if str(tokenizer.decode(pair.prompt, skip_special_tokens=True)).strip():
             chosen.setdefault(tuple(pair.prompt), Prompt(pair.prompt, pair.row, pair.chosen))
     return list(chosen.values())
 

@@ -41,7 +41,7 @@ def test_every_run_has_its_line(folder: Path, capsys: pytest.CaptureFixture[str]
         "broken",
         "foreign",
         "finished",
-        "unfinished",
+        "interrupted",
         "damaged",
         "10/10",
         "10/20",
