@@ -143,7 +143,7 @@ class SamplesCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Drop lines of steps that a resumed run will do again."""
-        if self.path.exists():
+        if state.is_world_process_zero and self.path.exists():
             lines = self.path.read_text().splitlines() if state.global_step else []
             with explained(self.path):
                 self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= state.global_step))
