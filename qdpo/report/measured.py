@@ -57,7 +57,8 @@ def _steps(record: RunRecord) -> int:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line; lines that hold none are left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # not splitlines: a text may hold other line separators than JSON Lines has
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     return [value for line in lines if isinstance(value := _json(line), dict)]

@@ -129,5 +129,5 @@ def write_scored_pairs(run: Path, texts: list[tuple[str, str, str]], seed: int =
     reference = [[-20.0, -21.0] for _ in pairs]
     policy = [[-20 + chance.gauss(1, 3), -21 + chance.gauss(-1, 3)] for _ in pairs]
     write_pairs(run, pairs, policy, reference, 0.1, words)
-    lines = (run / "evaluation" / "pairs.jsonl").read_text().splitlines()
+    lines = (run / "evaluation" / "pairs.jsonl").read_text().strip().split("\n")
     return [json.loads(line)["margin"] for line in lines]
