@@ -53,6 +53,12 @@ class TrainingError(QdpoError):
     exit_code = 70
 
 
+class MemoryShortageError(QdpoError):
+    """Memory ran out, and nothing is left that could be made smaller (EX_OSERR)."""
+
+    exit_code = 71
+
+
 class OutputError(QdpoError):
     """The output cannot be created: a foreign directory, no permission (EX_CANTCREAT)."""
 

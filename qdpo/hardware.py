@@ -93,3 +93,19 @@ def peak_memory(device: Device) -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the GPU's or the machine's memory ran out.
+
+    Python's own `MemoryError` and the CPU allocator's failure count too: with a limit on the process (a container, a
+    batch system) they are what a smaller pass helps against.
+    """
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, Exception) and (
+        should_reduce_batch_size(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    )

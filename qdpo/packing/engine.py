@@ -123,7 +123,14 @@ def text_nll(engine: Engine, texts: Sequence[list[int]], budget: int) -> float:
         texts: ids of each text, BOS first.
         budget: tokens per pass.
     """
-    # A text is a pair whose two completions are the same: all of it is shared, and computed once.
-    pairs = [TokenPair(i, ids[:1], ids[1:], ids[1:]) for i, ids in enumerate(texts)]
-    scores = engine.score_all(pairs, budget)
+    return nll(engine.score_all(text_pairs(texts), budget))
+
+
+def text_pairs(texts: Sequence[list[int]]) -> list[TokenPair]:
+    """Texts as pairs whose two completions are the same: all of it is shared, and computed once."""
+    return [TokenPair(i, ids[:1], ids[1:], ids[1:]) for i, ids in enumerate(texts)]
+
+
+def nll(scores: PackScores) -> float:
+    """Mean negative log-likelihood of everything that was scored, in nats per token."""
     return -float(scores.logps.sum() / scores.tokens.sum())

@@ -26,12 +26,14 @@ from safetensors.torch import load, load_file, save_file
 from qdpo import console
 from qdpo.errors import DataError
 from qdpo.files import manifest_problems, sweep, write_json
+from qdpo.training.guards import check_saved
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINER_STATE = "trainer_state.json"
+PROGRESS = "progress.json"
 STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
 
 
@@ -89,6 +91,9 @@ def write_adapter(policy: PeftModel, folder: Path, base_name: str) -> None:
         policy: the model with its adapter.
         folder: where the two files go.
         base_name: what adapter_config.json names as its base.
+
+    Raises:
+        TrainingError: a weight is not finite.
     """
     from peft import get_peft_model_state_dict
 
@@ -103,7 +108,9 @@ def write_adapter(policy: PeftModel, folder: Path, base_name: str) -> None:
         content["target_modules"] = sorted(content["target_modules"])
     write_json(path, content)
     state = get_peft_model_state_dict(policy, save_embedding_layers=False)
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    weights = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    check_saved(weights, "the adapter")
+    save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
 
 
 def read_adapter(policy: PeftModel, folder: Path) -> None:
@@ -130,8 +137,13 @@ def read_adapter(policy: PeftModel, folder: Path) -> None:
 
 
 def write_optimizer(optimizer: Any, folder: Path) -> None:
-    """The optimizer's state: tensors as safetensors, everything else as JSON."""
+    """The optimizer's state: tensors as safetensors, everything else as JSON.
+
+    Raises:
+        TrainingError: a value is not finite.
+    """
     tensors, plain = _split(optimizer.state_dict())
+    check_saved(tensors, "the optimizer's state")
     save_file(tensors, folder / "optimizer.safetensors")
     write_json(folder / "optimizer.json", plain)
 
@@ -175,14 +187,14 @@ def _join(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
 # ----------------------------------------------------------------------------------------------------------- progress
 
 
-def write_progress(folder: Path, tokens_seen: int) -> None:
-    """What transformers does not count."""
-    write_json(folder / "progress.json", {"tokens_seen": tokens_seen})
+def write_progress(folder: Path, progress: dict[str, Any]) -> None:
+    """What transformers does not count, and which run and step this is."""
+    write_json(folder / PROGRESS, progress)
 
 
-def read_progress(folder: Path) -> int:
-    """The tokens that were trained on so far."""
-    return int(json.loads((folder / "progress.json").read_text())["tokens_seen"])
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What `write_progress` wrote."""
+    return json.loads((folder / PROGRESS).read_text())
 
 
 # ------------------------------------------------------------------------------------------------------ random numbers

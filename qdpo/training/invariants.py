@@ -204,7 +204,8 @@ class FirstStepCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check once."""
-        if self.done or self.rate == 0.0:
+        # a step that fp16's scaler skipped changed nothing
+        if self.done or self.rate == 0.0 or getattr(kwargs.get("optimizer"), "step_was_skipped", False):
             return
         self.done = True
         layers = lora_layers(kwargs["model"])

@@ -27,9 +27,12 @@ from torch import Tensor
 from qdpo import console
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import fingerprint
+from qdpo.errors import TrainingError
 from qdpo.files import atomic_write, digest_of, explained, write_json
 from qdpo.packing.engine import Engine
 from qdpo.training import parallel
+from qdpo.training.guards import name_rows
+from qdpo.training.out_of_memory import Budgets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -143,7 +146,7 @@ def reference_logps(
     pairs: Sequence[TokenPair],
     wanted: Sequence[int],
     *,
-    budget: int,
+    budgets: Budgets,
     start: bool,
     identity: dict[str, str],
     pin: Path,
@@ -156,7 +159,7 @@ def reference_logps(
         policy: its adapters are disabled for this pass, unless the starting adapter is the reference.
         pairs: n pairs.
         wanted: the pairs that will be needed, in the order of first use.
-        budget: tokens per pass.
+        budgets: tokens per pass; smaller ones where memory runs out.
         start: the adapter that training starts from is the reference.
         identity: everything else that the values depend on, by name.
         pin: folder in the run directory for the table that this run uses.
@@ -174,15 +177,17 @@ def reference_logps(
     context = contextlib.nullcontext() if start else policy.disable_adapter()
     store = Store.open(shared if shared is not None else pin / "partial", identity)
     keys = [pair_key(pair) for pair in subset]
+    # passes are made up alike in every process, whichever runs out of memory in one
+    budget = budgets.tokens_without_grad
     with context:
         found = (0, 0.0)
         if parallel.is_first():
-            found = _spot_check(engine, store, dict(zip(keys, subset, strict=True)), budget)
+            found = _spot_check(engine, store, dict(zip(keys, subset, strict=True)), budgets)
         checked, gap, store.values = parallel.from_first((*found, store.values))
         reused = sum(key in store.values for key in keys)
         for begin in range(0, len(subset), BLOCK):
             block = slice(begin, begin + BLOCK)
-            _fill(engine, store, subset[block], keys[block], budget)
+            _fill(engine, store, subset[block], keys[block], budget, budgets)
     values = torch.tensor([store.values[key] for key in keys], dtype=torch.float32).view(-1, 2)
     if parallel.is_first():
         with explained(path):
@@ -197,7 +202,7 @@ def _table(n: int, wanted: Sequence[int], values: Tensor) -> Tensor:
     return table
 
 
-def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str], budget: int) -> None:
+def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str], budget: int, budgets: Budgets) -> None:
     """Compute what the store lacks, pass by pass; a pass is made up of the same pairs whatever is stored."""
     missing = {key for key in keys if key not in store.values}
     groups = [g for g in engine.cut(pairs, budget) if not missing.isdisjoint(keys[i] for i in g)]
@@ -206,20 +211,38 @@ def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str],
         mine: dict[str, tuple[float, float]] = {}
         for place in parallel.share([1] * len(together)):
             group = together[place]
-            scores = engine.score_all([pairs[i] for i in group], budget).logps.view(2, -1).T.tolist()
+            scores = _score(engine, [pairs[i] for i in group], budgets).tolist()
             mine |= {keys[i]: (chosen, rejected) for i, (chosen, rejected) in zip(group, scores, strict=True)}
         for entries in parallel.gathered(mine):
             store.add(entries, write=parallel.is_first())
 
 
-def _spot_check(engine: Engine, store: Store, pairs: dict[str, TokenPair], budget: int) -> tuple[int, float]:
+def _score(engine: Engine, pairs: list[TokenPair], budgets: Budgets) -> Tensor:
+    """(n, 2) log-probabilities of chosen and rejected, in nats.
+
+    Raises:
+        TrainingError: some are not finite.
+    """
+    values = budgets.score_all(engine, pairs, "the reference pass").logps.view(2, -1).T
+    finite = torch.isfinite(values).all(1).tolist()
+    if not all(finite):
+        bad = [pair.row for pair, fine in zip(pairs, finite, strict=True) if not fine]
+        raise TrainingError(
+            f"the reference's log-probabilities of {len(bad)} of {len(pairs)} pairs of a pass are not finite "
+            f"({name_rows(bad)})",
+            "the base is damaged or overflows in this dtype; try model.dtype=bfloat16 or float32",
+        )
+    return values
+
+
+def _spot_check(engine: Engine, store: Store, pairs: dict[str, TokenPair], budgets: Budgets) -> tuple[int, float]:
     """Compute some stored values again; a store that disagrees is set aside. Returns how many, and the largest gap."""
     stored = [key for key in pairs if key in store.values]
     if not stored:
         return 0, 0.0
     # which ones must not depend on the run's seed, nor change its random numbers
     sample = random.Random().sample(stored, min(SPOT_CHECKS, len(stored)))
-    again = engine.score_all([pairs[key] for key in sample], budget).logps.view(2, -1).T
+    again = _score(engine, [pairs[key] for key in sample], budgets)
     kept = torch.tensor([store.values[key] for key in sample])
     gaps = (again - kept).abs()
     dtype = engine.model.get_input_embeddings().weight.dtype  # type: ignore[operator]

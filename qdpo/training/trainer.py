@@ -6,7 +6,7 @@ packed tokens; how it is cut never changes the mathematics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from qdpo.config.schema import PackingSection
-from qdpo.config.steps import steps_per_epoch
+from qdpo import console
+from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import TrainingError
-from qdpo.packing.engine import Engine, text_nll
+from qdpo.hardware import GIB
+from qdpo.packing.engine import Engine, nll, text_pairs
 from qdpo.packing.logps import PackScores
 from qdpo.training.checkpointing import WholeCheckpoints
+from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
 from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
-from qdpo.training.order import EpochSampler
+from qdpo.training.order import EpochSampler, permutation
+from qdpo.training.out_of_memory import Budgets, Need, need_of, tokens_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -53,7 +56,8 @@ class DpoTrainer(WholeCheckpoints):
         heldout: what to evaluate on.
         text: held-out plain texts as ids, possibly none.
         loss: the loss and its constants.
-        packing: token budgets.
+        budgets: tokens of a pass.
+        try_longest: run the run's longest micro-batch before the first step, so that too little memory shows at once.
         way: how pairs are laid out, see `qdpo.packing.engine.WAYS`.
         base_name: what the adapter names as its base.
         keep: checkpoints to keep.
@@ -69,7 +73,8 @@ class DpoTrainer(WholeCheckpoints):
         heldout: Split,
         text: list[list[int]],
         loss: LossSettings,
-        packing: PackingSection,
+        budgets: Budgets,
+        try_longest: bool = False,
         way: str = "packed",
         base_name: str,
         keep: int,
@@ -80,11 +85,14 @@ class DpoTrainer(WholeCheckpoints):
         self.heldout = heldout
         self.text = text
         self.loss_settings = loss
-        self.packing = packing
+        self.budgets = budgets
+        self.try_longest = try_longest
         self.base_name = base_name
         self.keep = keep
         self.train_metrics = Metrics()
         self.tokens_seen = 0
+        self.skips = Skips()
+        self.watch = StepWatch([])
         self.heldout_logps: dict[int, Tensor] = {}
         super().__init__(
             model=policy,
@@ -94,6 +102,8 @@ class DpoTrainer(WholeCheckpoints):
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
+        self.add_callback(GuardCallback(self))
+        self.add_callback(LongestFirst(self))
         self.sampler = EpochSampler(len(train.pairs), args.seed)
         self.engine = Engine(
             policy.get_base_model(), next(policy.parameters()).device, self.compute_loss_context_manager, way
@@ -122,22 +132,56 @@ class DpoTrainer(WholeCheckpoints):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward over one global batch, micro-batch by micro-batch.
+        """Forward and backward over one global batch, micro-batch by micro-batch; smaller ones when memory runs out.
 
         Returns:
             The step's loss, a scalar without gradient.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: a log-probability or loss is not finite.
+            MemoryShortageError: not even a single pair fits.
         """
         model.train()
         indices = inputs["indices"].tolist()
+        total = self._within_memory(indices, f"step {self.state.global_step + 1}")
+        pairs = [self.train_split.pairs[i] for i in indices]
+        self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        self.watch.check(self.state.global_step + 1, self.policy)
+        return total
+
+    def rows_of_step(self) -> list[int]:
+        """The rows of the step at hand."""
+        return sorted(self.watch.rows)
+
+    def suspects(self) -> list[int]:
+        """The rows after which the gradients of the step at hand were not finite."""
+        return self.watch.suspects()
+
+    def _within_memory(self, indices: list[int], when: str) -> Tensor:
+        """One step's passes, begun anew with smaller micro-batches for as long as memory runs out."""
+        state, sums = random_state(self.engine.device), dict(self.train_metrics.sums)
+
+        def attempt() -> Tensor:
+            self.policy.zero_grad()
+            set_random_state(state)
+            self.train_metrics.sums = dict(sums)
+            return self._passes(indices)
+
+        def need() -> Need:
+            pairs = [self.train_split.pairs[i] for i in indices]
+            return need_of(self.engine, pairs, self.budgets.tokens_per_micro_batch)
+
+        return self.budgets.retry("tokens_per_micro_batch", attempt, need, when, together=True)
+
+    def _passes(self, indices: list[int]) -> Tensor:
+        """Forward and backward over the pairs with these numbers; the metrics and the watch see each micro-batch."""
         pairs = [self.train_split.pairs[i] for i in indices]
         reference = self.train_split.reference[indices].to(self.engine.device)
         mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
-        groups = self.engine.cut(pairs, self.packing.tokens_per_micro_batch)
+        groups = self.engine.cut(pairs, self.budgets.tokens_per_micro_batch)
         coupled = self._coupled_gradients(pairs, reference, mean_chosen) if self.loss_settings.couples_pairs else None
         total = torch.zeros((), device=self.engine.device)
+        self.watch = StepWatch([pair.row for pair in pairs])
         for group in groups:
             scores = self.engine.score([pairs[i] for i in group], group)
             batch = pair_logps(scores, reference[group], mean_chosen)
@@ -150,15 +194,8 @@ class DpoTrainer(WholeCheckpoints):
                 loss = (grad_chosen * batch.chosen + grad_rejected * batch.rejected).sum()
                 total += losses.sum() / len(pairs)
             self.accelerator.backward(loss)
+            self.watch.add(group, batch.chosen, batch.rejected, losses, self.policy)
             self.train_metrics.add_pack(scores, batch, self.loss_settings.beta)
-        self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
-        if not torch.isfinite(total):
-            rows = [self.train_split.pairs[i].row for i in indices]
-            raise TrainingError(
-                f"the loss of step {self.state.global_step + 1} is {total.item()} (rows {rows})",
-                "lower train.learning_rate or train.max_grad_norm, or look at these rows; "
-                "the last checkpoint is intact",
-            )
         return total
 
     def _coupled_gradients(
@@ -166,23 +203,74 @@ class DpoTrainer(WholeCheckpoints):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses that sort the whole batch: their gradient for each log-probability, from a pass without gradients."""
         with torch.random.fork_rng(devices=[self.engine.device] if self.engine.device.type == "cuda" else []):
-            scores = self.engine.score_all(pairs, self.packing.tokens_without_grad)
+            scores = self.budgets.score_all(self.engine, pairs, f"step {self.state.global_step + 1}")
         batch = pair_logps(to_device(scores, self.engine.device), reference, mean_chosen)
         return logp_gradients(batch, self.loss_settings)
+
+    def run_longest(self) -> None:
+        """Forward and backward over the longest micro-batch to come; nothing of it stays but a smaller budget.
+
+        Raises:
+            MemoryShortageError: not even a single pair fits.
+        """
+        state, sums = random_state(self.engine.device), dict(self.train_metrics.sums)
+        self.policy.train()
+        budget = 0
+        while budget != self.budgets.tokens_per_micro_batch:
+            # after a smaller budget, another micro-batch may be the longest
+            budget = self.budgets.tokens_per_micro_batch
+            indices = max(self._micro_batches(), key=self._tokens)
+            self._within_memory(indices, "the longest micro-batch, tried first")
+        self.policy.zero_grad()
+        set_random_state(state)
+        self.train_metrics.sums = sums
+        tokens, pairs = self._tokens(indices), len(indices)
+        peak = ""
+        if self.engine.device.type == "cuda":
+            peak = f": {torch.cuda.max_memory_allocated() / GIB:.2f} GiB at its peak"
+        console.good(f"memory: the longest micro-batch ({tokens:,} tokens, {pairs} pairs) fits{peak}")
+
+    def _tokens(self, indices: list[int]) -> int:
+        return tokens_of(self.engine, [self.train_split.pairs[i] for i in indices])
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        """The numbers of the pairs of every micro-batch that is still to come."""
+        n, size = len(self.train_split.pairs), self.args.per_device_train_batch_size
+        per_epoch = steps_per_epoch(n, size)
+        for step in range(self.state.global_step, self.total_steps()):
+            epoch, place = divmod(step, per_epoch)
+            order = permutation(n, self.args.seed, epoch)[place * size : (place + 1) * size]
+            groups = self.engine.cut([self.train_split.pairs[i] for i in order], self.budgets.tokens_per_micro_batch)
+            yield from ([order[i] for i in group] for group in groups)
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        args = self.args
+        limit = args.max_steps if args.max_steps > 0 else None
+        n = len(self.train_split.pairs)
+        return steps_for(n, args.per_device_train_batch_size, args.num_train_epochs, limit)
 
     # ----------------------------------------------------------------------------------------------- logs, evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last log to a training log."""
         if "loss" in logs:
-            logs |= self.train_metrics.read()
+            logs |= self.train_metrics.read() | self.scaler_metrics(logs)
         super().log(logs, start_time)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the held-out pairs (and texts) and log TRL's metrics with the prefix."""
-        scores = self.engine.score_all(self.heldout.pairs, self.packing.tokens_without_grad)
+        scores = self.budgets.score_all(self.engine, self.heldout.pairs, "the evaluation")
+        if not torch.isfinite(scores.logps).all():
+            finite = torch.isfinite(scores.logps).view(2, -1).all(0).tolist()
+            bad = [pair.row for pair, fine in zip(self.heldout.pairs, finite, strict=True) if not fine]
+            raise TrainingError(
+                f"step {self.state.global_step}: the log-probabilities of {len(bad)} of {len(finite)} held-out pairs "
+                f"are not finite (held-out {name_rows(bad)})",
+                "look at these rows; the last checkpoint is intact",
+            )
         mean_chosen = sum(len(pair.chosen) for pair in self.heldout.pairs) / len(self.heldout.pairs)
         batch = pair_logps(scores, self.heldout.reference, mean_chosen)
         self.heldout_logps[self.state.global_step] = torch.stack([batch.chosen, batch.rejected], 1).cpu()
@@ -190,7 +278,8 @@ class DpoTrainer(WholeCheckpoints):
         metrics.add_pack(scores, batch, self.loss_settings.beta)
         values = {"loss": float(pair_losses(batch, self.loss_settings).mean()), **metrics.read()}
         if self.text:
-            values["text_nll"] = text_nll(self.engine, self.text, self.packing.tokens_without_grad)
+            text = self.budgets.score_all(self.engine, text_pairs(self.text), "the evaluation of held-out texts")
+            values["text_nll"] = nll(text)
         logs = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
@@ -207,6 +296,30 @@ class EpochCallback(TrainerCallback):
         """Set the epoch."""
         per_epoch = steps_per_epoch(len(self.trainer.train_split.pairs), args.per_device_train_batch_size)
         self.trainer.sampler.epoch = state.global_step // per_epoch
+
+
+class LongestFirst(TrainerCallback):
+    """Runs the longest micro-batch before anything else, where the trainer is asked to."""
+
+    def __init__(self, trainer: DpoTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        """Try it."""
+        if self.trainer.try_longest:
+            self.trainer.run_longest()
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where the random numbers of a step begin: the CPU's and the GPU's."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    """Go back to what `random_state` gave."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
 
 
 def pair_logps(scores: PackScores, reference: Tensor, mean_chosen_tokens: float) -> PairLogps:

@@ -20,14 +20,15 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
-from qdpo.config.schema import RunConfig
-from qdpo.config.steps import steps_per_epoch
+from qdpo.config.schema import PackingSection, RunConfig
+from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
-from qdpo.errors import ConfigError, TrainingError, UnavailableError
+from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
 from qdpo.packing.engine import Engine, text_nll
 from qdpo.packing.padded import longest
 from qdpo.training.checkpointing import WholeCheckpoints
+from qdpo.training.guards import GuardCallback, Skips, not_finite
 from qdpo.training.losses import COUPLED
 from qdpo.training.order import permutation
 
@@ -41,6 +42,9 @@ WAY_OUT = "set engine: packed, which needs no Triton"
 
 NOT_LOGGED = ("num_tokens", "runtime", "samples_per_second", "steps_per_second")
 """What TRL and transformers add to a log, and a run of the packed engine does not have."""
+
+NOT_USED = ("checkpoint_layers", "fused_lora", "fused_mlp", "fused_norm", "skip_unscored", "reference_cache")
+"""Settings of the packed engine alone."""
 
 
 def check(config: RunConfig, device: Device) -> None:
@@ -62,6 +66,11 @@ def check(config: RunConfig, device: Device) -> None:
                 f"{device.name} has {device.capability[0]}.{device.capability[1]}",
                 WAY_OUT,
             )
+    default = PackingSection()
+    unused = [name for name in NOT_USED if getattr(config.packing, name) != getattr(default, name)]
+    if unused:
+        names = ", ".join(f"packing.{name}" for name in unused)
+        console.note(f"engine: trl has no use for {names}: TRL runs the model as it is, and its own reference pass")
     if config.loss.label_smoothing and "sigmoid" in config.loss.loss_type:
         raise ConfigError(
             f"loss.label_smoothing is {config.loss.label_smoothing}, which TRL ignores in the loss sigmoid",
@@ -114,6 +123,10 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
         self.policy, self.text = policy, data.text
         self.base_name, self.keep = config.model.name, config.train.keep
         self.budget = config.packing.tokens_without_grad
+        self.skips = Skips()
+        self.rows = [pair.row for pair in data.train]
+        half = config.packing.tokens_per_micro_batch // 2
+        self.more_memory = (f"packing.tokens_per_micro_batch={half}", *self.more_memory)
         # TRL rounds the adapter of a quantized base to bf16; ours is fp32
         before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
         super().__init__(
@@ -132,6 +145,7 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
             # TRL takes a ready adapter for one that was trained, and a copy of it for the reference
             policy.delete_adapter("ref")
         self.model_accepts_loss_kwargs = False
+        self.add_callback(GuardCallback(self))
         self.sampler = StepSampler(self, len(data.train), min(len(data.train), config.train.pairs_per_step))
 
     @property
@@ -167,11 +181,20 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
             for values in metrics.values():
                 values.extend(values[-1:] * (len(chosen) - 1))
         elif not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}",
-                "lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact",
-            )
+            # TRL's batch does not say which pairs it holds
+            raise not_finite("the loss", self.state.global_step + 1, self.rows_of_step(), self.policy)
         return loss
+
+    def rows_of_step(self) -> list[int]:
+        """The rows of the step at hand, all of its batches'."""
+        epoch, place = divmod(self.state.global_step, self.sampler.per_epoch)
+        order = permutation(self.sampler.n, self.args.seed, epoch)
+        return sorted(self.rows[i] for i in order[place * self.sampler.step : (place + 1) * self.sampler.step])
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        limit = self.args.max_steps if self.args.max_steps > 0 else None
+        return steps_for(self.sampler.n, self.sampler.step, self.args.num_train_epochs, limit)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation, with the held-out texts'."""
@@ -188,6 +211,8 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
             metrics.pop("num_tokens", None)
         for name in NOT_LOGGED:
             logs.pop(f"eval_{name}", None)
+        if "loss" in logs:
+            logs |= self.scaler_metrics(logs)
         super().log(logs, start_time)
 
 

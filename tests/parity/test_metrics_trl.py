@@ -10,12 +10,13 @@ import torch
 from parity.trl_cpu import install_torch_head, make_rows, make_trl_trainer, trl_batch, trl_metrics
 from transformers import TrainingArguments
 
-from qdpo.config.schema import PackingSection
+from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.packing import attention
 from qdpo.packing.engine import Engine
 from qdpo.packing.layout import packed_tokens
 from qdpo.training.losses import LossSettings
+from qdpo.training.out_of_memory import Budgets
 from qdpo.training.trainer import DpoTrainer, Split
 
 TOLERANCE = 1e-5
@@ -70,6 +71,7 @@ def make_trainer(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder
         disable_tqdm=True,
     )
     packing = PackingSection(tokens_per_micro_batch=budget, tokens_without_grad=budget)
+    config = RunConfig(name="tiny", model=ModelSection(name="tiny"), data=DataSection(name="tiny"), packing=packing)
     return DpoTrainer(
         policy,
         arguments,
@@ -77,7 +79,7 @@ def make_trainer(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder
         heldout=split,
         text=[],
         loss=loss,
-        packing=packing,
+        budgets=Budgets(config),
         base_name="tiny",
         keep=1,
         callbacks=[],

@@ -196,6 +196,7 @@ def test_a_run_whose_loss_is_not_finite_stops_and_names_the_rows(tiny: Tiny, tmp
     def spoil(trainer: Any) -> None:
         trainer.train_split.reference[:] = torch.nan
 
-    with with_callbacks(change=spoil), pytest.raises(TrainingError, match=r"the loss of step 1 is nan \(rows \["):
+    said = r"step 1: the losses of 8 of 8 pairs are not finite \(rows \d"
+    with with_callbacks(change=spoil), pytest.raises(TrainingError, match=said):
         train_tiny(tiny, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()

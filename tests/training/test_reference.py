@@ -12,14 +12,22 @@ import torch
 from packing.toys import build, make_pairs, separate_logps
 from peft import LoraConfig, get_peft_model
 
+from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.packing import attention
 from qdpo.packing.engine import Engine
 from qdpo.packing.logps import PackScores
 from qdpo.training import reference
+from qdpo.training.out_of_memory import Budgets
 from qdpo.training.reference import Store, cache_folder, pair_key, reference_logps
 
 IDENTITY = {"weights": "abc", "dtype": "float32"}
+CONFIG = RunConfig(
+    name="toy",
+    model=ModelSection(name="toy"),
+    data=DataSection(name="toy"),
+    packing=PackingSection(tokens_without_grad=60),
+)
 PAIRS = make_pairs(1) + make_pairs(2) + make_pairs(3)
 
 
@@ -54,7 +62,7 @@ def policy() -> Any:
 
 def look_up(policy: Any, tmp_path: Path, pairs: list[TokenPair] = PAIRS, wanted: Any = None, **changes: Any) -> Any:
     settings: dict[str, Any] = {
-        "budget": 60,
+        "budgets": Budgets(CONFIG),
         "start": False,
         "identity": IDENTITY,
         "pin": tmp_path / "run",

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from qdpo.data.prepare import Prepared
     from qdpo.training.losses import LossSettings
-    from qdpo.training.out_of_memory import Budgets
     from qdpo.training.mirror import Mirror
+    from qdpo.training.out_of_memory import Budgets
     from qdpo.training.signals import Stop
     from qdpo.training.terminal import TerminalCallback
     from qdpo.training.trainer import DpoTrainer, Split

@@ -1,0 +1,174 @@
+"""Values that are not finite stop a run within the step that makes them, and reach no checkpoint.
+
+Nothing here waits for the device within a micro-batch: what was seen is kept as tensors, and read once a step. Where
+float16 is scaled, gradients that overflow are part of the method: such a step is skipped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from qdpo.errors import TrainingError
+
+if TYPE_CHECKING:
+    from qdpo.training.checkpointing import WholeCheckpoints
+
+SKIPS_IN_A_ROW = 20
+"""Steps in a row that the fp16 scaler may skip."""
+
+SHOWN = 32
+"""Rows that a message names."""
+
+WAY_OUT = "look at these rows, or lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact"
+
+
+@dataclass
+class Skips:
+    """Steps that the fp16 scaler skipped because gradients overflowed.
+
+    Attributes:
+        total: in the whole run.
+        in_a_row: up to now, without a step between.
+    """
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def count(self, skipped: bool) -> None:
+        """Count a step."""
+        self.total += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+
+
+@dataclass
+class StepWatch:
+    """What was seen in the micro-batches of one step; still on the device.
+
+    Attributes:
+        rows: row number of each of the step's pairs in the data.
+        groups: positions in `rows` of each micro-batch so far.
+        finite: per micro-batch, (2, n) bool: whether each pair's log-probabilities, and its loss, are finite.
+        norms: per micro-batch, the norm of the gradients up to there.
+    """
+
+    rows: Sequence[int]
+    groups: list[list[int]] = field(default_factory=list)
+    finite: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+
+    def add(self, group: list[int], chosen: Tensor, rejected: Tensor, losses: Tensor, policy: nn.Module) -> None:
+        """Note a micro-batch after its backward pass.
+
+        Args:
+            group: positions of its n pairs in `rows`.
+            chosen: (n,) log-probabilities.
+            rejected: (n,) log-probabilities.
+            losses: (n,).
+            policy: whose gradients they went into.
+        """
+        self.groups.append(group)
+        logps = torch.isfinite(chosen.detach()) & torch.isfinite(rejected.detach())
+        self.finite.append(torch.stack([logps, torch.isfinite(losses.detach())]))
+        self.norms.append(gradient_norm(policy))
+
+    def check(self, step: int, policy: nn.Module) -> None:
+        """Read what was seen of log-probabilities and losses, in one transfer.
+
+        Raises:
+            TrainingError: some are not finite.
+        """
+        seen = torch.cat(self.finite, 1).cpu()
+        if bool(seen.all()):
+            return
+        order = [self.rows[i] for group in self.groups for i in group]
+        what, good = ("log-probabilities", seen[0]) if not seen[0].all() else ("losses", seen[1])
+        bad = sorted(row for row, fine in zip(order, good.tolist(), strict=True) if not fine)
+        raise not_finite(f"the {what} of {len(bad)} of {len(order)} pairs", step, bad, policy)
+
+    def suspects(self) -> list[int]:
+        """The rows of the first micro-batch after which the gradients were not finite; all where none stands out."""
+        finite = torch.isfinite(torch.stack(self.norms)).tolist()
+        places = self.groups[finite.index(False)] if False in finite else range(len(self.rows))
+        return sorted(self.rows[i] for i in places)
+
+
+class GuardCallback(TrainerCallback):
+    """Looks at gradients before the optimizer's step and at weights after it.
+
+    Args:
+        trainer: knows the rows of the step, the scaler, and the count of skipped steps.
+    """
+
+    def __init__(self, trainer: WholeCheckpoints) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop before gradients that are not finite are applied; with a scaler, it skips such a step itself."""
+        if self.trainer.accelerator.scaler is not None:
+            return
+        if not torch.isfinite(gradient_norm(self.trainer.policy)):
+            rows = self.trainer.suspects()
+            raise not_finite("the gradients", state.global_step + 1, rows, self.trainer.policy)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count skipped steps; look at the weights after any other."""
+        trainer, step = self.trainer, state.global_step + 1
+        skipped = bool(trainer.accelerator.optimizer_step_was_skipped)
+        trainer.skips.count(skipped)
+        if trainer.skips.in_a_row >= SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"the gradients of the last {SKIPS_IN_A_ROW} steps overflowed in float16 and were all skipped "
+                f"(step {step}, {name_rows(trainer.suspects())})",
+                "set model.dtype=bfloat16 (compute capability 8.0 and up) or float32, or look at these rows; "
+                "the last checkpoint is intact",
+            )
+        trained = [p.detach() for p in trainer.policy.parameters() if p.requires_grad]
+        if not skipped and not torch.isfinite(nn.utils.get_total_norm(trained)):
+            raise not_finite("the weights after the update", step, trainer.rows_of_step(), trainer.policy)
+
+
+def gradient_norm(policy: nn.Module) -> Tensor:
+    """The norm of all gradients so far, a scalar on the device; not finite when any of them is not."""
+    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every value is finite; one transfer."""
+    # the largest and the smallest value show an infinity, and NaN in either
+    found = [torch.stack(torch.aminmax(t.detach().float())) for t in tensors if t.is_floating_point() and t.numel()]
+    return not found or bool(torch.isfinite(torch.stack(found)).all())
+
+
+def not_finite(what: str, step: int, rows: Sequence[int], policy: nn.Module) -> TrainingError:
+    """The error for values that are not finite, which names a weight where that is where they come from."""
+    broken = [name for name, weight in policy.named_parameters() if not all_finite([weight])]
+    origin = f"; {len(broken)} weights are not finite (first: {broken[0]})" if broken else ""
+    return TrainingError(f"step {step}: {what} are not finite ({name_rows(rows)}){origin}", WAY_OUT)
+
+
+def name_rows(rows: Sequence[int]) -> str:
+    """Row numbers for a message, cut where they are many."""
+    rest = len(rows) - SHOWN
+    return f"rows {', '.join(map(str, rows[:SHOWN]))}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_saved(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse to write values that are not finite.
+
+    Raises:
+        TrainingError: with the first name.
+    """
+    broken = [name for name, tensor in tensors.items() if not all_finite([tensor])]
+    if broken:
+        raise TrainingError(
+            f"{what} has values that are not finite in {len(broken)} of {len(tensors)} tensors (first: {broken[0]}); "
+            "it is not saved",
+            WAY_OUT,
+        )
