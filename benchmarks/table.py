@@ -19,26 +19,35 @@ MEMORY = "packed cached"
 """The variant whose peak memory is shown."""
 
 
+BASELINES = {"": "its fastest", "_to_4": "4 pairs at once"}
+"""Suffix of the figures: the micro-batch of stock TRL that they compare with."""
+
+
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """One row per workload: median ratio of step time to stock TRL's best (lowest to highest of the rounds)."""
-    lines = [
-        f"| workload | tokens padded → packed | {' | '.join(COLUMNS)} | peak memory | gradient differs by |",
-        "| --- " * (4 + len(COLUMNS)) + "|",
-    ]
+    """Two rows per workload: median ratio of step time to stock TRL's (lowest to highest of the rounds)."""
+    head = ["workload", "stock TRL", "tokens padded → packed", *COLUMNS, "peak memory", "gradient differs by"]
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for record in records:
         for name, result in record["workloads"].items():
-            lines.append(f"| {name} | {' | '.join(_cells(result, record['device']))} |")
+            for suffix, baseline in BASELINES.items():
+                if suffix and result["stock_micro_batch"] == 4:
+                    continue
+                size = result["stock_micro_batch"]
+                what = baseline if suffix else f"{baseline}: {size} {'pair' if size == 1 else 'pairs'} at once"
+                cells = [name if not suffix else "", what, *_cells(result, record["device"], suffix)]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *dict.fromkeys(map(_machine, records))])
 
 
-def _cells(result: dict[str, Any], device: str) -> list[str]:
+def _cells(result: dict[str, Any], device: str, suffix: str) -> list[str]:
     variants, tokens = result["variants"], result["tokens"]
-    clock = "cpu" if device == "cpu" else "wall"
-    cells = [f"{tokens['padded']:,} → {tokens['packed']:,}"]
+    clock = ("cpu" if device == "cpu" else "wall") + suffix
+    padded = tokens["padded" + suffix.replace("_to", "")]
+    cells = [f"{padded:,} → {tokens['packed']:,}"]
     for variant in COLUMNS.values():
         ratio = variants[variant][clock]
-        cells.append(f"{ratio['ratio']:.1f}x ({ratio['lowest']:.1f} to {ratio['highest']:.1f})")
-    peak = variants[MEMORY].get("peak_ratio")
+        cells.append(f"{ratio['ratio']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f})")
+    peak = variants[MEMORY].get("peak_ratio" + suffix)
     cells.append("not measured" if peak is None else f"{peak:.2f}x")
     cells.append(f"{max(variants[variant]['gradient_difference'] for variant in COLUMNS.values()):.0e}")
     return cells
