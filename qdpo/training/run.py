@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +80,11 @@ def train(
 
         trl_engine.check(config, device)
     run = Run(folder, config, device)
+    run.record = run_folder.new_record(resolved, __version__, preset, command)
     if resume:
         reopen(run)
     else:
         run_folder.create(folder, resolved)
-        run.record = run_folder.new_record(resolved, __version__, preset, command)
     console.say(f"run directory: {folder}")
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
     copy = open_mirror(run, mirror)
@@ -175,8 +174,9 @@ def reopen(run: Run) -> None:
     from qdpo.training.checkpoint import newest_whole
 
     sweep(run.folder)
-    run.record = run_folder.read_record(run.folder)
-    run.record.setdefault("id", uuid.uuid4().hex)
+    if (run.folder / run_folder.RECORD).exists():
+        # A run that was killed between its first two files has none, and begins with the new record.
+        run.record |= run_folder.read_record(run.folder)
     run.resume = newest_whole(run.folder / "checkpoints")
     where = run.resume.name if run.resume else "the beginning: no checkpoint was written yet"
     console.note(f"resuming from {where}")
