@@ -41,12 +41,14 @@ class Verb:
 
 VERBS = {
     "train": Verb("qdpo.cli.train", "fine-tune a model on preference pairs"),
+    "plan": Verb("qdpo.cli.plan", "estimate memory, time and disk of a run on a card"),
     "data": Verb("qdpo.cli.data", "check preference data and show what a run would learn from"),
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
     "merge-export": Verb("qdpo.cli.merge_export", "merge a run's adapter into its base and write the model"),
     "explain": Verb("qdpo.cli.explain", "say what a run's curves mean, and what to change"),
     "verify": Verb("qdpo.cli.verify", "score an export against what was trained"),
     "eval": Verb("qdpo.cli.eval", "score base and result on held-out pairs, other pairs or benchmarks"),
+    "push": Verb("qdpo.cli.push", "publish the adapter or an export, with its card, on the hub"),
     "chat": Verb("qdpo.cli.chat", "talk to a run's model, or to base and result side by side"),
     "runs": Verb("qdpo.cli.runs", "list the runs of a folder, or compare two"),
     "doctor": Verb("qdpo.cli.doctor", "show versions, GPU, disk space and optional parts"),

@@ -1,0 +1,45 @@
+"""How large a GGUF file will be, from the model's shape alone."""
+
+from __future__ import annotations
+
+import math
+
+from gguf import GGML_QUANT_SIZES
+
+from qdpo.export.gguf.kinds import KINDS, tensor_type
+from qdpo.memory.shapes import Shape
+
+BYTES_PER_TOKEN = 24
+"""Of the vocabulary in the file: a token's text with its length, score and kind."""
+
+_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+def gguf_bytes(shape: Shape, kind: str) -> int:
+    """Bytes of a GGUF file.
+
+    Args:
+        shape: the model's.
+        kind: one of `KINDS`.
+    """
+    tensors = [("token_embd.weight", (shape.vocab, shape.hidden))]
+    if not shape.tied:
+        tensors.append(("output.weight", (shape.vocab, shape.hidden)))
+    for layer in range(shape.layers):
+        tensors += [(f"blk.{layer}.{_NAMES[name]}.weight", part) for name, part in shape.projections.items()]
+    total = BYTES_PER_TOKEN * shape.vocab
+    counted = 0
+    for name, part in tensors:
+        block, size = GGML_QUANT_SIZES[tensor_type(KINDS[kind], name, part, shape.layers, shape.tied)]
+        total += math.prod(part) // block * size
+        counted += math.prod(part)
+    # norms and biases are fp32
+    return int(total + 4 * (shape.parameters - counted))

@@ -1,0 +1,112 @@
+"""`--auto`: token budgets, checkpointed layers and the optimizer's paging, chosen for a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qdpo.config.schema import RunConfig
+from qdpo.hardware import GIB
+from qdpo.memory.cards import Card
+from qdpo.memory.data import Lengths
+from qdpo.memory.estimate import Estimate, estimate
+from qdpo.memory.parts import adapter_weights, optimizer_bytes
+from qdpo.memory.plan import compute_type, settings_for
+from qdpo.memory.shapes import Shape
+from qdpo.memory.timing import duration
+from qdpo.memory.verdict import TIGHT, with_changes
+
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+"""Token budgets that are tried; beyond, a pass gains nothing any more."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice.
+
+    Attributes:
+        setting: as `--set` takes it.
+        reason: why this value.
+    """
+
+    setting: str
+    reason: str
+
+
+def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tuple[RunConfig, list[Choice]]:
+    """The settings that use a card best: what changes is memory and speed, never what is learned.
+
+    Args:
+        config: the run's configuration.
+        shape: the model's.
+        card: the card.
+        lengths: of the data.
+
+    Returns:
+        The changed configuration, and each choice with its reason. Where nothing fits, the smallest budgets.
+    """
+    room = (1 - TIGHT) * card.memory
+
+    def total(changed: RunConfig) -> float:
+        return _estimate(changed, shape, card, lengths).total
+
+    config = with_changes(config, "train", gradient_checkpointing=True, optim="paged_adamw_32bit")
+    config = with_changes(config, "packing", checkpoint_layers=None, tokens_without_grad=BUDGETS[0])
+    sizes = [b for b in BUDGETS if b <= _useful(lengths, config)] or [BUDGETS[0]]
+    b = compute_type(config, card)[2]
+    fastest: tuple[float, int, int] | None = None
+    for size in sizes:
+        # fewer checkpointed layers are faster, and take more
+        low, high = 0, max(shape.layers - 1, 0)
+        if total(_with(config, tokens_per_micro_batch=size)) > room:
+            break
+        while low < high:
+            middle = (low + high) // 2
+            if total(_with(config, tokens_per_micro_batch=size, checkpoint_layers=middle)) <= room:
+                high = middle
+            else:
+                low = middle + 1
+        candidate = _with(config, tokens_per_micro_batch=size, checkpoint_layers=low)
+        seconds = duration(shape, candidate, card, b, lengths).step.seconds
+        if fastest is None or seconds < 0.99 * fastest[0]:
+            fastest = (seconds, size, low)
+    if fastest is None:
+        size, layers, why = sizes[0], max(shape.layers - 1, 0), "the smallest; by the estimate not even this fits"
+    else:
+        _, size, layers = fastest
+        why = f"the fastest of {sizes[0]} to {sizes[-1]} that leave {TIGHT:.0%} of the card free, by estimate"
+    config = _with(config, tokens_per_micro_batch=size, checkpoint_layers=layers)
+    wide = [budget for budget in BUDGETS if total(_with(config, tokens_without_grad=budget)) <= room]
+    config = _with(config, tokens_without_grad=max(wide, default=BUDGETS[0]))
+    fewest = "as few as fit: each computes a layer twice" if layers else "activations of all layers fit"
+    choices = [
+        Choice(f"packing.tokens_per_micro_batch={size}", why),
+        Choice(f"packing.checkpoint_layers={layers}", fewest),
+        Choice(
+            f"packing.tokens_without_grad={config.packing.tokens_without_grad}",
+            "the largest that leaves as much free" if wide else "the smallest",
+        ),
+    ]
+    unpaged = with_changes(config, "train", optim="adamw_torch")
+    state = optimizer_bytes("adamw_torch", adapter_weights(shape, config)) / GIB
+    if card.is_cpu or total(unpaged) <= room:
+        config = unpaged
+        why = "paging needs CUDA" if card.is_cpu else f"both states are {state:.2f} GiB and fit: paging gains nothing"
+    else:
+        why = f"both states are {state:.2f} GiB and do not fit beside the rest"
+    choices.append(Choice(f"train.optim={config.train.optim}", why))
+    return config, choices
+
+
+def _estimate(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> Estimate:
+    return estimate(shape, settings_for(config, card, lengths))
+
+
+def _with(config: RunConfig, **values: int | None) -> RunConfig:
+    return with_changes(config, "packing", **values)
+
+
+def _useful(lengths: Lengths, config: RunConfig) -> int:
+    """The smallest of `BUDGETS` that holds a whole step; beyond it nothing changes."""
+    longest = max(pair.packed for pair in lengths.train) if lengths.real else lengths.limit.packed
+    step = longest * config.train.pairs_per_step
+    return next((budget for budget in BUDGETS if budget >= step), BUDGETS[-1])
