@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,8 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
         if torch.cuda.is_available():
             whole.to("cuda")
         recipe = [
-            AWQModifier(duo_scaling="both"),  # tries scales from activations alone beside those that weigh in weights
+            # "both" tries scales from activations alone beside those that take the weights into account
+            AWQModifier(duo_scaling="both", mappings=_mappings(whole, plan)),
             QuantizationModifier(config_groups={"group_0": _scheme(plan)}, ignore=[HEAD.split(".")[0], *plan.kept]),
         ]
         samples = Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids]})
@@ -80,6 +82,16 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
                 "export gguf instead, and report the model to llmcompressor",
             )
         whole.save_pretrained(scratch, save_compressed=True)
+
+
+def _mappings(whole: Any, plan: Plan) -> list[Any]:
+    """Where llmcompressor moves scales in this architecture, but for layers that stay in 16 bits: nothing is gained."""
+    from llmcompressor.modifiers.transform.awq.dynamic_mappings import get_layer_mappings_from_model
+
+    def stays(pattern: str) -> bool:
+        return any(re.match(pattern.removeprefix("re:"), name) for name in plan.kept)
+
+    return [one for one in get_layer_mappings_from_model(whole) if not any(map(stays, one.balance_layers))]
 
 
 def _scheme(plan: Plan) -> Any:
