@@ -33,7 +33,7 @@ def reproduce(record: RunRecord) -> str:
         if shown != md.one_line(command):
             parts.append("Local folders and files in the command are shown by their last component.")
     else:
-        parts.append("The run recorded no command; `config.yaml` beside this card holds every setting.")
+        parts.append("The run recorded no command.")
     parts.append("\n".join(_identities(record)))
     return "\n\n".join(parts)
 
@@ -48,6 +48,8 @@ def _identities(record: RunRecord) -> list[str]:
         "Adapter (SHA-256)": dig(record.run, "result", "adapter_sha256"),
     }
     lines = [f"- {title}: {md.code(value)}" for title, value in found.items() if value]
+    if record.published is not None:
+        return lines
     return ["- Settings: every one is in `config.yaml` beside this card", *lines]
 
 
