@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shlex
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,11 +70,22 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
 
         return describe(resolved, folder)
     command = shlex.join(["qdpo", *(sys.argv[1:] or ["train"])])
-    with lock.locked(folder):
+    with _together(folder, args.resume) as folder, lock.locked(folder):
         from qdpo.training.run import train
 
         train(resolved, folder, preset=preset, command=command, resume=args.resume, stop=stop, mirror=mirror)
     return stop.exit_code
+
+
+def _together(folder: Path, resume: bool) -> AbstractContextManager[Path]:
+    """The run directory, shared with the processes that a launcher has started beside this one, if it has."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        # torch is not imported for it: another run in the same folder is to be told at once
+        return contextlib.nullcontext(folder)
+    from qdpo.training import parallel
+
+    parallel.begin()
+    return parallel.own_folder(folder, resume=resume)
 
 
 def replacements(model: str | None, data: str | None) -> list[str]:

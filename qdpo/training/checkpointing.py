@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerState
 from qdpo.errors import MemoryShortageError
 from qdpo.files import explained, staged_folder, write_json
 from qdpo.hardware import is_out_of_memory
-from qdpo.training import checkpoint
+from qdpo.training import checkpoint, parallel
 from qdpo.training.guards import Skips
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ class WholeCheckpoints(Trainer):
         return Path(self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not parallel.is_first():
+            return
         folder = checkpoint.step_folder(self.checkpoints, self.state.global_step)
         with staged_folder(folder, replace=True) as staging:
             checkpoint.write_adapter(self.policy, staging, self.base_name)

@@ -11,9 +11,14 @@ summed in one go afterwards.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import heapq
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.errors import ConfigError
 
 
 def begin() -> None:
@@ -32,6 +39,23 @@ def begin() -> None:
     PartialState(cpu=not torch.cuda.is_available())
     if not is_first():
         console.silence()
+
+
+def check(config: RunConfig) -> None:
+    """Whether a run can be shared by the processes that there are.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if world() == 1:
+        return
+    if config.engine == "trl":
+        raise ConfigError("engine: trl trains in one process", f"set engine: packed, or start one, not {world()}")
+    if config.train.pairs_per_step < world():
+        raise ConfigError(
+            f"{world()} processes cannot share {config.train.pairs_per_step} pairs per step",
+            "raise train.pairs_per_step, or start fewer processes",
+        )
 
 
 def world_of_launcher() -> int:
@@ -73,6 +97,12 @@ def share(costs: Sequence[int]) -> list[int]:
     return sorted(mine)
 
 
+def seed(run: int, step: int) -> int:
+    """A seed for the random numbers of one step in this process."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return int.from_bytes(hashlib.sha256(f"{run} {step} {rank}".encode()).digest()[:4], "little")
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over all processes; one that a process does not have counts as zero."""
     if world() == 1:
@@ -104,6 +134,53 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(signal: int | None) -> int | None:
+    """A signal that any process has seen, in every process."""
+    return max((value for value in gathered(signal) if value is not None), default=None)
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process runs the block, then all others, which find what it has cached."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, *, resume: bool) -> Iterator[Path]:
+    """The run directory for the first process; for every other one a copy or an empty folder, thrown away at the end.
+
+    Args:
+        folder: the run directory.
+        resume: it holds a run that continues: the others need its checkpoints and records too.
+    """
+    if is_first():
+        wait()
+        try:
+            yield folder
+        finally:
+            end()
+        return
+    with tempfile.TemporaryDirectory(prefix="qdpo-") as scratch:
+        mine = Path(scratch) / folder.name
+        if resume:
+            shutil.copytree(folder, mine, ignore=shutil.ignore_patterns("export", "plots", ".lock"))
+        wait()
+        try:
+            yield mine
+        finally:
+            end()
+
+
+def end() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def from_first(value: Any) -> Any:

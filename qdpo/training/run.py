@@ -15,7 +15,7 @@ from qdpo.errors import ConfigError
 from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
-from qdpo.training import run_folder, trackers
+from qdpo.training import parallel, run_folder, trackers
 from qdpo.training.mirror import Mirror
 from qdpo.training.signals import Stop, Stopped
 from qdpo.training.stages.data import prepare_data
@@ -75,6 +75,7 @@ def train(
     trackers.check_installed(config.train.report_to)
     quiet_libraries()
     device = find_device()
+    parallel.check(config)
     if config.engine == "trl":
         from qdpo.training import trl_engine
 
@@ -87,7 +88,7 @@ def train(
         run_folder.create(folder, resolved)
     console.say(f"run directory: {folder}")
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
-    copy = open_mirror(run, mirror)
+    copy = open_mirror(run, mirror if parallel.is_first() else None)
     try:
         run_stages(run, stop, copy, loss, begin)
     except Stopped:
@@ -125,6 +126,8 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
     stop.patient = False
+    if not parallel.is_first():
+        return
     if stop.signal is not None:
         run.save(state="stopped")
         done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"

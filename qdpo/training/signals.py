@@ -132,12 +132,16 @@ def stop_callback(stop: Stop) -> TrainerCallback:
     """Ends training where a checkpoint holds everything: after a step, an evaluation or a save."""
     from transformers import TrainerCallback, TrainerControl
 
+    from qdpo.training import parallel
+
     class StopCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
             # From here on there is something to lose.
             stop.patient = True
 
         def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+            # processes that train together stop after the same step
+            stop.signal = parallel.agreed(stop.signal)
             if stop.signal is not None:
                 control.should_save = control.should_training_stop = True
             return control
@@ -146,7 +150,7 @@ def stop_callback(stop: Stop) -> TrainerCallback:
             return self.on_step_end(args, state, control) if state.global_step else control
 
         def on_save(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-            if stop.signal is not None:
+            if stop.signal is not None and parallel.world() == 1:
                 control.should_training_stop = True
             return control
 

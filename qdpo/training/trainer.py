@@ -7,7 +7,7 @@ packed tokens; how it is cut never changes the mathematics.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,9 @@ from qdpo.data.pairs import TokenPair
 from qdpo.errors import TrainingError
 from qdpo.hardware import GIB
 from qdpo.packing.engine import Engine, nll, text_pairs
+from qdpo.packing.layout import packed_tokens
 from qdpo.packing.logps import PackScores
+from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
 from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
@@ -102,6 +104,9 @@ class DpoTrainer(WholeCheckpoints):
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
+        if parallel.world() > 1:
+            # gradients are summed in `training_step`; DistributedDataParallel would look for its own forward pass
+            self.accelerator.prepare_model = lambda model, **settings: model
         self.add_callback(GuardCallback(self))
         self.add_callback(LongestFirst(self))
         self.sampler = EpochSampler(len(train.pairs), args.seed)
@@ -121,7 +126,8 @@ class DpoTrainer(WholeCheckpoints):
             drop_last=n >= size,
             collate_fn=lambda indices: {"indices": torch.tensor(indices)},
         )
-        return self.accelerator.prepare(loader)
+        # accelerate would give every process other batches; all take the same one, and share its pairs
+        return loader if parallel.world() > 1 else self.accelerator.prepare(loader)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """transformers would count the pair numbers as input; tokens are counted in `training_step` instead."""
@@ -143,11 +149,15 @@ class DpoTrainer(WholeCheckpoints):
         """
         model.train()
         indices = inputs["indices"].tolist()
+        if parallel.world() > 1:
+            # each process draws dropout of its own, and the same again after a resume
+            torch.manual_seed(parallel.seed(self.args.seed, self.state.global_step))
         total = self._within_memory(indices, f"step {self.state.global_step + 1}")
         pairs = [self.train_split.pairs[i] for i in indices]
         self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
         self.watch.check(self.state.global_step + 1, self.policy)
-        return total
+        parallel.sum_gradients(self.policy.parameters())
+        return parallel.summed(total)
 
     def rows_of_step(self) -> list[int]:
         """The rows of the step at hand."""
@@ -174,11 +184,14 @@ class DpoTrainer(WholeCheckpoints):
         return self.budgets.retry("tokens_per_micro_batch", attempt, need, when, together=True)
 
     def _passes(self, indices: list[int]) -> Tensor:
-        """Forward and backward over the pairs with these numbers; the metrics and the watch see each micro-batch."""
+        """Forward and backward over this process' share of the pairs with these numbers.
+
+        The metrics and the watch see each micro-batch.
+        """
         pairs = [self.train_split.pairs[i] for i in indices]
         reference = self.train_split.reference[indices].to(self.engine.device)
         mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
-        groups = self.engine.cut(pairs, self.budgets.tokens_per_micro_batch)
+        groups = self._cut(pairs)
         coupled = self._coupled_gradients(pairs, reference, mean_chosen) if self.loss_settings.couples_pairs else None
         total = torch.zeros((), device=self.engine.device)
         self.watch = StepWatch([pair.row for pair in pairs])
@@ -197,6 +210,12 @@ class DpoTrainer(WholeCheckpoints):
             self.watch.add(group, batch.chosen, batch.rejected, losses, self.policy)
             self.train_metrics.add_pack(scores, batch, self.loss_settings.beta)
         return total
+
+    def _cut(self, pairs: list[TokenPair]) -> list[list[int]]:
+        """Micro-batches of this process' share of a global batch; positions in `pairs`."""
+        mine = parallel.share([packed_tokens(pair) for pair in pairs])
+        groups = self.engine.cut([pairs[i] for i in mine], self.budgets.tokens_per_micro_batch)
+        return [[mine[i] for i in group] for group in groups]
 
     def _coupled_gradients(
         self, pairs: list[TokenPair], reference: Tensor, mean_chosen: float
@@ -240,7 +259,7 @@ class DpoTrainer(WholeCheckpoints):
         for step in range(self.state.global_step, self.total_steps()):
             epoch, place = divmod(step, per_epoch)
             order = permutation(n, self.args.seed, epoch)[place * size : (place + 1) * size]
-            groups = self.engine.cut([self.train_split.pairs[i] for i in order], self.budgets.tokens_per_micro_batch)
+            groups = self._cut([self.train_split.pairs[i] for i in order])
             yield from ([order[i] for i in group] for group in groups)
 
     def total_steps(self) -> int:
@@ -262,7 +281,7 @@ class DpoTrainer(WholeCheckpoints):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Score the held-out pairs (and texts) and log TRL's metrics with the prefix."""
-        scores = self.budgets.score_all(self.engine, self.heldout.pairs, "the evaluation")
+        scores = self._score_together(self.heldout.pairs, "the evaluation")
         if not torch.isfinite(scores.logps).all():
             finite = torch.isfinite(scores.logps).view(2, -1).all(0).tolist()
             bad = [pair.row for pair, fine in zip(self.heldout.pairs, finite, strict=True) if not fine]
@@ -278,12 +297,18 @@ class DpoTrainer(WholeCheckpoints):
         metrics.add_pack(scores, batch, self.loss_settings.beta)
         values = {"loss": float(pair_losses(batch, self.loss_settings).mean()), **metrics.read()}
         if self.text:
-            text = self.budgets.score_all(self.engine, text_pairs(self.text), "the evaluation of held-out texts")
+            text = self._score_together(text_pairs(self.text), "the evaluation of held-out texts")
             values["text_nll"] = nll(text)
         logs = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def _score_together(self, pairs: Sequence[TokenPair], when: str) -> PackScores:
+        """Scores of all pairs without gradients, of which each process computes a share."""
+        mine = parallel.share([packed_tokens(pair) for pair in pairs])
+        scores = self.budgets.score_all(self.engine, [pairs[i] for i in mine], when)
+        return joined(parallel.gathered((mine, scores)))
 
 
 class EpochCallback(TrainerCallback):
@@ -330,6 +355,21 @@ def pair_logps(scores: PackScores, reference: Tensor, mean_chosen_tokens: float)
     return PairLogps(
         chosen, rejected, reference[:, 0], reference[:, 1], chosen_tokens, rejected_tokens, mean_chosen_tokens
     )
+
+
+def joined(parts: list[tuple[list[int], PackScores]]) -> PackScores:
+    """Scores of pairs from scores of some of them each.
+
+    Args:
+        parts: positions of pairs, and their scores on the CPU.
+    """
+    order = [i for positions, _ in parts for i in positions]
+    if len(parts) == 1:
+        return parts[0][1]
+    place = torch.tensor(order).argsort()
+    names = [name.name for name in fields(PackScores)]
+    columns = [torch.cat([getattr(scores, name).view(2, -1) for _, scores in parts], 1)[:, place] for name in names]
+    return PackScores(*(column.reshape(-1) for column in columns))
 
 
 def to_device(scores: PackScores, device: torch.device) -> PackScores:

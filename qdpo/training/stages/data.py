@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.files import write_json
+from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
 
     config = run.config
     tokenizer = load_tokenizer(config.model)
-    data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+    with parallel.first_goes_first():
+        data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
     if data.template.source is not None:
         # what is saved beside the adapter, and exported, asks as the run has trained
         tokenizer.chat_template = data.template.source
