@@ -54,32 +54,31 @@ def wilson(successes: int, n: int) -> Estimate:
     return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
 
 
-def bootstrap_ratio(totals: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
-    """A mean, or a ratio of sums, with its percentile bootstrap interval (2,000 resamples of pairs, fixed seed).
+def bootstrap_ratios(totals: np.ndarray, weights: np.ndarray) -> list[Estimate]:
+    """Ratios of sums, each with its percentile bootstrap interval (2,000 resamples of pairs, fixed seed).
 
     Args:
-        totals: (n,) one value per pair.
-        weights: (n,) what each value counts (its tokens); None counts pairs.
+        totals: (n, k) k values per pair.
+        weights: (n, k) what each value counts: 1 for a mean over pairs, its tokens for a mean over tokens.
 
     Raises:
-        ValueError: there is no pair, or the weights sum to 0.
+        ValueError: there is no pair, or a column's weights sum to 0.
     """
-    totals = np.asarray(totals, np.float64)
-    weights = np.ones_like(totals) if weights is None else np.asarray(weights, np.float64)
+    totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
     n = len(totals)
-    if n == 0 or weights.sum() == 0:
+    if n == 0 or not weights.sum(0).all():
         raise ValueError("nothing to average")
-    value = float(totals.sum() / weights.sum())
+    values = totals.sum(0) / weights.sum(0)
     if n == 1:
-        return Estimate(value, None, None)
+        return [Estimate(float(value), None, None) for value in values]
     draw = np.random.default_rng(SEED)
-    ratios = np.empty(RESAMPLES)
+    ratios = np.empty((RESAMPLES, totals.shape[1]))
     for i in range(RESAMPLES):
+        # one resample serves all columns
         counts = np.bincount(draw.integers(0, n, n), minlength=n)
-        total = counts @ weights
-        ratios[i] = (counts @ totals) / total if total else math.nan
-    low, high = np.nanquantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(value, float(low), float(high))
+        ratios[i] = (counts @ totals) / (counts @ weights)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    return [Estimate(float(v), float(lo), float(hi)) for v, lo, hi in zip(values, low, high, strict=True)]
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:

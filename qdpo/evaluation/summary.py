@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from qdpo.evaluation.scoring import PairScores
-from qdpo.evaluation.statistics import bootstrap_ratio, compare_shares, correlation, wilson
+from qdpo.evaluation.statistics import bootstrap_ratios, compare_shares, correlation, wilson
 
 MATCHED = 0.10
 """By how much, relative to the shorter one, the longer completion of a length-matched pair may be longer."""
@@ -99,20 +99,22 @@ def _group(scores: PairScores, beta: float, mask: np.ndarray, adapted: bool) -> 
             "logps_per_token": {side: {"base": _per_token(base, tokens, i)} for i, side in enumerate(SIDES)},
         }
     margin = margins(scores, beta)[mask]
+    totals, weights = (np.column_stack(parts) for parts in ((margin, policy - base, kl), (np.ones(n), tokens, tokens)))
+    mean, *shifts = (estimate.as_dict() for estimate in bootstrap_ratios(totals, weights))
     return {
         "pairs": n,
         "prefers_chosen": compare_shares(right, policy[:, 0] > policy[:, 1]),
         "reward_accuracy": wilson(int((margin > 0).sum()), n).as_dict(),
-        "reward_margin": bootstrap_ratio(margin).as_dict(),
+        "reward_margin": mean,
         "logps_per_token": {
             side: {
                 "base": _per_token(base, tokens, i),
                 "policy": _per_token(policy, tokens, i),
-                "change": bootstrap_ratio(policy[:, i] - base[:, i], tokens[:, i]).as_dict(),
+                "change": shifts[i],
             }
             for i, side in enumerate(SIDES)
         },
-        "kl_per_token": {side: bootstrap_ratio(kl[:, i], tokens[:, i]).as_dict() for i, side in enumerate(SIDES)},
+        "kl_per_token": {side: shifts[2 + i] for i, side in enumerate(SIDES)},
     }
 
 

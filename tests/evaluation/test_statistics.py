@@ -50,24 +50,26 @@ def test_bootstrap_covers_the_mean_about_95_times_in_100() -> None:
     covered = 0
     for _ in range(100):
         sample = draw.exponential(2.0, 60)
-        found = statistics.bootstrap_ratio(sample)
+        (found,) = statistics.bootstrap_ratios(sample[:, None], np.ones((60, 1)))
         covered += found.low <= 2.0 <= found.high
         assert found.value == pytest.approx(sample.mean())
     assert 87 <= covered <= 100
 
 
-def test_bootstrap_of_a_ratio_is_weighted_and_the_same_each_time() -> None:
-    totals, weights = np.array([1.0, 4.0, 9.0]), np.array([1.0, 2.0, 3.0])
-    found = statistics.bootstrap_ratio(totals, weights)
-    assert found.value == pytest.approx(14 / 6)
-    assert found == statistics.bootstrap_ratio(totals, weights)
-    assert 1.0 <= found.low <= found.high <= 3.0
+def test_bootstrap_of_ratios_is_weighted_and_the_same_each_time() -> None:
+    totals, weights = np.array([[1.0, 1.0], [4.0, 5.0], [9.0, 3.0]]), np.array([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]])
+    ratio, mean = statistics.bootstrap_ratios(totals, weights)
+    assert ratio.value == pytest.approx(14 / 6)
+    assert mean.value == pytest.approx(3.0)
+    assert [ratio, mean] == statistics.bootstrap_ratios(totals, weights)
+    assert 1.0 <= ratio.low <= ratio.high <= 3.0
 
 
 def test_one_pair_has_no_interval_and_none_is_an_error() -> None:
-    assert statistics.bootstrap_ratio(np.array([3.0])).as_dict() == {"value": 3.0, "low": None, "high": None}
+    (found,) = statistics.bootstrap_ratios(np.array([[3.0]]), np.array([[2.0]]))
+    assert found.as_dict() == {"value": 1.5, "low": None, "high": None}
     with pytest.raises(ValueError, match="nothing to average"):
-        statistics.bootstrap_ratio(np.array([]))
+        statistics.bootstrap_ratios(np.empty((0, 1)), np.empty((0, 1)))
 
 
 def test_compare_shares_counts_pairs() -> None:

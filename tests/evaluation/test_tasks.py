@@ -29,20 +29,15 @@ def include(tmp_path: Path) -> Path:
     return write_tasks(tmp_path / "tasks")
 
 
-def right(run: TinyRun, *, base: bool) -> list[bool]:
+def right(model: Any, tokenizer: Any) -> list[bool]:
     """Which items of the agreement task a plain forward pass has right."""
-    trained = load_trained(run.folder)
-    model: Any = trained.policy
 
     def logp(sentence: str) -> float:
-        ids = torch.tensor([trained.tokenizer.encode(sentence)])
+        ids = torch.tensor([tokenizer.encode(sentence)])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         return float(logits.gather(1, ids[0, 1:, None]).sum())
 
-    if base:
-        with model.disable_adapter():
-            return [logp(row["sentence_good"]) > logp(row["sentence_bad"]) for row in pairs()]
     return [logp(row["sentence_good"]) > logp(row["sentence_bad"]) for row in pairs()]
 
 
@@ -57,7 +52,10 @@ def test_base_and_result_are_those_of_plain_passes_and_are_written_as_cards_show
     assert AGREEMENT in said.out
     found = json.loads((out / tasks.FILE).read_text())
     entry, word = found["tasks"]
-    before, after = right(run, base=True), right(run, base=False)
+    trained = load_trained(run.folder)
+    after = right(trained.policy, trained.tokenizer)
+    with trained.policy.disable_adapter():
+        before = right(trained.policy, trained.tokenizer)
     assert entry["base"]["value"] == pytest.approx(sum(before) / len(before))
     assert entry["result"]["value"] == pytest.approx(sum(after) / len(after))
     assert entry["paired"]["gained"] == sum(a and not b for b, a in zip(before, after, strict=True))
@@ -90,6 +88,23 @@ def test_base_and_result_are_those_of_plain_passes_and_are_written_as_cards_show
         (AGREEMENT, 0, None),
     ]
     assert len(again["model_index"]) == 3
+
+
+@needs_lm_eval
+def test_a_real_model_without_a_run(shared: Path, include: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "models" / "stories260K"
+    command = ["eval", "--model", str(folder), "--tasks", AGREEMENT, "--include", str(include), "--out", str(tmp_path)]
+    assert main([*command, "--set", "model.quantization=none", "--set", "data.template=none"]) == 0
+    found = json.loads((tmp_path / tasks.FILE).read_text())
+    (entry,) = found["tasks"]
+    expected = right(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    assert entry["base"]["value"] == sum(expected) / len(expected)
+    # it has read stories, and prefers grammatical sentences
+    assert entry["base"]["value"] > 0.5
+    assert (entry["result"], entry["paired"], found["model_index"]) == (None, None, [])
+    assert "load_in_4bit=False" in found["models"]["base"]["description"]
 
 
 @needs_lm_eval
