@@ -232,6 +232,6 @@ def _intended_uses(record: RunRecord) -> str:
         "studying preference optimization. It prefers what the training pairs prefer, mistakes and biases included.\n\n"
         "The evaluation above says how often, and by how much, the adapter favours the chosen completion of held-out "
         "pairs over the rejected one, compared with its reference. It says nothing about how good, true or safe the "
-        "text is that the model writes; no such test is part of this card. The limits of the base apply. Training saw "
-        "the base as described above; loaded or quantized in another way, it answers slightly differently."
+        "text is that the model writes. The limits of the base apply. Training saw the base as described above; loaded "
+        "or quantized in another way, it answers slightly differently."
     )

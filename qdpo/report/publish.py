@@ -105,7 +105,8 @@ def _listed(folder: Path) -> list[str]:
 
 def _check(folder: Path, format: str) -> None:
     """Refuse what is damaged or has failed its verification; say what stays behind, and what gives a folder away."""
-    strangers, broken = [], []
+    strangers: list[str] = []
+    broken: list[str] = []
     for problem in manifest_problems(folder):
         name, found, _ = problem.partition(" is not in the manifest")
         (strangers if found else broken).append(name)

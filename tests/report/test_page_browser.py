@@ -131,6 +131,8 @@ def test_fits_the_screen(opened: Any) -> None:
     assert width[0] <= width[1], "no sideways scrolling"
     small = opened.evaluate(SMALLEST)
     assert small >= 13
+    for chart in opened.locator(".chart").all():
+        assert chart.bounding_box()["height"] < 480, "a chart with its legend and its reading"
     for button in opened.locator("button:visible, select:visible").all():
         assert button.bounding_box()["height"] >= 32
 

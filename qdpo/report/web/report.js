@@ -113,7 +113,7 @@ class Chart {
       this.write(LEFT - 6, this.y(value) + 4, short(value), "end");
     }
     for (const value of ticks(this.view[0], this.view[1], Math.max(2, Math.floor(this.width / 110))))
-      this.write(this.x(value), this.height - 6, short(value), "middle");
+      this.write(this.x(value), this.height - 6, short(value), this.x(value) > this.width - 30 ? "end" : "middle");
     for (const level of this.spec.levels.filter((one) => one.at > this.low && one.at < this.high)) {
       this.svg.append(drawn("line", { class: "level", x1: LEFT, x2: this.width - RIGHT, y1: this.y(level.at), y2: this.y(level.at) }));
       this.write(this.width - RIGHT, this.y(level.at) - 4, level.title, "end");
