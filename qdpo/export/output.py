@@ -14,7 +14,7 @@ from typing import Any
 from qdpo import __version__
 from qdpo.console import note, warn
 from qdpo.errors import DiskError, OutputError
-from qdpo.files import MANIFEST, STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
+from qdpo.files import HEADROOM, MANIFEST, STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
 
 RECORD = "export.json"
 ADDED_LATER = {"verify.json", "README.md"}
@@ -42,9 +42,10 @@ def export_folder(final: Path, needed: int, record: dict[str, Any]) -> Iterator[
     """
     _check_ours(final)
     _sweep(final)
-    if (free := free_bytes(final)) < needed + SPARE_BYTES:
+    wanted = max(needed + SPARE_BYTES, int(HEADROOM * needed))
+    if (free := free_bytes(final)) < wanted:
         raise DiskError(
-            f"{final} needs {needed + SPARE_BYTES:,} bytes, {free:,} are free",
+            f"{final} needs {wanted:,} bytes, {free:,} are free",
             "free some space, or choose another disk with --out",
         )
     with staged_folder(final, replace=True) as staging:

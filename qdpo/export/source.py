@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from qdpo.export.merged import MergedModel
 from qdpo.export.nf4 import Quantization
 from qdpo.export.tensors import TensorFiles
 from qdpo.files import MANIFEST, manifest_problems
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""Names of runs, as config/schema.py has them."""
 
 MergeBase = Literal["trained", "original"]
 
@@ -91,6 +95,11 @@ def load_run(folder: Path) -> Run:
         )
     if "name" not in record or "base" not in record:
         raise InputMissingError(f"{path} has no `name` or no `base`", "give the directory that `qdpo train` wrote")
+    if not NAME.fullmatch(str(record["name"])):
+        # It becomes part of file names, and the run may come from somebody else.
+        raise InputMissingError(
+            f"{path}: {str(record['name'])[:80]!r} is no name of a run", "give the directory that `qdpo train` wrote"
+        )
     base = _find_base(record["base"])
     _check_base(base, record["base"].get("weights_sha256"))
     return Run(folder, record, base, adapter)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from qdpo.errors import InputMissingError
+from qdpo.export.merged import MergedModel
 
 
 def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Any:
@@ -42,3 +43,8 @@ def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]]
 def computing_dtype() -> torch.dtype:
     """What torch computes in: float32 on a CPU; bfloat16 on a GPU, where a large model would not fit otherwise."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def merged_model(model: MergedModel) -> Any:
+    """The merged weights before any rounding to an export's precision, ready to compute."""
+    return model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())

@@ -17,7 +17,7 @@ from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.export.awq.plan import Plan
 from qdpo.export.merged import HEAD, MergedModel
 from qdpo.export.quiet import without_bars
-from qdpo.export.whole import computing_dtype, model_with
+from qdpo.export.whole import merged_model
 
 SCHEME = "W4A16_ASYM"
 
@@ -56,7 +56,7 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.awq import AWQModifier
 
-        whole = model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())
+        whole = merged_model(model)
         whole.config._name_or_path = str(folder)  # llmcompressor looks there whether the model is quantised already
         if torch.cuda.is_available():
             whole.to("cuda")

@@ -28,7 +28,7 @@ from qdpo.export.verify.scorers import TorchScorer
 from qdpo.export.verify.target import Target, torch_scorer
 from qdpo.export.verify.targets import targets_of
 from qdpo.export.verify.tokens import check_tokens
-from qdpo.export.whole import computing_dtype, model_with
+from qdpo.export.whole import merged_model
 from qdpo.files import atomic_write, write_json
 from qdpo.libraries import quiet_libraries
 
@@ -146,8 +146,7 @@ def measure(run: Run, count: int) -> tuple[Yardstick | None, str]:
 
 def merged_scores(model: MergedModel, yardstick: Yardstick) -> Scores:
     """Scores of the merged weights before any rounding to the export's precision."""
-    whole = model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())
-    with torch_scorer(whole, "transformers") as scorer:
+    with torch_scorer(merged_model(model), "transformers") as scorer:
         return score(scorer, yardstick.heldout.pairs, yardstick.tokens_kept)
 
 

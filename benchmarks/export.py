@@ -1,0 +1,208 @@
+"""Every export format of a run, verified: trains the run, exports, scores, and writes the table of docs/export.md.
+
+    python -m benchmarks.export quickstart /tmp/export
+    python -m benchmarks.export stories260k /tmp/export   # needs ../shared: the model, and BLiMP's minimal pairs
+    python -m benchmarks.export --tables                  # only print what benchmarks/results holds
+
+Needs the extras `verify` and `awq`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdpo.cli.main import main as qdpo
+from qdpo.export.gguf.kinds import KINDS
+from qdpo.export.output import RECORD
+from qdpo.export.source import Run, load_run, read_json
+from qdpo.export.verify.scorers import TorchScorer
+from qdpo.export.verify.targets import targets_of
+from qdpo.export.whole import merged_model
+from qdpo.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+NEW_TOKENS = 100
+PROMPTS = {
+    "quickstart": [
+        "Finish the sentence: The trophy did not fit in the suitcase because",
+        "Please finish this sentence: The lamp did not light up the attic because",
+        "Finish the sentence: The neighbor visited the niece in hospital because",
+    ],
+    "stories260k": ["Once upon a time", "The little dog was", "One day, Lily"],
+}
+EXPORTS: dict[str, list[str]] = {
+    "safetensors": ["--format", "safetensors"],
+    "safetensors, original base": ["--format", "safetensors", "--merge-base", "original"],
+    "gguf": ["--format", "gguf", "--quant", ",".join(KINDS)],
+    "gguf-lora": ["--format", "gguf-lora"],
+    "ollama": ["--format", "ollama", "--quant", "q8_0"],
+    "awq": ["--format", "awq"],
+    "awq, autoawq layout": ["--format", "awq", "--awq-layout", "autoawq"],
+}
+BLIMP = (
+    *("determiner_noun_agreement_1", "regular_plural_subject_verb_agreement_1", "anaphor_gender_agreement"),
+    "determiner_noun_agreement_irregular_1",
+)
+
+
+def main() -> int:
+    """Measure one model, or print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", choices=list(PROMPTS))
+    parser.add_argument("folder", nargs="?", type=Path, help="where the run goes; a run that is there is used again")
+    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--only", nargs="+", default=list(EXPORTS), choices=list(EXPORTS), help="replace these rows")
+    args = parser.parse_args()
+    if args.tables:
+        for name in PROMPTS:
+            print(table(read_json(RESULTS / f"export-{name}.json")))
+        return 0
+    if args.model is None or args.folder is None:
+        parser.error("name a model and a folder")
+    folder = args.folder / args.model
+    if not (folder / "run.json").is_file():
+        preset = "quickstart" if args.model == "quickstart" else str(blimp_preset(args.folder))
+        if code := qdpo(["train", "--preset", preset, "--run-dir", str(folder)]):
+            return code
+    path = RESULTS / f"export-{args.model}.json"
+    earlier = read_json(path)["rows"] if path.is_file() else []
+    rows = {name: [row for row in earlier if row["export"] == name] for name in EXPORTS}
+    for name in args.only:
+        rows[name] = measure(load_run(folder), args.model, name)
+    result = {"model": args.model, "torch": torch.__version__, "rows": [row for name in EXPORTS for row in rows[name]]}
+    write_json(path, result)
+    print(table(result))
+    return 0
+
+
+def blimp_preset(folder: Path) -> Path:
+    """A preset that trains stories260K on minimal pairs, as tests/integration does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, list[dict[str, str]]] = {"train": [], "heldout": []}
+    with zipfile.ZipFile(SHARED / "data" / "blimp" / "BLiMP.zip") as archive:
+        for name in BLIMP:
+            member = next(n for n in archive.namelist() if n.endswith(f"/{name}.jsonl") and "__MACOSX" not in n)
+            lines = [json.loads(line) for line in archive.read(member).decode().splitlines()]
+            pairs = [{"prompt": "", "chosen": x["sentence_good"], "rejected": x["sentence_bad"]} for x in lines]
+            parts["train"] += pairs[:700]
+            parts["heldout"] += pairs[800:]
+    for part, pairs in parts.items():
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    preset = folder / "stories260k.json"
+    settings = {
+        "name": "stories260k",
+        "model": {"name": str(SHARED / "models" / "stories260K")},
+        "data": {
+            "name": str(folder / "train.jsonl"),
+            "eval_name": str(folder / "heldout.jsonl"),
+            "template": "none",
+            "max_length": 128,
+            "max_prompt_length": 16,
+        },
+        "train": {"pairs_per_step": 16, "max_steps": 200, "learning_rate": 1e-3, "eval_every": 100, "save_every": 100},
+    }
+    path = preset.with_suffix(".yaml")
+    path.write_text(json.dumps(settings).replace("0.001", "1.0e-3"))  # JSON is YAML
+    return path
+
+
+def measure(run: Run, model: str, name: str) -> list[dict[str, Any]]:
+    """Export and verify one format; one row per artefact."""
+    out = run.folder / "bench" / name.replace(", ", "-").replace(" ", "-")
+    began = time.monotonic()
+    code = qdpo(["merge-export", "--run", str(run.folder), "--out", str(out), *EXPORTS[name]])
+    seconds = time.monotonic() - began
+    verdict, record = read_json(out / "verify.json"), read_json(out / RECORD)
+    texts = greedy_texts(run, out, record, model)
+    return [
+        {
+            "export": name,
+            "artefact": artefact["name"],
+            "kind": artefact["kind"],
+            "bytes": weight_bytes(out, artefact["name"]),
+            "passed": artefact["passed"],
+            "checks": {check["name"]: check["passed"] for check in artefact["checks"]},
+            "parity": artefact["parity"],
+            "same_text": texts[artefact["name"]],
+            "pairs": artefact["pairs"],
+            "exit_code": code,
+            "seconds": seconds,
+        }
+        for artefact in verdict["artefacts"]
+    ]
+
+
+def weight_bytes(out: Path, artefact: str) -> int:
+    """Size of an artefact's weights."""
+    files = [out / artefact] if (out / artefact).is_file() else list(out.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files)
+
+
+def greedy_texts(run: Run, out: Path, record: dict[str, Any], model: str) -> dict[str, str]:
+    """For each artefact, how many greedy texts equal those of the merged model in transformers, token by token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    merged = run.merged(record.get("merge_base") or "original")
+    reference = TorchScorer(merged_model(merged))
+    ends = frozenset({int(tokenizer.eos_token_id)})
+    prompts = [prompt_ids(tokenizer, text) for text in PROMPTS[model]]
+    wanted = [reference.generate(ids, ends, NEW_TOKENS) for ids in prompts]
+    equal = {}
+    for target in targets_of(out, record, run):
+        with target.scorer(merged, max(map(len, prompts)) + NEW_TOKENS) as scorer:
+            found = [scorer.generate(ids, ends, NEW_TOKENS) for ids in prompts]
+        same = sum(one == other for one, other in zip(wanted, found, strict=True))
+        tokens = sum(map(len, wanted))
+        equal[target.name] = f"{same} of {len(prompts)} ({tokens} tokens)"
+    return equal
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """A conversation where the tokenizer has a template; plain text otherwise."""
+    if not tokenizer.chat_template:
+        return [int(i) for i in tokenizer.encode(text)]
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return [int(i) for i in tokenizer.encode(rendered, add_special_tokens=False)]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"{result['model']}, {result['rows'][0]['pairs']} held-out pairs:",
+        "",
+        "| export | bytes | checks | accuracy | margin kept | KL to trained | top-1 | same greedy text | engine |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    trained = result["rows"][0]["parity"]
+    for name in ("base", "trained"):
+        lines.append(f"| {name} | | | {' | '.join(figures(trained[name]))} | | {trained[name]['engine']} |")
+    for row in result["rows"]:
+        label = row["export"] if row["export"] != "gguf" else f"gguf {row['kind']}"
+        missing = [name for name, passed in row["checks"].items() if passed is None]
+        checks = ("passed" if row["passed"] else "**failed**") + (f"; not run: {', '.join(missing)}" if missing else "")
+        exported = row["parity"]["exported"]
+        cells = [label, f"{row['bytes']:,}", checks, *figures(exported), row["same_text"], exported["engine"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figures(row: dict[str, Any]) -> list[str]:
+    """Accuracy, margin kept, KL and top-1 of a parity row."""
+    kept = "-" if row["margin_kept"] is None else f"{row['margin_kept']:.1%}"
+    accuracy = "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+    return [accuracy, kept, f"{row['kl']:.2g}", f"{row['top1']:.1%}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
