@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     request = Request(
         run=load_run(args.run),
-        out=args.out or args.run / "export" / args.format,
+        out=place(args),
         merge_base=args.merge_base,
         dtype=args.dtype,
         quants=args.quant,
@@ -89,6 +89,22 @@ def run(args: argparse.Namespace) -> int:
         code = exit_code(verify_export(folder, args.run, args.pairs))
     out().print(str(folder), markup=False)
     return code
+
+
+def place(args: argparse.Namespace) -> Path:
+    """The folder of the export.
+
+    Raises:
+        OutputError: no folder can have the name, or it is a link that leads somewhere else.
+    """
+    from qdpo.paths import output_path, refuse_link, refuse_links_out
+
+    if args.out is None:
+        refuse_links_out(args.run)
+        return args.run / "export" / args.format
+    out = output_path(args.out, "--out")
+    refuse_link(out, "--out")
+    return out
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -120,8 +120,8 @@ def _find_base(base: dict[str, Any]) -> Path:
 def _check_base(folder: Path, recorded: str | None) -> None:
     if recorded is None:
         return
-    from qdpo.model.load import weights_sha256
     from qdpo.model.source import Source
+    from qdpo.model.weights import weights_sha256
 
     if weights_sha256(Source(str(folder), folder, None)) != recorded:
         raise InputMissingError(

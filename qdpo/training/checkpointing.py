@@ -12,8 +12,10 @@ from transformers import Trainer, TrainerState
 from qdpo.errors import MemoryShortageError
 from qdpo.files import explained, staged_folder, write_json
 from qdpo.hardware import is_out_of_memory
+from qdpo.model.lora import trainable
 from qdpo.training import checkpoint, parallel
 from qdpo.training.guards import Skips
+from qdpo.training.preflight import checkpoint_bytes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,7 +102,8 @@ class WholeCheckpoints(Trainer):
         if not parallel.is_first():
             return
         folder = checkpoint.step_folder(self.checkpoints, self.state.global_step)
-        with staged_folder(folder, replace=True) as staging:
+        needed = checkpoint_bytes(trainable(self.policy).values(), self.args.optim, len(self.state.log_history))
+        with staged_folder(folder, replace=True, needed=needed) as staging:
             checkpoint.write_adapter(self.policy, staging, self.base_name)
             checkpoint.write_optimizer(self.optimizer, staging)
             assert self.lr_scheduler is not None

@@ -138,7 +138,7 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
 
 def open_mirror(run: Run, folder: Path | None) -> Mirror | None:
     """Begin a second copy of the run directory, if one is wanted."""
-    if folder is None:
+    if folder is None or not parallel.is_first():
         return None
     mirror = Mirror(run.folder, folder)
     mirror.open(run.record["id"])

@@ -3,7 +3,7 @@
 A server process imports everything once and forks for each command. What it forks is a real process: it has its own
 memory, is ended by real signals, and gives a real exit code.
 
-with Server(environment) as server:
+with Server(folder) as server:
     process = server.start("train", "--preset", preset, "--run-dir", folder)
     process.send(signal.SIGKILL)
     process.wait()
@@ -21,8 +21,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 PRELOADED = (
     "torch",
@@ -74,8 +72,8 @@ class Server:
     """Starts commands by forking.
 
     Args:
-        environment: variables for every command.
         folder: where their output goes.
+        environment: variables for every command.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
