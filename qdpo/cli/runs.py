@@ -40,6 +40,9 @@ def _list(folder: Path, as_json: bool) -> int:
         console.out().print_json(data=rows)
     elif rows:
         console.out().print(_table(rows, folder))
+        for row in rows:
+            if row["problem"]:
+                console.warn(f"{row['folder']} is damaged: {row['problem']}")
     else:
         console.say(f"no run in {folder}")
     return 0
@@ -52,7 +55,7 @@ def _table(rows: list[dict[str, Any]], folder: Path) -> Any:
     for row in rows:
         name = Path(row["folder"]).name if row["folder"] != str(folder) else row["folder"]
         if row["state"] == "damaged":
-            table.add_row(_text(name), "damaged", _text(row["problem"]))
+            table.add_row(_text(name), "damaged")
             continue
         table.add_row(
             _text(name),

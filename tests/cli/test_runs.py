@@ -32,23 +32,16 @@ def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_run_has_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(folder)]) == 0
-    said = capsys.readouterr().out
-    # cells may be folded
-    for word in (
-        "first",
-        "second",
-        "third",
-        "broken",
-        "foreign",
-        "finished",
-        "interrupted",
-        "damaged",
-        "10/10",
-        "10/20",
-    ):
-        assert word in said
-    assert "not a run" not in said
-    assert "not JSON" in " ".join(said.split())
+    said = capsys.readouterr()
+    names = {line.split()[0]: line for line in said.out.splitlines()}
+    assert list(names) == ["run", "broken", "first", "foreign", "second", "third"]
+    assert "finished" in names["first"]
+    assert "10/10" in names["second"]
+    assert "interrupted" in names["third"]
+    assert "12/20" in names["third"]
+    for damaged, reason in (("broken", "is not JSON"), ("foreign", "should hold one JSON object")):
+        assert "damaged" in names[damaged]
+        assert any(damaged in line and reason in line for line in said.err.splitlines())
 
 
 def test_json_has_the_values(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
