@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from qdpo.cli.main import main as qdpo
-from qdpo.export.gguf.kinds import KINDS
+from qdpo.export.gguf.kinds import KINDS, PLAIN
 from qdpo.export.output import RECORD
 from qdpo.export.source import Run, load_run, read_json
 from qdpo.export.verify.scorers import TorchScorer
@@ -39,10 +39,15 @@ PROMPTS = {
     ],
     "stories260k": ["Once upon a time", "The little dog was", "One day, Lily"],
 }
+GROUPS = {
+    "16 bits and more": [name for name, kind in KINDS.items() if kind.type in PLAIN],
+    "k-quants": [name for name in KINDS if "_k" in name],
+    "others": [name for name, kind in KINDS.items() if kind.type not in PLAIN and "_k" not in name],
+}
 EXPORTS: dict[str, list[str]] = {
     "safetensors": ["--format", "safetensors"],
     "safetensors, original base": ["--format", "safetensors", "--merge-base", "original"],
-    "gguf": ["--format", "gguf", "--quant", ",".join(KINDS)],
+    **{f"gguf, {group}": ["--format", "gguf", "--quant", ",".join(kinds)] for group, kinds in GROUPS.items()},
     "gguf-lora": ["--format", "gguf-lora"],
     "ollama": ["--format", "ollama", "--quant", "q8_0"],
     "awq": ["--format", "awq"],
@@ -188,7 +193,7 @@ def table(result: dict[str, Any]) -> str:
     for name in ("base", "trained"):
         lines.append(f"| {name} | | | {' | '.join(figures(trained[name]))} | | {trained[name]['engine']} |")
     for row in result["rows"]:
-        label = row["export"] if row["export"] != "gguf" else f"gguf {row['kind']}"
+        label = f"gguf {row['kind']}" if row["export"].startswith("gguf,") else row["export"]
         missing = [name for name, passed in row["checks"].items() if passed is None]
         checks = ("passed" if row["passed"] else "**failed**") + (f"; not run: {', '.join(missing)}" if missing else "")
         exported = row["parity"]["exported"]

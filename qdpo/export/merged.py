@@ -139,14 +139,9 @@ class MergedModel:
         """
         if not self.is_float(name):
             return self._base.read(self._source(name))
-        merged = self._merge(name)
-        if merged.numel() and not torch.isfinite(torch.stack(torch.aminmax(merged))).all():
-            bad = int((~torch.isfinite(merged)).sum())
-            raise InputMissingError(
-                f"{name} has {bad:,} of {merged.numel():,} values that are NaN or infinite after the merge",
-                "training diverged, or the base is damaged; export an earlier checkpoint",
-            )
-        return merged
+        return require_finite(
+            name, self._merge(name), "after the merge", "training diverged; export an earlier checkpoint"
+        )
 
     def _merge(self, name: str) -> torch.Tensor:
         adapter = self._adapter
@@ -154,6 +149,30 @@ class MergedModel:
             for candidate in self._stand_ins(name):
                 if candidate in adapter.replaced:
                     return adapter.apply(name, adapter.replacement(candidate).float())
-        weight = self._base.read(self._source(name))
+        # Before the rounding to 4 bits, which would hide it: the nearest of 16 values is finite.
+        weight = require_finite(
+            name, self._base.read(self._source(name)), "in the base", "the base is damaged: fetch it again"
+        )
         weight = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
         return adapter.apply(name, weight) if adapter else weight
+
+
+def require_finite(name: str, tensor: torch.Tensor, where: str, hint: str) -> torch.Tensor:
+    """The tensor itself, which has no NaN and nothing infinite.
+
+    Args:
+        name: the tensor, for the message.
+        tensor: of any float dtype.
+        where: in which tensor of that name, for the message.
+        hint: the way out.
+
+    Raises:
+        InputMissingError: it has.
+    """
+    # Extremes need no second tensor of its size; a NaN is both of them.
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise InputMissingError(
+            f"{name} has {bad:,} of {tensor.numel():,} values that are NaN or infinite {where}", hint
+        )
+    return tensor

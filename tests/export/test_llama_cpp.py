@@ -16,9 +16,9 @@ from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.request import Request
 from qdpo.export.source import load_run
-from qdpo.export.verify.heldout import TRICKY
 from qdpo.export.verify.run import verify_export
 from qdpo.export.verify.scorers import LlamaScorer, TorchScorer
+from qdpo.export.verify.tricky import TRICKY
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qdpo.errors import InputMissingError
 from qdpo.export.folder import write_safetensors
+from qdpo.export.gguf.format import write_gguf
+from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.tensors import TensorFiles
@@ -192,17 +196,46 @@ def test_quantised_base_is_refused(tmp_path: Path) -> None:
         merge(run, tmp_path / "out")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+FORMATS = {
+    "safetensors": write_safetensors,
+    "gguf": lambda request: write_gguf(dataclasses.replace(request, quants=("q8_0", "f16"))),
+    "gguf-lora": write_gguf_lora,
+}
+
+
+def spoil(path: Path, part: str, value: float) -> str:
+    """Put a value into the last tensor whose name has `part`; returns its name."""
+    tensors = load_file(path)
+    name = [n for n in tensors if part in n][-1]
+    tensors[name].view(-1)[7] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
+def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path, value: float, format: str, part: str) -> None:
     base = toys.save_base(tmp_path / "base", toys.mistral())
     run = toys.save_run(tmp_path / "run", base, toys.add_adapter(toys.load_plain(base)))
-    weights = run / "adapter" / "adapter_model.safetensors"
-    adapter = load_file(weights)
-    next(t for n, t in adapter.items() if "lora_B" in n)[0, 0] = value
-    save_file(adapter, weights)
-    with pytest.raises(InputMissingError, match="NaN or infinite"):
-        merge(run, tmp_path / "out")
+    name = spoil(run / "adapter" / "adapter_model.safetensors", part, value)
+    tensor = name.removeprefix("base_model.model.").partition(".lora_")[0]
+    with pytest.raises(InputMissingError, match=rf"{re.escape(tensor)}.* has .* values that are NaN or infinite"):
+        FORMATS[format](Request(load_run(run), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["mlp.down_proj", "input_layernorm", "embed_tokens"])
+def test_a_base_that_is_not_finite_is_refused(tmp_path: Path, value: float, part: str) -> None:
+    """Also in a layer that the training saw in 4 bits, whose rounding turns NaN into a number."""
+    base = toys.save_base(tmp_path / "base", toys.mistral())
+    run = toys.save_run(tmp_path / "run", base, toys.add_adapter(toys.load_4bit(base)))
+    name = spoil(base / "model.safetensors", part, value)
+    for format in ("safetensors", "gguf"):
+        with pytest.raises(InputMissingError, match=rf"{re.escape(name)} has 1 of .* NaN or infinite in the base"):
+            FORMATS[format](Request(load_run(run), tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
 
 
 def test_float16_overflow_names_the_way_out(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def encode(name: str, x: torch.Tensor, kind: Type) -> np.ndarray:
     if kind is Type.F32:
         return x.contiguous().numpy()
     if kind is Type.BF16:
-        return x.to(torch.bfloat16).contiguous().view(torch.uint8).numpy()
+        if not torch.isfinite(rounded := x.to(torch.bfloat16)).all():
+            raise InputMissingError(f"{name} has values up to {x.abs().max():.6g}, too large for BF16", "export f32")
+        return rounded.contiguous().view(torch.uint8).numpy()
     if kind in kquants.ENCODERS:
         try:
             return kquants.encode(x, kind).numpy()

@@ -13,7 +13,7 @@ from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.adapter import Adapter
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
-from qdpo.export.merged import EMBEDDING, HEAD
+from qdpo.export.merged import EMBEDDING, HEAD, require_finite
 from qdpo.export.output import export_folder
 from qdpo.export.request import Request
 from qdpo.export.source import read_json
@@ -50,6 +50,8 @@ def write_gguf_lora(request: Request) -> Path:
         alpha = float(adapter.config["lora_alpha"])
         writer.add_float32("adapter.lora.alpha", alpha)
         for name, (a, b, scale) in sorted(adapter.pairs().items()):
+            for side, values in (("A", a), ("B", b)):
+                require_finite(f"{name} (lora_{side})", values, "in the adapter", "export an earlier checkpoint")
             # The rows of B are the layer's output rows, and change places as those do.
             b = to_gguf(family, config, name, b.float() * (scale * a.shape[0] / alpha))
             writer.add_tensor(f"{names[name]}.lora_a", encode(f"{name} A", a.float(), kind))

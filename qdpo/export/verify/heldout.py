@@ -7,15 +7,7 @@ from typing import Any
 
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.export.source import Run
-
-# Spaces at every place, line breaks, digits, contractions, scripts, emoji with joiners, combining marks, byte
-# fallback, and text that looks like markup.
-TRICKY = (
-    *("", " ", "  ", "\n", "\n\n", "\t", " \n ", "a", " a", "a ", "  two  spaces  ", "line\nbreak", "tab\tin"),
-    *("Hello, world!", "I'm, you're, they'll", "don't DON'T", "1234567890", "3.14159 1,000,000", "a1b2c3", "x=y+z;"),
-    *("naïve café", "Größe", "нещо на Български", "日本語テキスト", "العربية", "हिन्दी", "ភាសាខ្មែរ"),
-    *("🦙", "👩‍👩‍👧‍👦", "e\u0301", "\u00a0", "\u200b", "ﷺ", "<b>bold</b>", "<|im_start|>", "</s>", "[INST]", "{{ x }}"),
-)
+from qdpo.export.verify.tricky import TRICKY
 
 
 @dataclass(frozen=True)
