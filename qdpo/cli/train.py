@@ -26,7 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run is written; default runs/NAME")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument(
+        "--auto", action="store_true", help="choose token budgets, checkpointing and optimizer for the card found here"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --run-dir, as it began or changed by --set"
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="with --resume: accept a change that changes the result, such as train.max_steps or versions.torch",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the base; needs model.revision as a 40-hex commit that you have read",
+    )
     parser.add_argument(
         "--mirror", metavar="DIR", help="keep a second copy of the run there, on a mounted drive, say; can be resumed"
     )
@@ -47,24 +64,41 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, stop: Stop) -> int:
     from qdpo.config.resolve import resolve
-    from qdpo.errors import UsageError
+    from qdpo.errors import ConfigError, UsageError
     from qdpo.paths import output_path
     from qdpo.training import lock, run_folder
 
     mirror = None if args.mirror is None else output_path(args.mirror, "--mirror")
+    if args.resume and args.auto:
+        raise UsageError("--auto is for a new run", "a resumed run keeps the settings that it began with")
+    if args.allow_change and not args.resume:
+        raise UsageError("--allow-change is for --resume", "a new run may be configured in any way")
+    overrides = [*replacements(args.model, args.data), *args.overrides]
+    if args.trust_remote_code:
+        overrides.append("model.trust_remote_code=true")
     if args.resume:
         if args.run_dir is None:
             raise UsageError("--resume needs --run-dir", "name the run's folder: --run-dir runs/NAME --resume")
         folder = run_folder.existing(args.run_dir)
         lock.refuse_if_busy(folder)
-        resolved = run_folder.reopen(folder)
+        resolved = run_folder.reopen(folder, args.preset, overrides)
         preset = args.preset or str(folder)
     else:
         if args.preset is None:
             raise UsageError("which preset?", "qdpo train --preset quickstart; `qdpo presets` lists them")
         preset = args.preset
-        resolved = resolve(preset, [*replacements(args.model, args.data), *args.overrides])
+        resolved = resolve(preset, overrides)
+        if args.auto:
+            from qdpo.memory.auto import choose_here
+
+            resolved = resolve(preset, [*overrides, *choose_here(resolved.config)])
         folder = run_folder.choose(args.run_dir, resolved.config.name)
+    if resolved.config.model.trust_remote_code and not args.trust_remote_code:
+        raise ConfigError(
+            f"model.trust_remote_code is set ({resolved.origins['model.trust_remote_code']}), and a file cannot allow "
+            "that code of others is run",
+            "read the code at model.revision, then give --trust-remote-code on the command line; or set it to false",
+        )
     if args.dry_run:
         from qdpo.training.dry_run import describe
 
@@ -73,7 +107,16 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
     with _together(folder, args.resume) as folder, lock.locked(folder):
         from qdpo.training.run import train
 
-        train(resolved, folder, preset=preset, command=command, resume=args.resume, stop=stop, mirror=mirror)
+        train(
+            resolved,
+            folder,
+            preset=preset,
+            command=command,
+            resume=args.resume,
+            allow_changes=args.allow_change,
+            stop=stop,
+            mirror=mirror,
+        )
     return stop.exit_code
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.hardware import GIB
-from qdpo.memory.cards import Card
-from qdpo.memory.data import Lengths
+from qdpo.hardware import GIB, find_device
+from qdpo.memory.cards import Card, card_of
+from qdpo.memory.data import Lengths, lengths_for
 from qdpo.memory.estimate import Estimate, estimate
+from qdpo.memory.find import find_base
 from qdpo.memory.parts import adapter_weights, optimizer_bytes
 from qdpo.memory.plan import compute_type, settings_for
 from qdpo.memory.shapes import Shape
@@ -49,6 +51,7 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
     def total(changed: RunConfig) -> float:
         return _estimate(changed, shape, card, lengths).total
 
+    was = config.train.gradient_checkpointing
     config = with_changes(config, "train", gradient_checkpointing=True, optim="paged_adamw_32bit")
     config = with_changes(config, "packing", checkpoint_layers=None, tokens_without_grad=BUDGETS[0])
     sizes = [b for b in BUDGETS if b <= _useful(lengths, config)] or [BUDGETS[0]]
@@ -78,7 +81,8 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
     wide = [budget for budget in BUDGETS if total(_with(config, tokens_without_grad=budget)) <= room]
     config = _with(config, tokens_without_grad=max(wide, default=BUDGETS[0]))
     fewest = "as few as fit: each computes a layer twice" if layers else "activations of all layers fit"
-    choices = [
+    choices = [] if was else [Choice("train.gradient_checkpointing=true", "so that layers can be checkpointed at all")]
+    choices += [
         Choice(f"packing.tokens_per_micro_batch={size}", why),
         Choice(f"packing.checkpoint_layers={layers}", fewest),
         Choice(
@@ -95,6 +99,16 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
         why = f"both states are {state:.2f} GiB and do not fit beside the rest"
     choices.append(Choice(f"train.optim={config.train.optim}", why))
     return config, choices
+
+
+def choose_here(config: RunConfig) -> list[str]:
+    """The settings for this machine as `--set` takes them; each is printed with its reason."""
+    card = card_of(find_device())
+    base = find_base(config.model.name, config.model.revision)
+    _, choices = choose(config, base.shape, card, lengths_for(config))
+    for choice in choices:
+        console.note(f"{choice.setting}: {choice.reason} ({card.name})")
+    return [choice.setting for choice in choices]
 
 
 def _estimate(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> Estimate:

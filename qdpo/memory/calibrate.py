@@ -12,9 +12,8 @@ from qdpo.config.schema import RunConfig
 from qdpo.hardware import GIB, Device, find_device
 from qdpo.memory.auto import choose
 from qdpo.memory.cards import card_of
-from qdpo.memory.data import Lengths
+from qdpo.memory.data import lengths_from
 from qdpo.memory.estimate import Settings, estimate
-from qdpo.memory.lengths import lengths_of
 from qdpo.memory.meter import peak_bytes
 from qdpo.memory.plan import settings_for
 from qdpo.memory.shapes import shape_of
@@ -96,15 +95,12 @@ def calibrate(config: RunConfig, *, auto: bool = False) -> Calibration:
     shape = shape_of(base.model.config.to_dict(), config.model.name)
     card = card_of(device)
     if auto:
-        every = lengths_of(data.train)
-        lengths = Lengths(every, every, len(every), len(data.heldout), True, "read", max(every, key=lambda p: p.packed))
-        config, choices = choose(config, shape, card, lengths)
+        config, choices = choose(config, shape, card, lengths_from(config, data.train, data.heldout))
         for choice in choices:
             console.note(f"{choice.setting}: {choice.reason}")
     policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
     disable_dropout(policy)
-    lengths = _lengths_of_batch(pairs)
-    wanted = settings_for(config, card, lengths)
+    wanted = settings_for(config, card, lengths_from(config, pairs, []))
     found = estimate(shape, Settings(config, _bytes(base.dtype), wanted.train_packs, [], wanted.several, wanted.cuda))
     step = make_step(policy, base.dtype, device, config, pairs)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
@@ -126,11 +122,6 @@ _LOADED = (
     "embedding, head, norms",
     "LoRA weights (fp32)",
 )
-
-
-def _lengths_of_batch(pairs: list[TokenPair]) -> Lengths:
-    found = lengths_of(pairs)
-    return Lengths(found, [], len(found), 0, True, "the longest pairs", max(found, key=lambda pair: pair.packed))
 
 
 def _bytes(dtype: torch.dtype) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_for
+from qdpo.data.pairs import TokenPair
 from qdpo.errors import QdpoError
 from qdpo.memory.lengths import PackShape, PairLengths, cut, lengths_of, steps_of
 from qdpo.model.source import is_local
@@ -123,7 +124,7 @@ def lengths_for(config: RunConfig) -> Lengths:
     # The embedded pairs' lengths are known, and reading them takes the libraries' import.
     if data.name != "quickstart" and at_hand(config):
         try:
-            return _read(config, limit)
+            return _read(config)
         except QdpoError as error:
             console.note(f"the lengths are stated, not read: {error.message}")
     known = KNOWN.get(data.name)
@@ -163,7 +164,7 @@ def at_hand(config: RunConfig) -> bool:
     )
 
 
-def _read(config: RunConfig, limit: PairLengths) -> Lengths:
+def _read(config: RunConfig) -> Lengths:
     """Prepare the data as a run would, from its cache where it was prepared before."""
     from qdpo.data.cache import cache_folder
     from qdpo.data.prepare import prepare
@@ -173,7 +174,12 @@ def _read(config: RunConfig, limit: PairLengths) -> Lengths:
     quiet_libraries()
     section = config.data.model_copy(update={"contamination": []})
     found = prepare(section, load_tokenizer(config.model), config.train.seed, cache=cache_folder())
-    train, heldout = lengths_of(found.train), lengths_of(found.heldout)
-    longest = max(pair.packed for pair in train)
-    origin = f"read from {config.data.name}: {len(train):,} pairs, the longest {longest:,} packed tokens"
-    return Lengths(train, heldout, len(train), len(heldout), True, origin, limit)
+    return lengths_from(config, found.train, found.heldout)
+
+
+def lengths_from(config: RunConfig, train: Sequence[TokenPair], heldout: Sequence[TokenPair]) -> Lengths:
+    """The lengths of prepared data."""
+    pairs, held = lengths_of(train), lengths_of(heldout)
+    longest = max(pairs, key=lambda pair: pair.packed)
+    origin = f"read from {config.data.name}: {len(pairs):,} pairs, the longest {longest.packed:,} packed tokens"
+    return Lengths(pairs, held, len(pairs), len(held), True, origin, longest)

@@ -143,5 +143,7 @@ def heaviest(packs: Sequence[PackShape]) -> list[PackShape]:
         own, prefix = (max((s[i] for s in pack.segments if s[1]), default=0) for i in (0, 1))
         return len(pack.segments) * (own + prefix)
 
+    if not packs:
+        return []
     keys = (lambda pack: pack.tokens, lambda pack: pack.scored, copies, padded)
     return list(dict.fromkeys(max(packs, key=key) for key in keys))

@@ -26,11 +26,13 @@ class Knob:
         setting: as `--set` takes it.
         gives: bytes that the peak falls by.
         fits: it is enough.
+        learns_less: it changes what is learned, not only memory and speed.
     """
 
     setting: str
     gives: float
     fits: bool
+    learns_less: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def first_knob(config: RunConfig, card: Card, found: Estimate, again: Estimator)
     best: Knob | None = None
     for setting, changed in knobs(config):
         after = again(changed)
-        knob = Knob(setting, found.total - after.total, after.total <= (1 - TIGHT) * card.memory)
+        knob = Knob(
+            setting, found.total - after.total, after.total <= (1 - TIGHT) * card.memory, setting.startswith("lora")
+        )
         if knob.fits:
             return knob
         if knob.gives > 0 and (best is None or knob.gives > best.gives):

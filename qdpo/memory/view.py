@@ -107,6 +107,7 @@ def _verdict(plan: Plan) -> list[str]:
     if (knob := verdict.knob) is not None:
         options = " ".join(f"--set {setting}" for setting in knob.setting.split())
         enough = "then it fits" if knob.fits else "not enough alone"
+        enough += "; it changes what is learned" if knob.learns_less else ""
         rows.append(f"turn first  {options} ({knob.gives / GIB:.2f} GiB less; {enough})")
     elif verdict.kind != "fits":
         rows.append("turn first  nothing here helps: take a larger card or a smaller base")

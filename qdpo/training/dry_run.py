@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.config.resolve import Resolved, to_yaml
 from qdpo.config.schema import RunConfig
+from qdpo.errors import QdpoError
 from qdpo.files import free_bytes
-from qdpo.hardware import GIB, choose_dtype, find_device
+from qdpo.hardware import GIB, Device, choose_dtype, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.model import unsloth
 from qdpo.model.source import is_local
 from qdpo.training import trackers
 from qdpo.training.run import loss_settings
 from qdpo.training.stages.state import total_steps
+
+if TYPE_CHECKING:
+    from qdpo.data.prepare import Prepared
 
 
 def describe(resolved: Resolved, folder: Path) -> int:
@@ -42,8 +46,9 @@ def describe(resolved: Resolved, folder: Path) -> int:
     say(f"base           {config.model.name} ({_where(config.model.name)}), {config.model.quantization}")
     say(f"data           {config.data.name} ({_where(config.data.name)}), {config.data.split}")
     say(f"loss           {' + '.join(config.loss.loss_type)}, beta {config.loss.beta:g}")
-    pairs = _check_data(config)
-    _say_length(config, pairs)
+    data = _check_data(config)
+    _say_length(config, None if data is None else len(data.train))
+    say(f"plan           {_plan(config, device, data)}")
     for remark in config.notes:
         console.note(remark)
     console.good("nothing was downloaded, and no run directory was made")
@@ -54,8 +59,26 @@ def _where(name: str) -> str:
     return "local" if is_local(name) else "from the hub, downloaded by a run"
 
 
-def _check_data(config: RunConfig) -> int | None:
-    """The number of training pairs, when tokenizer and data are local; prints what became of the rows."""
+def _plan(config: RunConfig, device: Device, data: Prepared | None) -> str:
+    """What `qdpo plan` says in one line; a model that the planner does not know is no obstacle."""
+    from qdpo.memory.cards import card_for, card_of
+    from qdpo.memory.data import lengths_for, lengths_from
+    from qdpo.memory.find import find_base
+    from qdpo.memory.plan import plan
+
+    card, reason = card_of(device), "found here"
+    if device.kind == "cpu":
+        card, reason = card_for(None, config.card, config.gpu_memory_gib)
+    try:
+        base = find_base(config.model.name, config.model.revision)
+        lengths = lengths_for(config) if data is None else lengths_from(config, data.train, data.heldout)
+        return plan(config, base, card, reason, lengths).summary()
+    except QdpoError as error:
+        return f"none: {error.message}"
+
+
+def _check_data(config: RunConfig) -> Prepared | None:
+    """The data, when tokenizer and data are local; prints what became of the rows."""
     data_section = config.data
     names = [
         config.model.tokenizer or config.model.name,
@@ -76,7 +99,7 @@ def _check_data(config: RunConfig) -> int | None:
     for report in (data.train_report, data.heldout_report):
         for line in report.summary():
             console.say(line)
-    return len(data.train)
+    return data
 
 
 def _say_length(config: RunConfig, pairs: int | None) -> None:
