@@ -111,7 +111,7 @@ def run_merged(
 
 
 def _about(base: Base, config: ModelSection, device: Device, adapter: Path | None = None) -> dict[str, Any]:
-    from qdpo.model.load import weights_sha256
+    from qdpo.model.weights import weights_sha256
 
     dtype = str(base.dtype).removeprefix("torch.")
     arguments = [f"pretrained={config.name}"]

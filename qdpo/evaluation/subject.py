@@ -82,7 +82,8 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
     """
     from qdpo.data.template import load_template
     from qdpo.libraries import quiet_libraries
-    from qdpo.model.load import load_base, load_tokenizer, weights_sha256
+    from qdpo.model.load import load_base, load_tokenizer
+    from qdpo.model.weights import weights_sha256
 
     quiet_libraries()
     device = find_device()

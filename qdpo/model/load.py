@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qdpo import console
 from qdpo.config.schema import ModelSection
-from qdpo.errors import ConfigError, DataError, QdpoError
-from qdpo.files import digest_of, sha256_file
-from qdpo.hardware import Device, choose_dtype
+from qdpo.errors import ConfigError, DataError, MemoryShortageError, QdpoError
+from qdpo.hardware import Device, choose_dtype, is_out_of_memory
 from qdpo.model.source import Source, find
+from qdpo.model.weights import check_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +54,8 @@ def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    source = find(config.tokenizer, None) if config.tokenizer else find(config.name, config.revision)
+    own = config.tokenizer is None
+    source = find(config.name, config.revision, code=config.trust_remote_code) if own else find(config.tokenizer)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -71,10 +73,12 @@ def load_base(config: ModelSection, device: Device) -> Base:
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    source = find(config.name, config.revision)
+    source = find(config.name, config.revision, code=config.trust_remote_code)
     dtype, reason = choose_dtype(config.dtype, device)
     settings: dict[str, Any] = {}
     refuse_quantized(source)
+    check_code(source, config)
+    check_files(source)
     if config.quantization == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -83,14 +87,21 @@ def load_base(config: ModelSection, device: Device) -> Base:
             bnb_4bit_compute_dtype=dtype,
         )
     with explained_load(source):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=dtype,
             device_map={"": device.torch},
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
             **settings,
+        )
+    if missing := sorted(found["missing_keys"]):
+        # transformers would go on with random numbers in their place
+        raise DataError(
+            f"the weights of {source.name} lack {len(missing)} tensors (first: {missing[0]})",
+            "get the files again, or give the folder of a model whose config.json fits its weights",
         )
     keep_weights_unpacked(model)
     model.requires_grad_(False)
@@ -109,11 +120,41 @@ def explained_load(source: Source) -> Iterator[None]:
         yield
     except QdpoError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (MemoryError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise MemoryShortageError(
+                f"out of memory while loading the base model {source.name}",
+                "try --set model.quantization=nf4, or a smaller base with --model",
+            ) from error
         raise DataError(f"the base model {source.name} cannot be loaded: {_first_line(error)}") from error
     except Exception as error:
         # safetensors raises its own SafetensorError, a bare subclass of Exception, for a broken file
         raise DataError(f"the weights of {source.name} are broken: {_first_line(error)}") from error
+
+
+def check_code(source: Source, config: ModelSection) -> None:
+    """Python code that comes with a model is run for a hub model at a commit only, and where the user asks for it.
+
+    Raises:
+        ConfigError: the model needs its code and may not run it, or it lies in a local folder.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if config.trust_remote_code and source.revision is None:
+        raise ConfigError(
+            f"{source.name} is a local folder: model.trust_remote_code is for a hub model at a 40-hex commit",
+            "a folder has no commit that says which code was read; leave trust_remote_code out",
+        )
+    settings = read_config(source)
+    if "auto_map" not in settings or config.trust_remote_code:
+        return
+    if settings.get("model_type") not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"{source.name} brings its own Python code (auto_map in its config.json), which is not run",
+            "take a base that transformers knows; or read the code, then give --trust-remote-code and "
+            "--set model.revision= with the 40-hex commit that you have read",
+        )
+    console.note(f"{source.name} brings its own Python code, which is not run: transformers has this architecture")
 
 
 def refuse_quantized(source: Source) -> None:
@@ -160,12 +201,6 @@ def read_config(source: Source) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{source.name}: config.json holds {type(config).__name__}, expected an object")
     return config
-
-
-def weights_sha256(source: Source) -> str:
-    """One SHA-256 over the names and contents of a model's safetensors files."""
-    files = sorted(source.folder.glob("*.safetensors"))
-    return digest_of([part for path in files for part in (path.name, sha256_file(path))])
 
 
 def read_license(folder: Path) -> str | None:

@@ -15,6 +15,9 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 # What a causal language model needs, and nothing that runs code: no pickled weights, no other frameworks' files.
 WANTED = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md")
 
+CODE = ("*.py",)
+"""What else a model needs whose code is trusted."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -36,8 +39,13 @@ def is_local(name: str) -> bool:
     return name == EMBEDDED or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
 
 
-def find(name: str, revision: str | None = None) -> Source:
+def find(name: str, revision: str | None = None, *, code: bool = False) -> Source:
     """The files of a model; a hub name is downloaded, or found in the hub's cache.
+
+    Args:
+        name: hub name, local folder, or `quickstart`.
+        revision: of a hub model.
+        code: take the Python files of a hub model too.
 
     Raises:
         InputMissingError: no such folder, or no config.json in it.
@@ -52,7 +60,7 @@ def find(name: str, revision: str | None = None) -> Source:
         if not (folder / "config.json").is_file():
             raise InputMissingError(f"{name} is not a model folder: it has no config.json")
         return Source(name, folder, None)
-    return _snapshot(name, revision)
+    return _snapshot(name, revision, code)
 
 
 def base_folder(name: str, revision: str | None = None) -> Path:
@@ -60,7 +68,7 @@ def base_folder(name: str, revision: str | None = None) -> Path:
     return find(name, revision).folder
 
 
-def _snapshot(name: str, revision: str | None) -> Source:
+def _snapshot(name: str, revision: str | None, code: bool) -> Source:
     import httpx
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -76,7 +84,11 @@ def _snapshot(name: str, revision: str | None) -> Source:
     # Offline, a snapshot that is there is taken as it is, without asking for the list of its files.
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED), local_files_only=offline))
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=[*WANTED, *(CODE if code else ())], local_files_only=offline
+            )
+        )
     except GatedRepoError as error:
         raise UnavailableError(
             f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"

@@ -16,11 +16,13 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 
 from qdpo import console
@@ -34,6 +36,18 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINER_STATE = "trainer_state.json"
 PROGRESS = "progress.json"
+REQUIRED = (
+    ADAPTER_WEIGHTS,
+    "adapter_config.json",
+    "optimizer.safetensors",
+    "optimizer.json",
+    "scheduler.json",
+    "rng.safetensors",
+    "rng.json",
+    TRAINER_STATE,
+    PROGRESS,
+)
+"""What every checkpoint has; one of a run in float16 also has scaler.json."""
 STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
 
 
@@ -48,8 +62,12 @@ def complete_steps(checkpoints: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def newest_whole(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that matches its manifest; damaged ones are named and passed over.
+def newest_whole(checkpoints: Path, problems_of: Callable[[Path], list[str]] = manifest_problems) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named and passed over.
+
+    Args:
+        checkpoints: their folder.
+        problems_of: says what is wrong with one.
 
     Returns:
         None when there is no checkpoint at all.
@@ -62,7 +80,7 @@ def newest_whole(checkpoints: Path) -> Path | None:
     steps = complete_steps(checkpoints)
     for step in reversed(steps):
         folder = step_folder(checkpoints, step)
-        problems = manifest_problems(folder)
+        problems = problems_of(folder)
         if not problems:
             return folder
         console.warn(f"checkpoint {folder} is damaged and is passed over: {problems[0]}")
@@ -72,6 +90,38 @@ def newest_whole(checkpoints: Path) -> Path | None:
             "start again in a new run directory",
         )
     return None
+
+
+def whole_checkpoint(folder: Path, run_id: str | None) -> list[str]:
+    """What is wrong with a checkpoint: its files, their format, or whose it is; an empty list for a whole one.
+
+    A manifest says that files are what was written. A folder that somebody else made, or moved to another step's name,
+    matches its own manifest too.
+
+    Args:
+        folder: the checkpoint.
+        run_id: of the run that it must belong to; None takes any.
+    """
+    problems = manifest_problems(folder)
+    problems += [f"{name} is missing" for name in REQUIRED if not problems and not (folder / name).is_file()]
+    if problems:
+        return problems
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as stream:
+                    stream.keys()
+            elif path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
+            return [f"{path.name} cannot be read: {error}"]
+    progress: Any = read_progress(folder)
+    step, run = (progress.get(key) if isinstance(progress, dict) else None for key in ("step", "run"))
+    if run_id is not None and run != run_id:
+        return ["it is another run's"]
+    if not isinstance(step, int) or folder != step_folder(folder.parent, step):
+        return [f"it is of step {step}"]
+    return []
 
 
 def prune(checkpoints: Path, keep: int, protected: int | None) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from qdpo.errors import MemoryShortageError
 from qdpo.files import explained, staged_folder, write_json
 from qdpo.hardware import is_out_of_memory
 from qdpo.model.lora import trainable
 from qdpo.training import checkpoint, parallel
+from qdpo.training.early_stop import ended_early
 from qdpo.training.guards import Skips
 from qdpo.training.preflight import checkpoint_bytes
 
@@ -70,7 +72,9 @@ class WholeCheckpoints(Trainer):
         if isinstance(resume_from_checkpoint, str):
             folder = Path(resume_from_checkpoint)
             state = TrainerState.load_from_json(str(folder / checkpoint.TRAINER_STATE))
-            if state.global_step >= self.total_steps():
+            if state.global_step >= self.total_steps() or ended_early(
+                self.callback_handler.callbacks, state.global_step
+            ):
                 checkpoint.read_adapter(self.policy, folder)
                 self.state = state
                 self._load_progress(folder)
@@ -158,3 +162,18 @@ class WholeCheckpoints(Trainer):
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
             checkpoint.read_rng(Path(checkpoint_folder))
+
+
+class SavedStep(TrainerCallback):
+    """Notes in run.json that a checkpoint was written, so that a run which loses them all does not begin anew.
+
+    Args:
+        save: updates run.json.
+    """
+
+    def __init__(self, save: Callable[..., None]) -> None:
+        self.save = save
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the step."""
+        self.save(saved_step=state.global_step)

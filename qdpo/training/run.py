@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo import __version__, console
+from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
 from qdpo.errors import ConfigError
@@ -17,6 +19,7 @@ from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.training import parallel, run_folder, trackers
 from qdpo.training.mirror import Mirror
+from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_room
@@ -43,6 +46,7 @@ def train(
     preset: str,
     command: str,
     resume: bool = False,
+    allow_changes: Sequence[str] = (),
     stop: Stop | None = None,
     mirror: Path | None = None,
 ) -> Path:
@@ -54,6 +58,7 @@ def train(
         preset: what the user called the configuration.
         command: the command line, for the card.
         resume: continue from the newest whole checkpoint in `folder`.
+        allow_changes: what may have changed since the run began although it changes the result, by key.
         stop: says when a signal has asked the run to stop; it is then saved, and can be resumed.
         mirror: folder of a second copy, None for none.
 
@@ -81,9 +86,11 @@ def train(
 
         trl_engine.check(config, device)
     run = Run(folder, config, device)
-    run.record = run_folder.new_record(resolved, __version__, preset, command)
+    run.record = run_folder.new_record(resolved, __version__, preset, command) | {"settings": settings_of(config)}
     if resume:
-        reopen(run)
+        sweep(run.folder)
+        reopen(run, resolved, allow_changes)
+        run.config = config = at_its_commit(run, resolved)
     else:
         run_folder.create(folder, resolved)
     console.say(f"run directory: {folder}")
@@ -113,6 +120,7 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
     config = run.config
     tokenizer, data = prepare_data(run)
     policy, engine = load_policy(run)
+    accept(run)
     check_room(run, policy, tokenizer, data)
     run_checks(run, engine, policy, tokenizer, data, loss)
     trainer: DpoTrainer | TrlTrainer
@@ -172,14 +180,10 @@ def describe(device: Device) -> dict[str, Any]:
     }
 
 
-def reopen(run: Run) -> None:
-    """Find where an interrupted run stands."""
-    from qdpo.training.checkpoint import newest_whole
-
-    sweep(run.folder)
-    if (run.folder / run_folder.RECORD).exists():
-        # A run that was killed between its first two files has none, and begins with the new record.
-        run.record |= run_folder.read_record(run.folder)
-    run.resume = newest_whole(run.folder / "checkpoints")
-    where = run.resume.name if run.resume else "the beginning: no checkpoint was written yet"
-    console.note(f"resuming from {where}")
+def at_its_commit(run: Run, resolved: Resolved) -> RunConfig:
+    """The configuration with the commit that the base had when the run began, whatever its branch points to now."""
+    base, config = run.record.get("base") or {}, resolved.config
+    same = base.get("name") == config.model.name and resolved.origins["model.revision"] != SET
+    if not same or base.get("revision") is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base["revision"]})})

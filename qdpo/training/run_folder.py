@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,19 @@ def create(folder: Path, resolved: Resolved) -> None:
     atomic_write(folder / CONFIG, to_yaml(resolved))
 
 
-def reopen(folder: Path) -> Resolved:
-    """The configuration of an existing run.
+def reopen(folder: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Resolved:
+    """The configuration to continue an existing run with: its own, or a preset's, with overrides.
+
+    Args:
+        folder: the run directory.
+        preset: None takes the run's own configuration.
+        overrides: `section.key=value` strings.
 
     Raises:
         InputMissingError: there is no run in the folder.
     """
-    return resolve(str(existing(str(folder)) / CONFIG))
+    own = existing(str(folder)) / CONFIG
+    return resolve(str(own) if preset is None else preset, overrides)
 
 
 def new_record(resolved: Resolved, version: str, preset: str, command: str) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from qdpo.cli import verify as verify_verb
 from qdpo.cli.main import main
 from qdpo.export import folder, output
 from qdpo.files import manifest_problems
-from qdpo.model.load import weights_sha256
 from qdpo.model.source import Source
+from qdpo.model.weights import weights_sha256
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from qdpo.model.load import (
     quantized_layers,
     read_config,
     read_license,
-    weights_sha256,
 )
 from qdpo.model.source import find
+from qdpo.model.weights import weights_sha256
 
 CPU = Device("cpu", "CPU", None, 1)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

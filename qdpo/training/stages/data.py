@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
-    from qdpo.data.cache import cache_folder
+    from qdpo.data.cache import cache_folder, tokenizer_digest
     from qdpo.data.prepare import fingerprint, prepare
     from qdpo.model.load import load_tokenizer
 
@@ -31,12 +31,9 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     for report in (data.train_report, data.heldout_report):
         for line in report.summary():
             console.say(line)
-    write_json(
-        run.folder / "data_report.json",
-        {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()},
-    )
     run.save(
         tokenizer={
+            "sha256": tokenizer_digest(tokenizer),
             "template_sha256": data.template.sha256,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
@@ -56,5 +53,9 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
                 "pairs": len(data.heldout),
             },
         },
+    )
+    write_json(
+        run.folder / "data_report.json",
+        {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()},
     )
     return tokenizer, data

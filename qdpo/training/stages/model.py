@@ -8,10 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.errors import UnavailableError
+from qdpo.files import sha256_file
 from qdpo.hardware import Device
 from qdpo.training.stages.state import Run
 
@@ -28,11 +30,19 @@ if TYPE_CHECKING:
 def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     """Load the base, attach the adapter, find the layout that suits them."""
     from qdpo.model import unsloth
-    from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license, weights_sha256
+    from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
+    from qdpo.model.source import find
+    from qdpo.model.weights import check_adapter, weights_sha256
+    from qdpo.training.checkpoint import read_adapter
 
     config = run.config
     fast = config.backend == "unsloth"
+    source = find(config.model.name, config.model.revision, code=config.model.trust_remote_code)
+    hashes = {"weights_sha256": weights_sha256(source), "config_sha256": sha256_file(source.folder / "config.json")}
+    start = check_adapter(Path(config.model.adapter).expanduser()) if config.model.adapter else None
+    # before minutes are spent on loading
+    run.expect(base=hashes, adapter={"start_sha256": start})
     base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
     console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
     parameters = parameter_count(base.model)
@@ -40,6 +50,9 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
         policy = unsloth.attach(base.model, config)
     else:
         policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
+    if config.model.adapter is not None:
+        # PEFT passes over a weight that is missing, or that the model does not have
+        read_adapter(policy, Path(config.model.adapter).expanduser())
     if config.train.disable_dropout:
         disable_dropout(policy)
     run.save(
@@ -52,7 +65,7 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
             "architecture": (base.model.config.architectures or [type(base.model).__name__])[0],
             "parameters": parameters,
             "license": read_license(base.source.folder),
-            "weights_sha256": weights_sha256(base.source),
+            **hashes,
         },
         quantization={
             "method": config.model.quantization,
@@ -64,6 +77,7 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
         adapter={
             "modules": len(lora_layers(policy)),
             "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
+            "start_sha256": start,
         },
     )
     return policy, set_up_engine(run, policy, base.dtype)

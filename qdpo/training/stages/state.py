@@ -13,6 +13,7 @@ from qdpo.training import run_folder
 
 if TYPE_CHECKING:
     from qdpo.training.invariants import Check
+    from qdpo.training.resume import Comparison
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Run:
         resume: the checkpoint to continue from, None to start.
         record: the content of run.json.
         checks: the invariants that held.
+        comparison: of what a resumed run finds with what it began with; None once everything was compared.
     """
 
     folder: Path
@@ -34,10 +36,23 @@ class Run:
     resume: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    comparison: Comparison | None = None
+
+    def expect(self, **values: Any) -> None:
+        """Compare values that run.json will have with those that a resumed run began with.
+
+        Raises:
+            ConfigError: one has changed that would change the result.
+        """
+        if self.comparison is not None:
+            self.comparison.judge(self.comparison.facts(values))
 
     def save(self, **values: Any) -> None:
-        """Update run.json."""
+        """Update run.json; it is left as it was until a resumed run has compared everything."""
+        self.expect(**values)
         self.record.update(values)
+        if self.comparison is not None:
+            return
         run_folder.write_record(self.folder, self.record)
 
 

@@ -123,6 +123,7 @@ def first_callbacks(run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared
     import torch
 
     from qdpo.training.callbacks import ScheduleCallback
+    from qdpo.training.checkpointing import SavedStep
     from qdpo.training.invariants import FirstStepCallback
     from qdpo.training.samples import FILE, SamplesCallback, choose_prompts
     from qdpo.training.stages.model import mixed_precision
@@ -135,7 +136,12 @@ def first_callbacks(run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared
         run.config.samples.max_new_tokens,
         mixed_precision(run.device, getattr(torch, run.record["dtype"]["compute"])),
     )
-    return [ScheduleCallback(run.config.train.save_minutes), FirstStepCallback(run.checks), samples]
+    return [
+        ScheduleCallback(run.config.train.save_minutes),
+        FirstStepCallback(run.checks),
+        SavedStep(run.save),
+        samples,
+    ]
 
 
 def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallback:
