@@ -12,6 +12,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
+from qdpo.training import parallel
 from qdpo.training.callbacks import read_metrics
 
 KEYS = {"accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}
@@ -39,10 +40,7 @@ class EarlyStopCallback(TrainerCallback):
         """Look back, and stop if it is time."""
         if state.global_step >= state.max_steps or state.global_step == 0:
             return control
-        # before the first step policy and reference are equal: an accuracy of ties, and no achievement
-        rows = [row for row in read_metrics(self.path) if KEYS[self.by] in row and row["step"] > 0]
-        values = [row[KEYS[self.by]] for row in rows]
-        waited = evaluations_since_best(values, lower_is_better=self.by == "loss")
+        rows, waited = self._waited(state.global_step)
         if waited < self.patience:
             return control
         best = rows[-1 - waited]
@@ -53,6 +51,24 @@ class EarlyStopCallback(TrainerCallback):
         state.max_steps = state.global_step
         control.should_training_stop = control.should_save = True
         return control
+
+    def ended(self, step: int) -> bool:
+        """Whether a run that stands at a step has been ended there; a resume with more patience goes on."""
+        return self._waited(step)[1] >= self.patience
+
+    def _waited(self, step: int) -> tuple[list[dict[str, float]], int]:
+        """The evaluations up to a step, and how many of them came after the best."""
+        rows = read_metrics(self.path) if self.path.exists() else []
+        # before the first step policy and reference are equal: an accuracy of ties, and no achievement
+        rows = [row for row in rows if KEYS[self.by] in row and 0 < row["step"] <= step]
+        waited = evaluations_since_best([row[KEYS[self.by]] for row in rows], lower_is_better=self.by == "loss")
+        # one process decides for all: a difference in the last digit must not end half of them
+        return rows, parallel.from_first(waited)
+
+
+def ended_early(callbacks: Sequence[TrainerCallback], step: int) -> bool:
+    """Whether one of a trainer's callbacks has ended the run at a step."""
+    return any(isinstance(callback, EarlyStopCallback) and callback.ended(step) for callback in callbacks)
 
 
 def evaluations_since_best(values: Sequence[float], *, lower_is_better: bool) -> int:
