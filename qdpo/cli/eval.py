@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         return _tasks(args)
     config, adapter = configuration(args), adapter_of(args)
     if adapter and not args.pairs:
-        result = evaluation.evaluate_heldout(config, adapter, args.limit)
+        keep = args.run if args.out is None and args.limit is None else None
+        result = evaluation.evaluate_heldout(config, adapter, args.limit, keep)
     else:
         result = evaluation.evaluate_pairs(config, adapter, args.limit)
     _show(result)

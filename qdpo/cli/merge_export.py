@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.console import out, warn
     from qdpo.export.request import Request
     from qdpo.export.source import load_run
+    from qdpo.report.refresh import refresh
 
     check_options(args)
     request = Request(
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         from qdpo.export.verify.run import verify_export
 
         code = exit_code(verify_export(folder, args.run, args.pairs))
+    refresh(args.run)
     out().print(str(folder), markup=False)
     return code
 

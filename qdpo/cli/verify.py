@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code of the verdict."""
     from qdpo.console import out
     from qdpo.errors import UsageError
-    from qdpo.export.verify.run import verify_export
+    from qdpo.export.verify.run import find_run, verify_export
+    from qdpo.report.refresh import refresh
 
     if args.pairs is not None and args.pairs < 1:
         raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = args.artefact if args.artefact.is_dir() else args.artefact.parent
     verdict = verify_export(folder, args.run, args.pairs)
+    refresh(args.run or find_run(folder))
     out().print(word(verdict))
     return exit_code(verdict)
 

@@ -21,14 +21,22 @@ FOLDER = "evaluation"
 HELDOUT = "heldout.json"
 
 
-def evaluate_heldout(config: RunConfig, adapter: Path, limit: int | None = None) -> dict[str, Any]:
+def evaluate_heldout(
+    config: RunConfig, adapter: Path, limit: int | None = None, keep: Path | None = None
+) -> dict[str, Any]:
     """Score a run's own held-out pairs; see `qdpo.evaluation.summary` for what is returned.
+
+    Args:
+        config: how model and pairs are read.
+        adapter: the run's adapter.
+        limit: pairs at the most.
+        keep: the run directory in which every single pair's scores are kept for the report page; None keeps none.
 
     Raises:
         QdpoError: the adapter, its base or the data cannot be read.
     """
     subject = subjects.load(config, adapter)
-    return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit))
+    return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit), keep)
 
 
 def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = None) -> dict[str, Any]:
@@ -41,8 +49,10 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
     return _evaluate("pairs", subject, pairs_of(config, subject.tokenizer, subject.template, limit))
 
 
-def _evaluate(kind: str, subject: Subject, chosen: Chosen) -> dict[str, Any]:
+def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:
     from rich.progress import Progress
+
+    from qdpo.report.pairs import write_pairs
 
     config = subject.config
     with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:
@@ -55,6 +65,9 @@ def _evaluate(kind: str, subject: Subject, chosen: Chosen) -> dict[str, Any]:
             subject.policy,
             lambda pairs: progress.advance(task, pairs),
         )
+    if keep is not None:
+        policy, base = scores.policy.tolist(), scores.base.tolist()
+        write_pairs(keep, chosen.pairs, policy, base, config.loss.beta, subject.tokenizer)
     return {
         "schema": 1,
         "kind": kind,

@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where playwright or the browser is not installed."""
     playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+        "playwright.sync_api", reason="playwright is not installed: pip install 'qdpo[browser]'"
     )
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
