@@ -107,8 +107,9 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         Pass(shape, pack, passes, ledger).score(adapters=True)
         scoring.see(ledger)
         phases["reference"] = max(phases.get("reference", 0), frozen + adapter + ledger.peaks["reference"])
-        base = frozen + adapter + resident + (adapter if settings.several else 0)
-        phases["evaluation"] = max(phases.get("evaluation", 0), base - adapter + ledger.peaks["evaluation"])
+        phases["evaluation"] = max(
+            phases.get("evaluation", 0), frozen + adapter + resident + ledger.peaks["evaluation"]
+        )
     gradients = adapter if settings.several else 0.0
     for pack in heaviest(settings.train_packs):
         ledger = Ledger()

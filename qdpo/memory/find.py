@@ -9,7 +9,7 @@ from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
 from qdpo.memory.shapes import SHIPPED, Shape, shape_of
-from qdpo.model.source import ASSETS, EMBEDDED, is_local
+from qdpo.model.source import ASSETS, EMBEDDED, find, is_local
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_base(name: str, revision: str | None = None) -> Base:
     if name == EMBEDDED:
         return _local(ASSETS / "base", name, "embedded")
     if is_local(name):
-        return _local(Path(name).expanduser(), name, "local")
+        return _local(find(name).folder, name, "local")
     if (shape := SHIPPED.get(name)) is not None and revision is None:
         return Base(shape, "known shape, nothing downloaded")
     return _hub(name, revision)

@@ -105,7 +105,6 @@ class Pass:
                 # the layer's input; the embedding's output has a name until the end
                 self.ledger.drop(self.hidden if number else 0)
             self._head(grad=False)
-            self.ledger.drop(self.hidden)
             self._end()
 
     def _begin(self) -> None:
@@ -128,6 +127,9 @@ class Pass:
         self.norm_forward(self.shape.hidden)
         self.ledger.hold(rows)
         self.ledger.drop(self.hidden)
+        if not grad:
+            # the last layer's output, what the norm kept, and the embedding's output
+            self.ledger.drop(2 * self.hidden + self.beside(self.shape.hidden))
         with self.ledger.kind("log-probabilities"):
             if grad:
                 self.ledger.hold(rows)
@@ -139,8 +141,6 @@ class Pass:
             states = 3 * first * self.shape.hidden * self.b if grad else 0
             self.ledger.briefly(4 * rows_at_once * self.shape.vocab + states)
         self.ledger.drop(rows)
-        if not grad:
-            self.ledger.drop(self.hidden + self.beside(self.shape.hidden))  # the last layer's output, and the norm's
 
     def _head_backward(self) -> None:
         rows = self.pack.scored * self.shape.hidden * self.b
