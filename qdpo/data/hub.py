@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
+from qdpo.model.hub_client import use_patient_client
 
 LOCAL = "or give a local file with --data PATH"
 
@@ -19,6 +20,7 @@ def load(name: str, split: str, config: str | None, revision: str | None) -> Any
     import datasets
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
+    use_patient_client()
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision)

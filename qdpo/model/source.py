@@ -75,12 +75,16 @@ def _snapshot(name: str, revision: str | None, code: bool) -> Source:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        IncompleteSnapshotError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
+    from qdpo.model.hub_client import use_patient_client
+
+    use_patient_client()
     # Offline, a snapshot that is there is taken as it is, without asking for the list of its files.
     offline = bool(constants.HF_HUB_OFFLINE)
     try:
@@ -94,20 +98,35 @@ def _snapshot(name: str, revision: str | None, code: bool) -> Source:
             f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise UnavailableError(f"the hub model {name} has no revision {revision}") from error
+        raise UnavailableError(f"the hub model {name} has no revision {revision}", "check model.revision") from error
     except RepositoryNotFoundError as error:
         raise UnavailableError(
             f"the hub has no model {name}, or it is private",
             "check the name; for a private model log in with `hf auth login`; for a local folder give its path",
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
+        missing = "only partly" if isinstance(error, IncompleteSnapshotError) else "not"
         raise UnavailableError(
-            f"the hub cannot be reached and {name} is not in the local cache",
+            f"the hub cannot be reached{_why(error)} and {name} is {missing} in the local cache",
             "go online once to download it, or give a local folder with --model PATH",
         ) from error
     except HFValidationError as error:
         raise InputMissingError(f"{name} is neither a local folder nor a hub name") from error
     except HfHubHTTPError as error:
-        raise UnavailableError(f"the hub refused {name}: {error}") from error
+        raise UnavailableError(
+            f"the hub refused {name}{_why(error)}",
+            "check that your token may read it (`hf auth whoami`), or give a local folder with --model PATH",
+        ) from error
     # A snapshot folder is named by the commit that it holds.
     return Source(name, folder, folder.name)
+
+
+def _why(error: BaseException) -> str:
+    """The reason behind a failure of the hub's client: an HTTP status, or what the network said."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, HfHubHTTPError):
+        return f" (HTTP {cause.response.status_code})"
+    text = " ".join(str(cause or "").split())[:200]
+    return f" ({text})" if text else ""

@@ -82,7 +82,7 @@ def test_ten_stops(number: signal.Signals, here: World) -> None:
 
 
 @pytest.mark.parametrize("number", CODES, ids=NAMES)
-@pytest.mark.parametrize("after", ["imports", "run directory:"])
+@pytest.mark.parametrize("after", ["imports", "pairs of"])
 def test_a_signal_before_the_first_step_ends_the_command_at_once(
     number: signal.Signals, after: str, here: World, tmp_path: Path
 ) -> None:
