@@ -50,6 +50,7 @@ LITTLE_MOVED = 2.0  # nats per completion that a policy has moved at the most wh
 FAR_MOVED = 3.0  # nats per completion that it has moved at the least when the rate is too high
 OVERFIT_RISE = 0.08  # held-out loss above its best, as a share of its start
 OVERFIT_DROP = 0.10  # held-out margin below its best, as a share of the best
+NOISE = 4  # standard deviations: the best of twenty evaluations alone is two below their mean
 ALL_WON, NOTHING_LEFT = 0.98, 0.15  # training accuracy, and share of the starting loss, of a saturated run
 COLLAPSE_PER_TOKEN = 1.0  # nats per token that the chosen completions have lost: each token e times less likely
 COLLAPSE_RATIO = 2.0  # the same where lengths are not known: log-probability over its start
@@ -265,7 +266,7 @@ def _loss_rises(evidence: Evidence, start: float, losses: list[tuple[int, float]
     calm = smooth([loss for _, loss in losses])
     best = min(range(len(calm)), key=calm.__getitem__)
     now = calm[-1]
-    if now - calm[best] <= max(OVERFIT_RISE * start, 3 * jitter([loss for _, loss in losses])):
+    if now - calm[best] <= max(OVERFIT_RISE * start, NOISE * jitter([loss for _, loss in losses])):
         return None
     return steps[best], f"the held-out loss was best around step {steps[best]} ({calm[best]:.4f}) and is {now:.4f} now"
 
@@ -279,7 +280,11 @@ def _margin_falls(evidence: Evidence) -> tuple[int, str] | None:
     drop = calm[best] - calm[-1]
     accuracies = smooth(values(evidence.scored, "rewards/accuracies"))
     lost = max(accuracies, default=0.0) - (accuracies[-1] if accuracies else 0.0)
-    if drop <= max(OVERFIT_DROP * calm[best], 3 * jitter([m for _, m in margins])) or calm[best] <= 0 or lost <= 0.02:
+    if (
+        drop <= max(OVERFIT_DROP * calm[best], NOISE * jitter([m for _, m in margins]))
+        or calm[best] <= 0
+        or lost <= 0.02
+    ):
         return None
     step = margins[best][0]
     return step, f"the held-out margin was best around step {step} ({calm[best]:.3f}) and is {calm[-1]:.3f} now"
