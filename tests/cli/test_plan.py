@@ -109,3 +109,25 @@ def test_it_takes_neither_torch_nor_three_seconds() -> None:
     used = after.children_user + after.children_system - before.children_user - before.children_system
     print(f"{time.monotonic() - began:.2f} s wall, {used:.2f} s of processor time")
     assert used < 3  # processor time: a busy machine does not change it
+
+
+def test_a_hub_model_offline_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "--preset", "quickstart", "--model", "nobody/nothing")
+    assert code == 69
+    assert "config.json of nobody/nothing is not in the local cache" in err
+
+
+def test_a_dry_run_shows_the_plan_and_auto_its_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["train", "--preset", "quickstart", "--auto", "--dry-run", "--run-dir", str(tmp_path / "run")])
+    out, err = capsys.readouterr()
+    assert code == 0
+    assert "plan           " in err
+    assert "fits with" in err
+    assert "note: packing.tokens_per_micro_batch=" in err
+    assert "checkpoint_layers: 0  # --set" in out
+    assert "optim: adamw_torch  # --set" in out
+
+
+def test_auto_is_for_a_new_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", "--auto", "--run-dir", str(tmp_path)]) == 64
+    assert "--auto is for a new run" in capsys.readouterr().err
