@@ -79,12 +79,13 @@ def main() -> int:
         if code := qdpo(["train", "--preset", preset, "--run-dir", str(folder)]):
             return code
     path = RESULTS / f"export-{args.model}.json"
-    earlier = read_json(path)["rows"] if path.is_file() else []
-    rows = {name: [row for row in earlier if row["export"] == name] for name in EXPORTS}
     for name in args.only:
-        rows[name] = measure(load_run(folder), args.model, name)
-    result = {"model": args.model, "torch": torch.__version__, "rows": [row for name in EXPORTS for row in rows[name]]}
-    write_json(path, result)
+        measured = measure(load_run(folder), args.model, name)
+        result = read_json(path) if path.is_file() else {"model": args.model, "rows": []}
+        rows = [row for row in result["rows"] if row["export"] != name] + measured
+        rows.sort(key=lambda row: list(EXPORTS).index(row["export"]))
+        result |= {"torch": torch.__version__, "rows": rows}
+        write_json(path, result)
     print(table(result))
     return 0
 
