@@ -35,10 +35,18 @@ def output_path(text: str | os.PathLike[str], option: str) -> Path:
         why = f"is longer than {LONGEST_PATH:,} bytes"
     if why is None:
         try:
-            return Path(given).expanduser()
+            return _without_steps_up(Path(given).expanduser())
         except RuntimeError:
             why = "names a home folder that does not exist"
     raise OutputError(f"{option} {given[:80]!r} {why}", "choose another folder")
+
+
+def _without_steps_up(path: Path) -> Path:
+    """The same place named without `..`: making `a/../b` with its parents would leave a folder `a` behind."""
+    if ".." not in path.parts:
+        return path
+    last = path.name
+    return Path(os.path.realpath(path)) if last == ".." else Path(os.path.realpath(path.parent)) / last
 
 
 def refuse_link(path: Path, option: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
 from qdpo.model.hub_client import use_patient_client
+from qdpo.model.source import EMBEDDED
 
 LOCAL = "or give a local file with --data PATH"
 
@@ -18,6 +19,7 @@ def load(name: str, split: str, config: str | None, revision: str | None) -> Any
         DataError: it has no such split or configuration, or its files are damaged.
     """
     import datasets
+    import httpx
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     use_patient_client()
@@ -37,7 +39,7 @@ def load(name: str, split: str, config: str | None, revision: str | None) -> Any
         raise UnavailableError(
             f"{name!r} is neither a file here nor a name on the hub", "a hub name is OWNER/NAME; a file needs its path"
         ) from error
-    except (ConnectionError, FileNotFoundError, HfHubHTTPError) as error:
+    except (ConnectionError, FileNotFoundError, HfHubHTTPError, httpx.TransportError) as error:
         raise UnavailableError(
             f"the hub cannot be reached and {name} is not in the local cache ({_first_line(error)})",
             f"go online once to download it, {LOCAL}",
@@ -56,6 +58,28 @@ def load(name: str, split: str, config: str | None, revision: str | None) -> Any
         raise DataError(
             f"the hub dataset {name} cannot be read: {_first_line(error)}", "check data.config and data.split"
         ) from error
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit (40 hex) that a dataset's revision stands for now.
+
+    Returns:
+        None for local data, and where the hub does not say: offline, the cache has no name for it.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from qdpo.data.sources import is_file_name
+
+    if name == EMBEDDED or is_file_name(name) or constants.HF_HUB_OFFLINE:
+        return None
+    use_patient_client()
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except (HfHubHTTPError, HFValidationError, httpx.TransportError):
+        # loading it says what is wrong, or finds it in the cache
+        return None
 
 
 def _gated(name: str) -> UnavailableError:

@@ -119,11 +119,14 @@ class Mirror:
         if not (self.folder / CHECKPOINTS).is_dir():
             # Making it again would write to the disk below a mount that has gone.
             raise DiskError(f"{self.folder} has vanished")
+        # run.json says up to which step there are checkpoints: what it says now is written once they are there.
+        record = (self.source / RECORD).read_bytes()
+        self._copy_checkpoints()
         for entry in sorted(self.source.iterdir()):
-            if entry.name.startswith(STAGING_PREFIX) or entry.name in (*NOT_COPIED, CHECKPOINTS):
+            if entry.name.startswith(STAGING_PREFIX) or entry.name in (*NOT_COPIED, CHECKPOINTS, RECORD):
                 continue
             self._copy_entry(entry)
-        self._copy_checkpoints()
+        atomic_write(self.folder / RECORD, record)
 
     def _copy_entry(self, entry: Path) -> None:
         signature = _signature(entry)

@@ -47,7 +47,7 @@ class Hub:
 
     Attributes:
         url: HF_ENDPOINT.
-        models: by `owner/name`.
+        models: models and datasets by `owner/name`.
         fault: status code of every answer, or `slow` (an answer that comes too late); None for a hub in good health.
         headers: of every answer that is a fault.
         faulty: paths that the fault is for begin like this.
@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(int(self.hub.fault), text, self.hub.headers, body)
             return
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        if parts[:1] == ["api"] and parts[1:2] in (["models"], ["datasets"]):
             self._api("/".join(parts[2:4]), parts[4:], body)
         elif len(parts) >= 5 and parts[2] == "resolve":
             self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), body)

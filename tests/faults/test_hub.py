@@ -122,6 +122,49 @@ def test_no_hub_at_all(here: Hub, environment: dict[str, str]) -> None:
     assert "--model PATH" in said["hint"]
 
 
+ROWS = (
+    "import json, sys\n"
+    "from qdpo.data.hub import commit_of, load\n"
+    "from qdpo.errors import QdpoError\n"
+    "print(json.dumps(commit_of(sys.argv[1], None)))\n"
+    "try:\n"
+    "    load(sys.argv[1], 'train', None, None)\n"
+    "except QdpoError as error:\n"
+    "    print(json.dumps({'code': error.exit_code, 'message': error.message, 'hint': error.hint}))\n"
+)
+
+
+def load_rows(environment: dict[str, str]) -> list[Any]:
+    """What `qdpo.data.hub` says of a dataset: its commit, and the error of loading it."""
+    command = [sys.executable, "-c", ROWS, NAME]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_commit_of_a_dataset_is_known(here: Hub, environment: dict[str, str]) -> None:
+    assert load_rows(environment)[0] == here.models[NAME].refs["main"]
+    offline = load_rows({**environment, "HF_HUB_OFFLINE": "1"})
+    assert offline[0] is None
+    assert offline[1]["code"] == 69
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in ("slow", "no such revision")])
+def test_a_fault_of_a_dataset_is_explained_and_soon(fault: str, here: Hub, environment: dict[str, str]) -> None:
+    answer, headers, _ = FAULTS[fault]
+    here.breaks(answer, **headers)
+    begin = time.monotonic()
+    commit, said = load_rows(environment)
+    assert commit is None
+    assert said["code"] == 69
+    assert "--data PATH" in said["hint"]
+    assert NAME in said["message"]
+    assert environment["HF_TOKEN"] not in said["message"]
+    assert time.monotonic() - begin < 60
+    # two calls, each with its own count
+    assert max(here.seen.values()) <= 8, here.seen
+
+
 def test_a_run_stays_with_its_commit_when_the_branch_moves(
     here: Hub, environment: dict[str, str], tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Presets that are bombs: refused in two seconds and a few megabytes (smaller mistakes: tests/config/test_faults.py)."""
+"""Presets that are bombs: refused in two seconds and a few megabytes (small mistakes: tests/config/test_faults.py)."""
 
 from __future__ import annotations
 

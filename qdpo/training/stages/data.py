@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
     from qdpo.data.cache import cache_folder, tokenizer_digest
+    from qdpo.data.hub import commit_of
     from qdpo.data.prepare import fingerprint, prepare
     from qdpo.model.load import load_tokenizer
 
     config = run.config
     tokenizer = load_tokenizer(config.model)
+    revision = commit_of(config.data.name, config.data.revision)
     with parallel.first_goes_first():
         data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
     if data.template.source is not None:
@@ -42,6 +44,7 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
         data={
             "train": {
                 "name": config.data.name,
+                "revision": revision,
                 "split": config.data.split,
                 "fingerprint": fingerprint(data.train),
                 "pairs": len(data.train),
