@@ -83,6 +83,9 @@ class StepWatch:
         Raises:
             TrainingError: some are not finite.
         """
+        if not self.finite:
+            # more processes than pairs: this one had none
+            return
         seen = torch.cat(self.finite, 1).cpu()
         if bool(seen.all()):
             return
@@ -93,7 +96,7 @@ class StepWatch:
 
     def suspects(self) -> list[int]:
         """The rows of the first micro-batch after which the gradients were not finite; all where none stands out."""
-        finite = torch.isfinite(torch.stack(self.norms)).tolist()
+        finite = torch.isfinite(torch.stack(self.norms)).tolist() if self.norms else []
         places = self.groups[finite.index(False)] if False in finite else range(len(self.rows))
         return sorted(self.rows[i] for i in places)
 

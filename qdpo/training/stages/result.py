@@ -83,7 +83,7 @@ def save_pairs(run: Run, trainer: DpoTrainer | TrlTrainer, tokenizer: PreTrained
     heldout, logps = trainer.heldout, trainer.heldout_logps.get(step)
     if logps is None:
         # the step was evaluated before a resume; its adapter is loaded
-        scores = trainer.engine.score_all(heldout.pairs, trainer.budgets.tokens_without_grad)
+        scores = trainer.budgets.score_all(trainer.engine, heldout.pairs, "scoring the held-out pairs")
         logps = torch.stack(scores.logps.chunk(2), 1)
     write_pairs(run.folder, heldout.pairs, logps.tolist(), heldout.reference.tolist(), run.config.loss.beta, tokenizer)
 
