@@ -88,7 +88,7 @@ def start(config: RunConfig) -> None:
     except Exception as error:  # whatever it does not find: a GPU, a library, a version
         raise UnavailableError(
             f"backend: unsloth {installed_version()} cannot be imported here: {_first_line(error)}",
-            f"{INSTALL}; it needs a GPU, or version 2026.10.9 and later for a CPU (docs/backends.md)",
+            f"on a machine with a GPU: {INSTALL}; for a CPU, docs/backends.md says which version",
         ) from error
     import torch
 
