@@ -66,6 +66,14 @@ class Entry:
             console.note(f"the tokenised data in {self.path} is damaged ({problems[0]}): tokenising again")
             return None
         os.utime(self.path)
+        try:
+            return self._read()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # its manifest fits: somebody else's work, or another version's
+            console.note(f"the tokenised data in {self.path} cannot be read ({error}): tokenising again")
+            return None
+
+    def _read(self) -> tuple[TokenPairs, TokenPairs, dict[str, Any]]:
         records = np.load(self.path / "records.npy", allow_pickle=False)
         orders = [np.load(self.path / f"{part}.npy", allow_pickle=False) for part in ("train", "heldout")]
         file = (self.path / "tokens.bin").open("rb")

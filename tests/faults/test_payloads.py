@@ -257,7 +257,7 @@ PAYLOADS: dict[Callable[[World], int], tuple[int | None, str]] = {
     checkpoint_state: (0, "step-000002 is damaged and is passed over: optimizer.safetensors cannot be read"),
     checkpoint_rng: (DataError.exit_code, "none of the 2 checkpoints"),
     reference_table: (0, "is damaged and is computed again"),
-    token_cache: (0, ""),
+    token_cache: (0, "cannot be read (Object arrays cannot be loaded when allow_pickle=False): tokenising again"),
     data_pickle: (None, ""),
     data_script: (None, ""),
 }
