@@ -154,7 +154,9 @@ def require_space(path: Path, needed: int, hint: str) -> None:
 
 
 @contextlib.contextmanager
-def staged_folder(final: Path, *, replace: bool = False, needed: int | None = None) -> Iterator[Path]:
+def staged_folder(
+    final: Path, *, replace: bool = False, needed: int | None = None, manifest: bool = True
+) -> Iterator[Path]:
     """Build a folder that appears at `final` whole, with a manifest, or not at all.
 
     Yields:
@@ -164,6 +166,7 @@ def staged_folder(final: Path, *, replace: bool = False, needed: int | None = No
         final: where the folder appears when the block ends without an exception.
         replace: allow `final` to exist; it is replaced in the same moment.
         needed: bytes that the folder will have, where known.
+        manifest: write one; a copy of a folder has what the folder has.
 
     Raises:
         OutputError: `final` exists and `replace` is false, or the place cannot be written to.
@@ -180,7 +183,8 @@ def staged_folder(final: Path, *, replace: bool = False, needed: int | None = No
         # that the next attempt finds.
         try:
             yield staging
-            write_manifest(staging)
+            if manifest:
+                write_manifest(staging)
             _sync_tree(staging)
             _swap_in(staging, final)
         except BaseException:

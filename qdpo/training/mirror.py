@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.errors import DiskError, OutputError, QdpoError, UsageError
-from qdpo.files import STAGING_PREFIX, atomic_write, explained, manifest_problems, staged_folder, sweep
+from qdpo.files import (
+    MANIFEST,
+    STAGING_PREFIX,
+    atomic_write,
+    explained,
+    manifest_problems,
+    size_of,
+    staged_folder,
+    sweep,
+)
 from qdpo.training import lock
 from qdpo.training.run_folder import RECORD
 
@@ -161,9 +170,14 @@ class Mirror:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    with staged_folder(target, replace=True) as staging:
-        shutil.copytree(source, staging, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        if (source / "manifest.json").is_file() and (problems := manifest_problems(staging)):
+    with staged_folder(target, replace=True, needed=size_of(source), manifest=False) as staging:
+        for path in sorted(source.rglob("*")):
+            copy = staging / path.relative_to(source)
+            if path.is_dir():
+                copy.mkdir()
+            else:
+                shutil.copyfile(path, copy)
+        if (source / MANIFEST).is_file() and (problems := manifest_problems(staging)):
             raise DiskError(f"the copy of {source} is not what was copied: {problems[0]}")
 
 

@@ -47,7 +47,7 @@ def test_a_bomb(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         tracemalloc.stop()
     assert seconds < 2
-    assert peak < 32_000_000
+    assert peak < 4_000_000
     assert str(file) in caught.value.message
     assert len(f"{caught.value.message}{caught.value.hint}") < 4000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml"]
