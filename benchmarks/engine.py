@@ -29,6 +29,7 @@ from torch import Tensor
 from benchmarks import measure, models, packed, stock, workloads
 from qdpo.data.pairs import TokenPair
 from qdpo.hardware import cpu_name
+from qdpo.memory.meter import peak_bytes
 from qdpo.packing.engine import Engine
 from qdpo.packing.layout import packed_tokens, padded_tokens
 from qdpo.training.metrics import Metrics
@@ -143,7 +144,7 @@ def compare(bench: Bench, name: str, args: argparse.Namespace) -> dict[str, Any]
                 errors[key] = float((gradient - first[1]).norm() / first[1].norm())
                 if args.memory:
                     bench.clear()
-                    peaks[key] = measure.peak_bytes(run, bench.device)
+                    peaks[key] = peak_bytes(run, bench.device)
     for key in runs:
         entry: dict[str, Any] = {"loss": losses[key], "gradient_difference": errors[key]}
         if key in peaks:

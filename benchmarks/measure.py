@@ -1,8 +1,7 @@
-"""Clocks and memory."""
+"""Clocks. Memory is measured by `qdpo.memory.meter`."""
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -55,27 +54,3 @@ def summary(times: list[Timing], baseline: list[Timing], clock: str) -> dict[str
         "highest": max(ratios),
         "times": [asdict(t) for t in times],
     }
-
-
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Largest sum of tensor bytes above what is there before the call.
-
-    On a GPU from the allocator; on a CPU from the profiler's record of every allocation.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        _finish(device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        _finish(device)
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    results: Any = profile.profiler
-    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
