@@ -74,9 +74,14 @@ class Quantization:
         return weight.float()
 
     def _round_trip(self, weight: torch.Tensor) -> torch.Tensor:
+        """Quantized and back, on the GPU where there is one: a 7B model takes minutes on a CPU."""
         from bitsandbytes import functional
 
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         packed, state = functional.quantize_4bit(
-            weight.contiguous(), blocksize=self.blocksize, compress_statistics=self.double_quant, quant_type="nf4"
+            weight.to(device).contiguous(),
+            blocksize=self.blocksize,
+            compress_statistics=self.double_quant,
+            quant_type="nf4",
         )
-        return functional.dequantize_4bit(packed, state)
+        return functional.dequantize_4bit(packed, state).cpu()

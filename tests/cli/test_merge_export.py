@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -93,6 +94,24 @@ def test_options_that_do_not_belong_to_a_format(run: Path, capsys: pytest.Captur
     assert "--quant is for gguf" in capsys.readouterr().err
     assert main(["merge-export", "--run", str(run), "--format", "gguf", "--dtype", "float16"]) == 64
     assert "--dtype is for safetensors" in capsys.readouterr().err
+    assert export(run, "--awq-layout", "autoawq") == 64
+    assert "--awq-layout is for awq" in capsys.readouterr().err
+    assert export(run, "--pick") == 64
+    assert "--pick chooses among GGUF types" in capsys.readouterr().err
+    assert export(run, "--pairs", "0") == 64
+    assert not (run / "export").exists()
+
+
+def test_awq_without_its_extra_names_the_install_command(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "llmcompressor" else found(name, *a)
+    )
+    assert main(["merge-export", "--run", str(run), "--format", "awq"]) == 69
+    assert "pip install 'qdpo[awq]'" in capsys.readouterr().err
+    assert not (run / "export").exists()
 
 
 def test_writes_into_the_run_and_prints_the_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,44 +100,6 @@ def encode(path: Path, text: str) -> list[int]:
         llama.close()
 
 
-def test_byte_level_tokens(tmp_path: Path) -> None:
-    run = toys_gguf.make_run(tmp_path, families.config("llama"))
-    path = next(export(run, "f16").glob("*.gguf"))
-    tokenizer = toys.byte_tokenizer()
-    for text in TRICKY:
-        if text:
-            assert encode(path, text) == tokenizer.encode(text, add_special_tokens=False), text
-
-
-def vectors(folder: Path) -> list[tuple[str, list[int]]]:
-    """llama.cpp's own test texts and their tokens."""
-    source = next(folder.glob("*.inp"))
-    texts = source.read_text().split("\n__ggml_vocab_test__\n")
-    lines = source.with_suffix(".out").read_text().splitlines()
-    ids = [[int(number) for number in line.split()] for line in lines]
-    return list(zip(texts, ids, strict=False))
-
-
-def test_gpt2_tokenizer_on_llama_cpps_own_vectors(shared: Path, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = shared / "data" / "tokenizers" / "gpt2"
-    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "gpt2_vocab.json"), str(folder / "gpt2_merges.txt")))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    run = toys_gguf.make_run(tmp_path, families.config("llama", vocab_size=50257, num_hidden_layers=1))
-    fast.save_pretrained(run / "adapter")
-    path = next(export(run, "f16").glob("*.gguf"))
-    checked = 0
-    for text, ids in vectors(folder):
-        if text:
-            assert encode(path, text) == ids == fast.encode(text), text
-            checked += 1
-    assert checked > 30
-
-
 @pytest.mark.parametrize("version", ["v1", "v3"])
 def test_mistral_tokenizer_model(shared: Path, tmp_path: Path, version: str) -> None:
     """A lone tokenizer.model: llama.cpp gives the tokens of mistral-common."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.merged import MergedModel
 from qdpo.export.quiet import without_bars
-from qdpo.export.source import Run, read_json
+from qdpo.export.source import read_json
 from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.folder_target import FolderTarget, settings_problems
@@ -25,13 +24,8 @@ from qdpo.export.whole import computing_dtype, model_with
 INSTALL = "pip install 'qdpo[awq]'"
 
 
-@dataclass
 class AwqTarget(FolderTarget):
     """4-bit AWQ weights."""
-
-    folder: Path
-    kind: str
-    run: Run
 
     @property
     def name(self) -> str:
