@@ -53,10 +53,8 @@ class World:
         if settings not in self._known():
             folder = self.folder / f"straight-{len(self._known())}"
             process = self.train(folder, *settings)
-            wait_for(lambda: (folder / "run.json").is_file(), process)
-            begin = time.monotonic()
             assert process.wait() == 0, process.said()
-            self._known()[settings] = Straight(adapter_sha256(folder), time.monotonic() - begin)
+            self._known()[settings] = Straight(adapter_sha256(folder))
         return self._known()[settings]
 
     def _known(self) -> dict[tuple[str, ...], Straight]:
@@ -69,11 +67,9 @@ class Straight:
 
     Attributes:
         sha256: of its adapter.
-        seconds: from its first file to its end.
     """
 
     sha256: str
-    seconds: float
 
 
 @contextmanager
@@ -112,18 +108,27 @@ def steps_done(folder: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 60) -> None:
-    """Wait until something is so, looking as often as the machine allows."""
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 60, every: float = 0.01) -> None:
+    """Wait until something is so, looking every so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"nothing happened in {seconds} s:\n{process.said()}"
-        time.sleep(0.0005)
+        time.sleep(every)
 
 
-def at_time(draw: random.Random, folder: Path, process: Process, seconds: float) -> None:
-    """Wait for a random moment of a run that takes that many seconds."""
+def at_any_moment(draw: random.Random, folder: Path, process: Process, steps: int) -> None:
+    """Wait for a random moment between a run's first file and its last steps.
+
+    The moment is a random step and some more; before the first, a random time. Seconds alone would depend on what else
+    the machine does.
+    """
+    step = draw.randrange(-steps // 5, steps - 2)
     wait_for(lambda: (folder / "run.json").is_file(), process)
-    time.sleep(draw.uniform(0, 0.95 * seconds))
+    if step < 0:
+        time.sleep(draw.uniform(0, 1))
+    else:
+        wait_for(lambda: steps_done(folder) >= step, process)
+        time.sleep(draw.uniform(0, 0.05))
 
 
 def in_a_save(draw: random.Random, folder: Path, process: Process, steps: int) -> None:
@@ -132,7 +137,7 @@ def in_a_save(draw: random.Random, folder: Path, process: Process, steps: int) -
     last = draw.randrange(0, steps - SAVE_EVERY, SAVE_EVERY)
     if last:
         wait_for(lambda: (checkpoints / f"step-{last:06d}").is_dir(), process)
-    wait_for(lambda: any(checkpoints.glob(f"{STAGING_PREFIX}step-*")), process)
+    wait_for(lambda: any(checkpoints.glob(f"{STAGING_PREFIX}step-*")), process, every=0.0003)
     time.sleep(draw.uniform(0, 0.012))
 
 

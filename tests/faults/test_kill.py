@@ -14,7 +14,7 @@ from faults.runs import (
     SAVE_EVERY,
     World,
     assert_whole,
-    at_time,
+    at_any_moment,
     in_a_save,
     staging,
     steps_done,
@@ -43,7 +43,7 @@ def kill_and_resume(here: World, draw: random.Random, dropout: str, aimed: bool,
     if aimed:
         in_a_save(draw, folder, process, steps)
     else:
-        at_time(draw, folder, process, straight.seconds)
+        at_any_moment(draw, folder, process, steps)
     process.send(signal.SIGKILL)
     code = process.wait()
     if code == 0:  # the run was quicker than the one that was left alone

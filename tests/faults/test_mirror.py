@@ -18,7 +18,7 @@ from faults.runs import (
     Straight,
     World,
     assert_whole,
-    at_time,
+    at_any_moment,
     staging,
     state_of,
     steps_saved,
@@ -66,7 +66,7 @@ def test_a_run_whose_machine_is_gone_goes_on_from_its_mirror(
     run, copy = tmp_path / "run", tmp_path / "copy"
     process = here.train(run, f"train.max_steps={STEPS}", more=("--mirror", copy))
     wait_for(lambda: steps_saved(copy) != [], process)
-    at_time(random.Random(seed), run, process, straight.seconds / 3)
+    at_any_moment(random.Random(seed), run, process, STEPS // 2)
     process.send(signal.SIGKILL)
     process.wait()
     reached = steps_saved(run)[-1]

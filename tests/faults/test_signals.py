@@ -17,7 +17,7 @@ from faults.runs import (
     DROPOUT,
     World,
     assert_whole,
-    at_time,
+    at_any_moment,
     staging,
     state_of,
     steps_done,
@@ -44,7 +44,7 @@ def stop_and_resume(here: World, draw: random.Random, number: signal.Signals, dr
     straight = here.straight(*settings)
     folder = here.folder / "run"
     process = here.train(folder, *settings)
-    at_time(draw, folder, process, straight.seconds)
+    at_any_moment(draw, folder, process, steps)
     trained = bool(steps_done(folder))
     begin = time.monotonic()
     process.send(number)
