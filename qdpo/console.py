@@ -35,11 +35,16 @@ def out() -> Console:
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
+    class OurConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to the command line, which knows the exit code; rich would end with 1."""
+            raise BrokenPipeError
+
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     # A pipe or a log file has no width: a fixed, generous one keeps every message on its own line.
     width = 160 if plain else None
-    return Console(stderr=stderr, highlight=False, soft_wrap=plain, width=width, quiet=_silent)
+    return OurConsole(stderr=stderr, highlight=False, soft_wrap=plain, width=width, quiet=_silent)
 
 
 def silence() -> None:
