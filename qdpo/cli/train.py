@@ -63,10 +63,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, stop: Stop) -> int:
+    from qdpo.paths import output_path
+    from qdpo.training import lock
+
+    if args.run_dir is not None:
+        # before anything that takes long to import
+        lock.refuse_if_busy(output_path(args.run_dir, "--run-dir"))
     from qdpo.config.resolve import resolve
     from qdpo.errors import ConfigError, UsageError
-    from qdpo.paths import output_path
-    from qdpo.training import lock, run_folder
+    from qdpo.training import run_folder
 
     mirror = None if args.mirror is None else output_path(args.mirror, "--mirror")
     if args.resume and args.auto:
@@ -80,7 +85,6 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
         if args.run_dir is None:
             raise UsageError("--resume needs --run-dir", "name the run's folder: --run-dir runs/NAME --resume")
         folder = run_folder.existing(args.run_dir)
-        lock.refuse_if_busy(folder)
         resolved = run_folder.reopen(folder, args.preset, overrides)
         preset = args.preset or str(folder)
     else:
