@@ -60,7 +60,7 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
         whole.config._name_or_path = str(folder)  # llmcompressor looks there whether the model is quantised already
         if torch.cuda.is_available():
             whole.to("cuda")
-        recipe = [
+        recipe: Any = [
             # "both" tries scales from activations alone beside those that take the weights into account
             AWQModifier(duo_scaling="both", mappings=_mappings(whole, plan)),
             QuantizationModifier(config_groups={"group_0": _scheme(plan)}, ignore=[HEAD.split(".")[0], *plan.kept]),
@@ -111,12 +111,13 @@ def _without_pinning() -> Iterator[None]:
     if torch.accelerator.is_available():
         yield
         return
-    pin = IntermediatesCache.pin_memory
-    IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
+    cache: Any = IntermediatesCache
+    pin = cache.pin_memory
+    cache.pin_memory = lambda self, *args, **kwargs: None
     try:
         yield
     finally:
-        IntermediatesCache.pin_memory = pin
+        cache.pin_memory = pin
 
 
 @contextlib.contextmanager
