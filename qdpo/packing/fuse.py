@@ -254,7 +254,7 @@ def _norm_forward(module: Any) -> Callable[..., Tensor] | None:
     x = (3.0 * torch.randn(ROWS, width, generator=generator)).to(device, dtype)
     expected = module(x)
     for plus_one in (False, True):
-        if _close(FusedRmsNorm.apply(x, module.weight, eps, plus_one), expected):
+        if _close(FusedRmsNorm.apply(x, module.weight, eps, plus_one), expected, expected.dtype):
             return lambda self, x: FusedRmsNorm.apply(x, self.weight, eps, plus_one)
     return None
 
@@ -262,11 +262,12 @@ def _norm_forward(module: Any) -> Callable[..., Tensor] | None:
 # ---------------------------------------------------------------------------------------------------------- behaviour
 
 
-def _close(mine: Tensor, theirs: Tensor) -> bool:
+def _close(mine: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two results agree up to the rounding of the type they were computed in, which need not be their own."""
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
         return False
     mine, theirs = mine.detach(), theirs.detach()
-    limit = TOLERANCE.get(theirs.dtype, 1e-4) * float(theirs.abs().max().clamp(min=1e-6))
+    limit = TOLERANCE.get(dtype, 1e-4) * float(theirs.abs().max().clamp(min=1e-6))
     return bool(torch.isfinite(mine).all()) and float((mine - theirs).abs().max()) <= limit
 
 
@@ -292,7 +293,7 @@ def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
                 factors = torch.linspace(-1, 1, y.numel(), device=y.device).view(y.shape).to(y.dtype)
                 total = (y * factors).sum()
             results.append([y, *torch.autograd.grad(total, [x, *trained])])
-        return all(_close(mine, theirs) for theirs, mine in zip(*results, strict=True))
+        return all(_close(mine, theirs, dtype) for theirs, mine in zip(*results, strict=True))
     finally:
         with torch.no_grad():
             for parameter, value in kept:

@@ -171,3 +171,26 @@ def test_all_toys_keep_their_gradients_in_fp32() -> None:
         fuse(policy)
         for mine, theirs in zip(run(policy)[1], plain[1], strict=True):
             assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_half_precision_with_fp32_adapters_is_fused_and_keeps_its_gradients(name: str, dtype: torch.dtype) -> None:
+    model = build(name, dtype)
+    policy = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for key, parameter in policy.named_parameters():
+            if "lora_B" in key:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    attention.install(model)
+    with torch.autocast("cpu", dtype):
+        plain = run(policy)
+    fusion = fuse(policy)
+    with torch.autocast("cpu", dtype):
+        fused = run(policy)
+    assert not fusion.left
+    assert fusion.counts["mlp"] == 2
+    mine, theirs = (torch.cat([gradient.flatten() for gradient in gradients]) for _, gradients in (fused, plain))
+    assert mine.dtype == torch.float32
+    assert (mine - theirs).norm() < {torch.bfloat16: 0.1, torch.float16: 0.02}[dtype] * theirs.norm()
