@@ -76,6 +76,11 @@ def same(run: TinyRun, expected: TinyRun) -> None:
     """The same losses, metrics and adapter, up to the order of sums."""
     assert run.losses == pytest.approx(expected.losses, abs=1e-5)
     for ours, theirs in zip(run.measured(), expected.measured(), strict=True):
+        if ours["step"] <= 2:
+            # before the first update policy and reference are equal, and rounding decides which pairs are won
+            for line in (ours, theirs):
+                line.pop("rewards/accuracies", None)
+                line.pop("eval_rewards/accuracies", None)
         assert ours == pytest.approx(theirs, abs=2e-4)
     for name, weight in expected.adapter.items():
         assert (run.adapter[name] - weight).abs().max() < 1e-4
@@ -129,8 +134,8 @@ def test_at_every_micro_batch(number: int, backward: bool, tiny: Tiny, tmp_path:
 class SmallerFrom(TrainerCallback):
     """Lowers the token budget when a step begins."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, tokens: int) -> None:
+        self.step, self.tokens = step, tokens
         self.trainer: Any = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,14 +143,11 @@ class SmallerFrom(TrainerCallback):
         if state.global_step + 1 == self.step:
             self.trainer.budgets.tokens_per_micro_batch = self.tokens
 
-    tokens = 0
-
 
 def test_dropout_repeats(tiny: Tiny, tmp_path: Path) -> None:
     with with_callbacks(change=Shortage({3}, backward=True)):
         run = train_tiny(tiny, tmp_path / "run", *FAST, *DROPOUT, WHOLE)
-    lower = SmallerFrom(3)
-    lower.tokens = run.record["memory"]["tokens_per_micro_batch"]
+    lower = SmallerFrom(3, run.record["memory"]["tokens_per_micro_batch"])
     with with_callbacks(lower, change=lambda trainer: setattr(lower, "trainer", trainer)):
         planned = train_tiny(tiny, tmp_path / "planned", *FAST, *DROPOUT, WHOLE)
     assert run.sha256 == planned.sha256
