@@ -8,24 +8,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults.mounts import mounted
-from faults.runs import World, steps_saved, wait_for, world
+from faults.runs import World, steps_saved, wait_for
 from training.tiny import write_rows
 
 from qdpo import errors
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 TESTED_ELSEWHERE = {71: "tests/faults/test_memory.py"}
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("codes")) as made:
-        yield made
 
 
 def documented() -> dict[int, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults.mounts import Disk, mounted
 from faults.preloaded import Process
-from faults.runs import World, assert_whole, staging, steps_saved, wait_for, world
+from faults.runs import World, assert_whole, staging, steps_saved, wait_for
 
 from qdpo.errors import DiskError
 from qdpo.files import explained, free_bytes, manifest_problems, require_space, size_of, staged_folder
@@ -25,12 +24,6 @@ LEFT = [0, 4, 8, 16, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288]
 """KiB that somebody leaves free on the disk of a run that has begun: a checkpoint has about 160."""
 
 SAMPLE = (TOO_SMALL[1], LEFT[0], LEFT[8])
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("disk")) as made:
-        yield made
 
 
 def in_ci(sizes: list[int]) -> list[object]:

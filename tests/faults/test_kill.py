@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,11 @@ from faults.runs import (
     steps_done,
     steps_saved,
     wait_for,
-    world,
 )
 
 STEPS = 100
 KILLS, KILLS_IN_A_SAVE = 25, 15
 """Per kind of dropout in the long test: of 50 kills 30 are aimed at a save, of which 20 must hit."""
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("kill")) as made:
-        yield made
 
 
 def kill_and_resume(here: World, draw: random.Random, dropout: str, aimed: bool, steps: int) -> tuple[bool, int]:

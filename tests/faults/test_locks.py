@@ -15,18 +15,12 @@ from pathlib import Path
 import pytest
 from faults.mounts import mounted
 from faults.preloaded import Process
-from faults.runs import SETTINGS, World, assert_whole, state_of, steps_saved, wait_for, world
+from faults.runs import SETTINGS, World, assert_whole, state_of, steps_saved, wait_for
 
 from qdpo.errors import BusyError
 from qdpo.training.lock import FILE, Holder, locked, refuse_if_busy
 
-STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("locks")) as made:
-        yield made
+STEPS = 40
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults.fake_hub import hub
-from faults.preloaded import Server
-from faults.runs import SETTINGS
+from faults.runs import SETTINGS, World
 from training.tiny import make_tiny
 
 from qdpo.cli.main import VERBS
@@ -28,25 +27,19 @@ VARIABLES = {"HF_TOKEN": HUB, "WANDB_API_KEY": WANDB, "MY_SERVICE_PASSWORD": OTH
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home folder with a model, data and a stored token."""
     folder = tmp_path_factory.mktemp("home-of-somebody")
     make_tiny(folder / "models")
     (folder / "hf").mkdir()
     (folder / "hf" / "token").write_text(STORED)
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def environment(home: Path) -> dict[str, str]:
     return {**VARIABLES, "HOME": str(home), "HF_HOME": str(home / "hf"), "QDPO_CACHE": str(home / "cache")}
-
-
-@pytest.fixture(scope="module")
-def server(home: Path, environment: dict[str, str]) -> Iterator[Server]:
-    with Server(home, environment) as made:
-        yield made
-    shutil.rmtree(home, ignore_errors=True)
 
 
 def tokens_in(text: str | bytes) -> list[str]:
@@ -63,11 +56,13 @@ def assert_clean(folder: Path) -> None:
             assert tokens_in(path.read_bytes()) == [], path
 
 
-def test_a_run_leaves_no_token_and_its_card_no_home(server: Server, home: Path) -> None:
+def test_a_run_leaves_no_token_and_its_card_no_home(here: World, environment: dict[str, str], home: Path) -> None:
     run, copy = home / "runs" / "one", home / "drive"
     overrides = [word for setting in (*SETTINGS, "train.max_steps=6") for word in ("--set", setting)]
     preset = home / "models" / "tiny.yaml"
-    code, said = server.run("train", "--preset", preset, "--run-dir", run, "--mirror", copy, *overrides)
+    code, said = here.server.run(
+        "train", "--preset", preset, "--run-dir", run, "--mirror", copy, *overrides, environment=environment
+    )
     assert code == 0, said
     assert tokens_in(said) == []
     assert_clean(run)
@@ -92,21 +87,27 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_an_error_shows_no_token(mistake: str, server: Server, home: Path, tmp_path: Path) -> None:
+def test_an_error_shows_no_token(
+    mistake: str, here: World, environment: dict[str, str], home: Path, tmp_path: Path
+) -> None:
     more, expected = MISTAKES[mistake]
     run = tmp_path / "run"
-    code, said = server.run("train", "--preset", home / "models" / "tiny.yaml", "--run-dir", run, *more)
+    code, said = here.server.run(
+        "train", "--preset", home / "models" / "tiny.yaml", "--run-dir", run, *more, environment=environment
+    )
     assert code == expected, said
     assert "***" in said or "holds an access token" in said
     assert tokens_in(said) == []
     assert_clean(tmp_path)
 
 
-def test_a_token_in_a_preset_is_refused_before_it_is_copied(server: Server, home: Path, tmp_path: Path) -> None:
+def test_a_token_in_a_preset_is_refused_before_it_is_copied(
+    here: World, environment: dict[str, str], home: Path, tmp_path: Path
+) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text((home / "models" / "tiny.yaml").read_text().replace("about: a", f"about: {HUB}"))
     for verb in (["train", "--dry-run", "--preset"], ["presets", "show"]):
-        code, said = server.run(*verb, preset)
+        code, said = here.server.run(*verb, preset, environment=environment)
         assert code == 78, said
         assert f"{preset}:2: about holds an access token" in said
         assert "HF_TOKEN" in said
@@ -130,7 +131,7 @@ def test_a_hub_that_repeats_the_token_in_its_answer(home: Path, environment: dic
     assert_clean(tmp_path)
 
 
-def test_no_verb_takes_a_token(server: Server) -> None:
+def test_no_verb_takes_a_token() -> None:
     for verb in VERBS:
         done = subprocess.run(
             [sys.executable, "-m", "qdpo", verb, "--help"], capture_output=True, text=True, timeout=60

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,12 @@ from faults.runs import (
     steps_done,
     steps_saved,
     wait_for,
-    world,
 )
 from training.tiny import make_rows, write_rows
 
 STEPS = 100
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 NAMES = [number.name for number in CODES]
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("signals")) as made:
-        yield made
 
 
 def stop_and_resume(here: World, draw: random.Random, number: signal.Signals, dropout: str, steps: int) -> float:

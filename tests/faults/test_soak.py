@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults.preloaded import Process
-from faults.runs import World, steps_done, world
+from faults.runs import World, steps_done
 
 STEPS = 1000
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(tmp_path_factory.mktemp("soak")) as made:
-        yield made
 
 
 def memory(process: Process) -> int:
