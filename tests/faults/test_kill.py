@@ -22,8 +22,8 @@ from faults.runs import (
 )
 
 STEPS = 100
-KILLS, KILLS_IN_A_SAVE = 25, 15
-"""Per kind of dropout in the long test: of 50 kills 30 are aimed at a save, of which 20 must hit."""
+KILLS, KILLS_IN_A_SAVE = 5, 3
+"""In each of the long test's ten parts: of 50 kills 30 are aimed at a save, and at least 20 hit one."""
 
 
 def kill_and_resume(here: World, draw: random.Random, dropout: str, aimed: bool, steps: int) -> tuple[bool, int]:
@@ -60,13 +60,14 @@ def test_a_killed_run_ends_with_the_adapter_of_one_left_alone(dropout: str, aime
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("part", range(5))
 @pytest.mark.parametrize("dropout", DROPOUT)
-def test_fifty_kills(dropout: str, here: World, record_property: pytest.RecordProperty) -> None:
-    draw = random.Random(dropout)
+def test_fifty_kills(dropout: str, part: int, here: World) -> None:
+    draw = random.Random(f"{dropout} {part}")
     outcomes = [kill_and_resume(here, draw, dropout, n < KILLS_IN_A_SAVE, STEPS) for n in range(KILLS)]
     hits, worst = sum(hit for hit, _ in outcomes), max(lost for _, lost in outcomes)
     print(f"\ndropout {dropout}: {len(outcomes)} of {KILLS} resumed and equal; {hits} in a save; {worst} steps lost")
-    assert hits >= 10
+    assert hits >= 2
 
 
 def test_a_run_killed_before_its_first_file_can_be_started_again(here: World, tmp_path: Path) -> None:
