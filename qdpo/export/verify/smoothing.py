@@ -43,13 +43,13 @@ def compare_smoothed(model: MergedModel, names: Iterable[str], stored: Callable[
             if not (torch.isfinite(factors[name]) & (factors[name] > 0)).all():
                 comparison.problems.append(f"{name} is not the merged norm with its gains scaled")
             comparison.count += 1
-        elif name in feeders or (feeder := name.removesuffix(".bias") + ".weight") in feeders:
+        elif name in feeders or (weight := name.removesuffix(".bias") + ".weight") in feeders:
             if name.endswith(".weight"):
                 expected = expected * _columns(name, expected.shape[1], feeders, factors)
                 factors[name] = _rows(name, found, expected, model)
                 expected = expected * factors[name].unsqueeze(1)
             else:
-                expected = expected * factors.get(feeder, torch.ones(()))
+                expected = expected * factors.get(weight, torch.ones(()))
             comparison.add(name, found, expected, KIND)
         else:
             comparison.add(name, found, expected.to(torch.bfloat16).float(), UNTOUCHED)
