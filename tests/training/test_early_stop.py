@@ -12,7 +12,7 @@ import pytest
 from training.tiny import Tiny, train_tiny, train_until
 from transformers import TrainerControl, TrainerState
 
-from qdpo.training.early_stop import EarlyStopCallback, evaluations_since_best
+from qdpo.training.early_stop import EarlyStopCallback, ended_early, evaluations_since_best
 
 ARGS: Any = SimpleNamespace()
 # The tiny model memorises its 44 pairs, and its held-out loss rises again.
@@ -55,6 +55,15 @@ def test_when_it_stops(tmp_path: Path, by: str, values: list[float], stops: bool
     assert control.should_training_stop is stops
     assert control.should_save is stops
     assert state.max_steps == (state.global_step if stops else 100)
+
+
+def test_a_stopped_run_is_known_by_its_metrics(tmp_path: Path) -> None:
+    evaluate(tmp_path, "loss", [0.69, 0.5, 0.51, 0.52])
+    path = tmp_path / "metrics.jsonl"
+    assert ended_early([EarlyStopCallback(path, "loss", 2)], 30)
+    assert not ended_early([EarlyStopCallback(path, "loss", 3)], 30), "more patience goes on"
+    assert not ended_early([EarlyStopCallback(path, "loss", 2)], 20), "a step before the end"
+    assert not ended_early([], 30)
 
 
 def test_the_last_step_is_no_early_stop(tmp_path: Path) -> None:
