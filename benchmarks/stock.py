@@ -86,7 +86,7 @@ def make_trainer(model: Any, rank: int, checkpointing: bool, half: str | None) -
         model: a frozen base.
         rank: of the adapter on all seven projections.
         checkpointing: TRL's default is True.
-        half: `bf16` or `fp16` on a GPU, None on a CPU.
+        half: `bf16` or `fp16` on a GPU; None computes in the model's own type.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
@@ -96,7 +96,7 @@ def make_trainer(model: Any, rank: int, checkpointing: bool, half: str | None) -
 
     from qdpo.config.schema import PROJECTIONS
 
-    on_cpu = half is None
+    on_cpu = model.device.type == "cpu"
     if on_cpu:
         vars(trl.trainer.utils)["_ChunkedLogProbFunction"] = TorchHead
     datasets.disable_progress_bars()

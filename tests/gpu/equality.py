@@ -1,0 +1,71 @@
+"""The packed engine beside stock TRL: the same model, the same pairs, loss and gradient."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from gpu.bases import random_model
+from torch import Tensor
+
+from benchmarks import models, packed, stock
+from qdpo.data.pairs import TokenPair
+from qdpo.memory.shapes import Shape
+from qdpo.packing.engine import Engine
+from qdpo.training.metrics import Metrics
+
+
+def beside_trl(
+    shape: Shape, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
+) -> dict[str, Any]:
+    """Loss and gradient of one global batch, by stock TRL and by the packed engine.
+
+    Args:
+        shape: the model's.
+        device: where to compare; on a GPU TRL's head is its own Triton kernel.
+        half: `bf16` or `fp16`: autocast over a base in NF4; None: float32 throughout.
+        pairs: the batch.
+        budget: packed tokens of a pass.
+
+    Returns:
+        Relative differences from TRL with one pair at a time: of the packed engine, and of TRL with all pairs at once,
+        which is what padding alone changes.
+    """
+    dtype = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[half]
+    base = random_model(shape, device, dtype, "none" if half is None else "nf4", True)
+    trainer = stock.make_trainer(base, 16, checkpointing=True, half=half)
+    models.give_lora_b_values(trainer.model)
+    policy = trainer.model
+    engine = Engine(policy.get_base_model(), device, trainer.compute_loss_context_manager)
+
+    def with_trl(size: int) -> float:
+        policy.train()
+        return stock.step(trainer, stock.batches(trainer, pairs, size, device), len(pairs))
+
+    def gradient_of(run: Any) -> tuple[float, Tensor]:
+        policy.zero_grad()
+        loss = run()
+        return loss, torch.cat([p.grad.flatten().double() for p in policy.parameters() if p.grad is not None])
+
+    loss, gradient = gradient_of(partial(with_trl, 1))
+    padded_loss, padded = gradient_of(partial(with_trl, len(pairs)))
+    settings = packed.Settings(budget=budget, cached=False)
+    with packed.ready(policy, settings):
+        unused = torch.zeros(len(pairs), 2)
+        ours, mine = gradient_of(lambda: packed.step(policy, pairs, engine, settings, unused, Metrics()))
+    return {
+        "half": half,
+        "head": _head(),
+        "loss": loss,
+        "loss_difference": abs(ours / loss - 1),
+        "gradient_difference": float((mine - gradient).norm() / gradient.norm()),
+        "padding_loss_difference": abs(padded_loss / loss - 1),
+        "padding_gradient_difference": float((padded - gradient).norm() / gradient.norm()),
+    }
+
+
+def _head() -> str:
+    import trl.trainer.utils
+
+    return str(vars(trl.trainer.utils)["_ChunkedLogProbFunction"].__module__)

@@ -1,0 +1,140 @@
+"""The functions that the tests on a GPU call, at a tiny size on the CPU, so that they are known to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gpu.bases import TOY, config_of, token_pairs, write_base, write_pairs
+from gpu.equality import beside_trl
+from gpu.ladder import ladder, refuse_above
+from gpu.loading import load_nf4
+from gpu.memory import host_peak
+from gpu.planner import beside_plan
+from gpu.precision import walk
+from gpu.results import Results
+from gpu.runs import configured, export, run, run_outside
+from gpu.speed import benchmark, matmul_rate
+from parity.trl_cpu import install_torch_head
+
+from benchmarks import workloads
+from qdpo.config.resolve import resolve
+from qdpo.hardware import find_device
+from qdpo.memory.data import lengths_from
+from qdpo.memory.lengths import PairLengths, lengths_of
+from qdpo.memory.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tests themselves run")
+
+CPU = torch.device("cpu")
+SMALL = ("data.max_length=96", "data.max_prompt_length=64", "lora.r=4", "train.learning_rate=1e-3")
+SHAPE_57M = Shape("mistral", 64, 2, 4, 2, 16, 128, 32000)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_base(folder, TOY, CPU, torch.float32, shard_bytes=4e6)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    return write_pairs(tmp_path, 16, 4, long_every=8)
+
+
+@pytest.mark.parametrize("shape", [TOY, MISTRAL_7B, GEMMA_7B])
+def test_the_bases_have_the_shapes_that_are_planned_for(shape: Shape) -> None:
+    assert shape_of(config_of(shape).to_dict(), "base") == shape
+
+
+def test_a_run_and_its_exports(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    assert len(list(base.glob("model-*.safetensors"))) > 1
+    done = run(configured("garrulus-t4", base, data, 6, "model.dtype=auto", *SMALL), tmp_path / "run", CPU)
+    assert len(done.losses) == 6
+    assert done.loss_fell
+    assert {tensor.dtype for tensor in done.adapter.values()} == {torch.float32}
+    assert done.as_dict()["engine"] == "packed"
+    for format, options in (("gguf", ("--quant", "q4_k_m")), ("safetensors", ())):
+        found = export(done.folder, format, *options, pairs=2)
+        assert found["exit_code"] == 0
+        assert found["verdict"]["passed"]
+        assert any(size > 1e6 for size in found["bytes"].values())
+
+
+def test_a_run_in_a_process_of_its_own(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run_outside(configured("garrulus-a40", base, data, 2, *SMALL), tmp_path / "run")
+    assert done.record["state"] == "finished"
+    assert len(done.losses) == 2
+
+
+def test_types_are_seen(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    done, seen = walk(base, data, tmp_path / "run", CPU, "float32", *SMALL)
+    assert done.record["dtype"]["compute"] == "float32"
+    assert seen["float32"] > 1000
+    assert "float16" not in seen
+    assert "bfloat16" not in seen
+
+
+def test_the_ladder(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    found = ladder(base, data, tmp_path, CPU, refuse_above(300), (600, 200), 2, *SMALL)
+    assert found["halved"]
+    assert found["difference"] < 1e-5
+
+
+@pytest.mark.parametrize("half", [None, "bf16"])
+def test_equality_with_trl(half: str | None) -> None:
+    with install_torch_head():
+        found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
+    assert found["loss_difference"] < (1e-5 if half is None else 2e-2)
+    assert found["gradient_difference"] < (1e-4 if half is None else 0.1)
+    assert found["padding_gradient_difference"] < 0.1
+
+
+@pytest.mark.parametrize("preset", ["garrulus-a40", "zephyr-7b-gemma"])
+def test_the_planner(preset: str) -> None:
+    config = resolve(preset, [*SMALL, "packing.tokens_per_micro_batch=512", "model.dtype=float32"]).config
+    shape = TOY if preset == "garrulus-a40" else Shape("gemma", 256, 2, 4, 4, 64, 512, 1600, tied=True)
+    pairs = token_pairs([PairLengths(64, 32, 32)] * 8, shape.vocab)
+    assert lengths_of(pairs) == [PairLengths(64, 32, 32)] * 8
+    found = beside_plan(config, shape, lengths_from(config, pairs, pairs[:4]), find_device())
+    for part in ("loaded", "step", "scoring", "peak"):
+        assert abs(found[part]["error"]) < 0.1, (part, found[part])
+
+
+def test_loading(base: Path) -> None:
+    found = load_nf4(base, TOY, find_device(), compared=1)
+    assert found["layers_in_4_bits"] == 14
+    assert 0 < found["rounding_error"] < 0.12
+    assert found["export_difference"] == 0.0
+    assert found["tensor_bytes"] == pytest.approx(found["tensor_bytes_planned"], rel=0.01)
+
+
+def test_host_memory_is_watched() -> None:
+    with host_peak() as level:
+        torch.ones(20_000_000)
+    assert level.peak > 60_000_000
+
+
+def test_the_benchmark(tmp_path: Path) -> None:
+    rate = matmul_rate(CPU, torch.float32, 256, rounds=2)
+    assert rate > 1e8
+    options = ("--base", "mistral-toy-random", "--workloads", "W3", "--pairs", "2", "--rounds", "1")
+    with install_torch_head():
+        found = benchmark(tmp_path / "engine.json", SHAPE_57M, CPU, rate, *options)
+    variant = found["workloads"]["W3"]["variants"]["packed cached"]
+    assert variant["real_tokens_per_second"] > 0
+    assert 0 < variant["share_of_matmul_rate"] < 1
+
+
+def test_results_say_how_tests_ended() -> None:
+    results = Results()
+    for when, outcome in (("setup", "passed"), ("call", "passed"), ("teardown", "failed")):
+        results.note("one", when, outcome, 0.5)
+    results.note("two", "setup", "skipped", 0.0)
+    results.note("three", "call", "failed", 1.0)
+    assert {name: entry["outcome"] for name, entry in results.tests.items()} == {
+        "one": "failed in teardown", "two": "skipped", "three": "failed",
+    }  # fmt: skip
+    assert results.tests["one"]["seconds"] == 1.5
