@@ -243,4 +243,4 @@ def accept(run: Run) -> None:
         run.record.setdefault("changes", []).append({"after_step": step, "changed": told})
         if parallel.is_first():
             atomic_write(run.folder / run_folder.CONFIG, to_yaml(comparison.resolved))
-    run.save(settings=settings_of(run.config))
+    run.save(settings=settings_of(comparison.resolved.config))
