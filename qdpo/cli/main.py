@@ -48,7 +48,7 @@ VERBS = {
     "report": Verb("qdpo.cli.report", "write a run's card and report page anew"),
     "explain": Verb("qdpo.cli.explain", "say what a run's curves mean, and what to change"),
     "verify": Verb("qdpo.cli.verify", "score an export against what was trained"),
-    "eval": Verb("qdpo.cli.eval", "score base and result on held-out pairs, other pairs or benchmarks"),
+    "eval": Verb("qdpo.cli.eval", "score base and result on pairs or benchmarks"),
     "push": Verb("qdpo.cli.push", "publish the adapter or an export, with its card, on the hub"),
     "chat": Verb("qdpo.cli.chat", "talk to a run's model, or to base and result side by side"),
     "runs": Verb("qdpo.cli.runs", "list the runs of a folder, or compare two"),
