@@ -172,6 +172,8 @@ def _shards(model: Any, weights: Weights, size: float) -> Iterator[dict[str, Ten
 def write_pairs(folder: Path, rows: int, heldout: int, long_every: int) -> tuple[Path, Path]:
     """Preference pairs from the quickstart's sentences, with some that are longer than any preset allows.
 
+    Rejected sentences begin with a word that no chosen one has: a few steps on a random base are enough to see that.
+
     Args:
         folder: where to.
         rows: training pairs.
@@ -183,6 +185,9 @@ def write_pairs(folder: Path, rows: int, heldout: int, long_every: int) -> tuple
     """
     source = [json.loads(line) for line in (ASSETS / "pairs" / "train.jsonl").read_text().splitlines()]
     draw = random.Random(0)
+
+    for row in source:
+        row["rejected"] = f"Perhaps {row['rejected']}"
 
     def many(key: str) -> str:
         return " ".join(row[key] for row in draw.sample(source, 200))

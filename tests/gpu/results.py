@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from qdpo import __version__
+from qdpo.hardware import find_device
+from qdpo.training.run import describe
 from qdpo.training.run_folder import now, versions
 
 
 def card_name() -> str:
     """The card's name as part of a file name: `NVIDIA H200` is `nvidia-h200`."""
-    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", find_device().name.lower()).strip("-")
 
 
 class Results:
@@ -43,15 +45,9 @@ class Results:
 
     def record(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return {
             "created": now(),
-            "card": {
-                "name": properties.name,
-                "capability": [properties.major, properties.minor],
-                "memory_bytes": properties.total_memory,
-                "cuda": torch.version.cuda,
-            },
+            "card": {**describe(find_device()), "cuda": torch.version.cuda},
             "versions": {"qdpo": __version__, **versions()},
             "measured": self.values,
             "tests": self.tests,

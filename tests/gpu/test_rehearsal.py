@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gpu.loading import load_nf4
 from gpu.memory import host_peak
 from gpu.planner import beside_plan
 from gpu.precision import walk
-from gpu.results import Results
+from gpu.results import Results, card_name
 from gpu.runs import configured, export, run, run_outside
 from gpu.speed import benchmark, matmul_rate
 from parity.trl_cpu import install_torch_head
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the 
 
 CPU = torch.device("cpu")
 SMALL = ("data.max_length=96", "data.max_prompt_length=64", "lora.r=4", "train.learning_rate=1e-3")
-SHAPE_57M = Shape("mistral", 64, 2, 4, 2, 16, 128, 32000)
+BENCHMARKED = Shape("mistral", 64, 2, 4, 2, 16, 128, 32000)
+"""The benchmark's own toy."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, Path]:
-    return write_pairs(tmp_path, 16, 4, long_every=8)
+    return write_pairs(tmp_path, 96, 4, long_every=8)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of a tiny run's time, and no part of what is rehearsed."""
+    monkeypatch.setattr("qdpo.report.plots.draw_plots", lambda folder: None)
 
 
 @pytest.mark.parametrize("shape", [TOY, MISTRAL_7B, GEMMA_7B])
@@ -63,6 +71,7 @@ def test_a_run_and_its_exports(base: Path, data: tuple[Path, Path], tmp_path: Pa
         assert any(size > 1e6 for size in found["bytes"].values())
 
 
+@pytest.mark.slow
 def test_a_run_in_a_process_of_its_own(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     done = run_outside(configured("garrulus-a40", base, data, 2, *SMALL), tmp_path / "run")
     assert done.record["state"] == "finished"
@@ -87,6 +96,7 @@ def test_the_ladder(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None
 def test_equality_with_trl(half: str | None) -> None:
     with install_torch_head():
         found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
+    assert found["head"] == "benchmarks.stock"
     assert found["loss_difference"] < (1e-5 if half is None else 2e-2)
     assert found["gradient_difference"] < (1e-4 if half is None else 0.1)
     assert found["padding_gradient_difference"] < 0.1
@@ -122,14 +132,15 @@ def test_the_benchmark(tmp_path: Path) -> None:
     assert rate > 1e8
     options = ("--base", "mistral-toy-random", "--workloads", "W3", "--pairs", "2", "--rounds", "1")
     with install_torch_head():
-        found = benchmark(tmp_path / "engine.json", SHAPE_57M, CPU, rate, *options)
+        found = benchmark(tmp_path / "engine.json", BENCHMARKED, CPU, rate, *options)
     variant = found["workloads"]["W3"]["variants"]["packed cached"]
     assert variant["real_tokens_per_second"] > 0
     assert 0 < variant["share_of_matmul_rate"] < 1
 
 
-def test_results_say_how_tests_ended() -> None:
+def test_results_say_what_was_measured_and_how_tests_ended(tmp_path: Path) -> None:
     results = Results()
+    results.add("topic", {"bytes": 1})
     for when, outcome in (("setup", "passed"), ("call", "passed"), ("teardown", "failed")):
         results.note("one", when, outcome, 0.5)
     results.note("two", "setup", "skipped", 0.0)
@@ -138,3 +149,9 @@ def test_results_say_how_tests_ended() -> None:
         "one": "failed in teardown", "two": "skipped", "three": "failed",
     }  # fmt: skip
     assert results.tests["one"]["seconds"] == 1.5
+    results.write(tmp_path / "folder" / f"gpu-{card_name()}.json")
+    (path,) = (tmp_path / "folder").iterdir()
+    record = json.loads(path.read_text())
+    assert record["measured"] == {"topic": {"bytes": 1}}
+    assert record["card"]["name"] == find_device().name
+    assert record["versions"].keys() >= {"qdpo", "torch", "bitsandbytes"}
