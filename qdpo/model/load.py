@@ -54,8 +54,10 @@ def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    own = config.tokenizer is None
-    source = find(config.name, config.revision, code=config.trust_remote_code) if own else find(config.tokenizer)
+    if config.tokenizer is not None:
+        source = find(config.tokenizer)
+    else:
+        source = find(config.name, config.revision, code=config.trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -87,7 +89,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
             bnb_4bit_compute_dtype=dtype,
         )
     with explained_load(source):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=dtype,
             device_map={"": device.torch},
@@ -97,6 +99,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
             output_loading_info=True,
             **settings,
         )
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place
         raise DataError(

@@ -136,16 +136,17 @@ class WholeCheckpoints(Trainer):
         if checkpoint_folder is None:
             return
         folder = Path(checkpoint_folder)
+        optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
         # A resume may have been allowed to change the optimizer's settings or the schedule: they are the
         # configuration's, and only what was learned is the checkpoint's.
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         rates = list(scheduler.base_lrs)
-        checkpoint.read_optimizer(self.optimizer, folder)
+        checkpoint.read_optimizer(optimizer, folder)
         scheduler.load_state_dict(json.loads((folder / "scheduler.json").read_text()) | {"base_lrs": rates})
         steps = scheduler.last_epoch
         scheduler._last_lr = [rate * shape(steps) for rate, shape in zip(rates, scheduler.lr_lambdas, strict=True)]
-        for group, ours, rate in zip(self.optimizer.param_groups, settings, scheduler._last_lr, strict=True):
+        for group, ours, rate in zip(optimizer.param_groups, settings, scheduler._last_lr, strict=True):
             group.update(ours | {"lr": rate})
         self._load_progress(folder)
 

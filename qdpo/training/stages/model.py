@@ -34,7 +34,6 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
     from qdpo.model.source import find
     from qdpo.model.weights import check_adapter, weights_sha256
-    from qdpo.training.checkpoint import read_adapter
 
     config = run.config
     fast = config.backend == "unsloth"
@@ -50,9 +49,6 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
         policy = unsloth.attach(base.model, config)
     else:
         policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
-    if config.model.adapter is not None:
-        # PEFT passes over a weight that is missing, or that the model does not have
-        read_adapter(policy, Path(config.model.adapter).expanduser())
     if config.train.disable_dropout:
         disable_dropout(policy)
     run.save(
