@@ -140,14 +140,14 @@ def test_broken_weights_are_named(folder: Path) -> None:
 
 def test_missing_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="has no safetensors weights"):
         load(folder)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="has no safetensors weights"):
         load(folder)
 
 
