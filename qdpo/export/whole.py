@@ -41,8 +41,13 @@ def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]]
 
 
 def computing_dtype() -> torch.dtype:
-    """What torch computes in: float32 on a CPU; bfloat16 on a GPU, where a large model would not fit otherwise."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    """What torch computes in: float32 on a CPU; 16 bits on a GPU, where a large model would not fit otherwise.
+
+    bfloat16 exists from compute capability 8.0; before, it is emulated, and float16 is taken.
+    """
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
 def merged_model(model: MergedModel) -> Any:
