@@ -1,4 +1,4 @@
-"""The parts of the README that are made from the code: the file tree and the presets table.
+"""The parts of the README that are made from the code and from results: file tree, presets, benchmark, faults.
 
     python tools/readme_parts.py          rewrite them
     python tools/readme_parts.py --check  exit with 1 when they are out of date
@@ -9,11 +9,13 @@ Each part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
 
 ROOMS = {
     "qdpo": "the package",
@@ -75,7 +77,22 @@ def presets_table() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"file-tree": file_tree, "presets": presets_table}
+def benchmark_table() -> str:
+    """The engine beside stock TRL, from the results that are kept."""
+    from benchmarks.table import markdown
+
+    results = sorted((ROOT / "benchmarks" / "results").glob("engine-*.json"))
+    return markdown([json.loads(path.read_text()) for path in results])
+
+
+def faults_table() -> str:
+    """What was broken on purpose, and what came of it: the table of docs/reliability.md."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    start = text.index("| fault |")
+    return text[start:].split("\n\n")[0].strip()
+
+
+PARTS = {"file-tree": file_tree, "presets": presets_table, "benchmark": benchmark_table, "faults": faults_table}
 
 
 def filled(text: str) -> str:
