@@ -141,7 +141,7 @@ MISTAKES = {
     "a quantized base": ([*TRAIN, "--model", "{models}/quantized", "--data", "{rows}"], 78, "quantized already"),
     "a hub model without network": ([*TRAIN, "--model", "nobody/nothing"], 69, "the hub cannot be reached"),
     "a target that is not there": ([*TRAIN, "--set", "lora.target_modules=q_prj"], 78, "q_proj"),
-    "a missing adapter": ([*TRAIN, "--set", "model.adapter={tmp}/absent"], 78, "adapter"),
+    "a missing adapter": ([*TRAIN, "--set", "model.adapter={tmp}/absent"], 66, "adapter"),
     "missing data": ([*TRAIN, "--data", "{data}/absent.jsonl"], 66, "absent.jsonl"),
     "data of an unknown kind": ([*TRAIN, "--data", "{data}/pairs.xls"], 65, "pairs.xls"),
     "a line that is not JSON": ([*TRAIN, "--data", "{data}/broken.jsonl"], 65, "the line is not JSON"),
