@@ -55,7 +55,7 @@ class Process:
         """Send a signal to it."""
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Its exit code, as a shell counts it (128 + the signal that ended it)."""
         answer = self.server.ask({"wait": self.pid, "seconds": seconds})
         if answer["code"] is None:

@@ -108,7 +108,7 @@ def steps_done(folder: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 60, every: float = 0.01) -> None:
+def wait_for(condition: Callable[[], bool], process: Process, seconds: float = 120, every: float = 0.01) -> None:
     """Wait until something is so, looking every so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
