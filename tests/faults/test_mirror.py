@@ -136,10 +136,13 @@ def test_a_slow_mirror_is_not_waited_for(
 
 def test_a_damaged_checkpoint_is_not_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mirror = a_mirror(tmp_path)
-    folder = mirror.source / "checkpoints" / "step-000001"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
     (folder / "rng.json").write_text("{}")
     (folder / "manifest.json").write_text('{"schema": 1, "files": {"rng.json": {"bytes": 2, "sha256": "0"}}}')
+    (mirror.source / "checkpoints").mkdir()
+    # as a checkpoint appears: all at once, since the mirror's thread is looking already
+    folder.rename(mirror.source / "checkpoints" / folder.name)
     mirror.close(20)
     assert "is not what was copied: rng.json does not match its SHA-256" in capsys.readouterr().err
     assert list((mirror.folder / "checkpoints").iterdir()) == []
