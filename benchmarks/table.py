@@ -34,7 +34,11 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
                     continue
                 size = result["stock_micro_batch"]
                 what = baseline if suffix else f"{baseline}: {size} {'pair' if size == 1 else 'pairs'} at once"
-                cells = [name if not suffix else "", what, *_cells(result, record["device"], suffix)]
+                cells = [
+                    "" if suffix else f"{name}, rows of {result['budget']:,}",
+                    what,
+                    *_cells(result, record["device"], suffix),
+                ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *dict.fromkeys(map(_machine, records))])
 
