@@ -97,7 +97,7 @@ class MetricsFile(TrainerCallback):
             logs["peak_memory_gib"] = peak_memory(self.device) / GIB
             self.since = now, tokens
         line = json.dumps({"step": state.global_step, **logs}, allow_nan=False)
-        with explained(self.path), self.path.open("a") as stream:
+        with explained(self.path, needed=len(line) + 1), self.path.open("a") as stream:
             stream.write(line + "\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -99,10 +99,11 @@ class Store:
             return
         # Python writes the shortest decimal that reads back as the same number
         lines = [json.dumps({"pair": key, "chosen": c, "rejected": r}) for key, (c, r) in new.items()]
-        with explained(self.path), self.path.open("a+b") as stream:
+        text = ("\n".join(lines) + "\n").encode()
+        with explained(self.path, needed=len(text)), self.path.open("a+b") as stream:
             stream.seek(0, os.SEEK_END)
             whole = stream.tell() == 0 or (stream.seek(-1, os.SEEK_END) >= 0 and stream.read(1) == b"\n")
-            stream.write(("" if whole else "\n").encode() + ("\n".join(lines) + "\n").encode())
+            stream.write((b"" if whole else b"\n") + text)
             stream.flush()
             os.fsync(stream.fileno())
         self.values.update(new)

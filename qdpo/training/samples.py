@@ -159,8 +159,9 @@ class SamplesCallback(TrainerCallback):
             console.warn(f"no samples from here on: the model cannot continue a prompt ({reason})")
             self.prompts = []
             return
-        with explained(self.path), self.path.open("a") as stream:
-            stream.write("".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        with explained(self.path, needed=len(text)), self.path.open("a") as stream:
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         self._show(state.global_step, rows)
