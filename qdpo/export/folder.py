@@ -10,7 +10,7 @@ import torch
 
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError
-from qdpo.export.merged import MergedModel
+from qdpo.export.merged import MergedModel, is_finite
 from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
 from qdpo.export.request import Request
@@ -62,7 +62,7 @@ def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype, hint: str = "us
         InputMissingError: finite values became infinite.
     """
     stored = tensor.to(dtype)
-    if dtype in (torch.float16, torch.bfloat16) and not torch.isfinite(stored).all():
+    if dtype in (torch.float16, torch.bfloat16) and not is_finite(stored):
         kind = str(dtype).removeprefix("torch.")
         raise InputMissingError(
             f"{name} has values up to {tensor.abs().max().item():.6g}, {kind} ends at {torch.finfo(dtype).max:.6g}",

@@ -157,6 +157,12 @@ class MergedModel:
         return adapter.apply(name, weight) if adapter else weight
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no NaN and nothing infinite; needs no second tensor of its size."""
+    # A NaN is both extremes.
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
 def require_finite(name: str, tensor: torch.Tensor, where: str, hint: str) -> torch.Tensor:
     """The tensor itself, which has no NaN and nothing infinite.
 
@@ -169,8 +175,7 @@ def require_finite(name: str, tensor: torch.Tensor, where: str, hint: str) -> to
     Raises:
         InputMissingError: it has.
     """
-    # Extremes need no second tensor of its size; a NaN is both of them.
-    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise InputMissingError(
             f"{name} has {bad:,} of {tensor.numel():,} values that are NaN or infinite {where}", hint
