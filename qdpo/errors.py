@@ -81,3 +81,13 @@ class ConfigError(QdpoError):
     """A preset, a config file or an override is wrong (EX_CONFIG)."""
 
     exit_code = 78
+
+
+def first_line(error: BaseException, limit: int | None = None) -> str:
+    """What another library's error says, as part of a message of ours: its first line, or its type where it has none.
+
+    Args:
+        error: the library's.
+        limit: characters at the most; None for all.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:limit]

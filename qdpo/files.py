@@ -61,6 +61,20 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         sync_folder(path.parent)
 
 
+def append(path: Path, content: str | bytes) -> None:
+    """Write at the end of a file; on the disk when this returns. A crash may leave a part of it.
+
+    Raises:
+        DiskError: when the disk is full or writing fails.
+        OutputError: when the file cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with explained(path, needed=len(data)), path.open("ab") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step, readable by people, without NaN (which is not JSON)."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -214,6 +228,17 @@ def _swap_in(staging: Path, final: Path) -> None:
     else:
         staging.rename(final)
     sync_folder(final.parent)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine, known by the number that a lock or a staging name bears, still runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def sweep(folder: Path) -> list[str]:

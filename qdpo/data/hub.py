@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qdpo.errors import DataError, UnavailableError
+from qdpo.errors import DataError, UnavailableError, first_line
 from qdpo.model.hub_client import use_patient_client
 from qdpo.model.source import EMBEDDED
 
@@ -41,22 +41,22 @@ def load(name: str, split: str, config: str | None, revision: str | None) -> Any
         ) from error
     except (ConnectionError, FileNotFoundError, HfHubHTTPError, httpx.TransportError) as error:
         raise UnavailableError(
-            f"the hub cannot be reached and {name} is not in the local cache ({_first_line(error)})",
+            f"the hub cannot be reached and {name} is not in the local cache ({first_line(error, 300)})",
             f"go online once to download it, {LOCAL}",
         ) from error
     except datasets.exceptions.DatasetGenerationError as error:
         raise DataError(
-            f"the files of the hub dataset {name} cannot be read: {_first_line(error.__cause__ or error)}",
+            f"the files of the hub dataset {name} cannot be read: {first_line(error.__cause__ or error, 300)}",
             f"try another data.revision, {LOCAL}",
         ) from error
     except RuntimeError as error:
         raise UnavailableError(
-            f"the hub dataset {name} cannot be loaded: {_first_line(error)}",
+            f"the hub dataset {name} cannot be loaded: {first_line(error, 300)}",
             f"datasets that bring their own script are not run; look for a Parquet revision, {LOCAL}",
         ) from error
     except ValueError as error:
         raise DataError(
-            f"the hub dataset {name} cannot be read: {_first_line(error)}", "check data.config and data.split"
+            f"the hub dataset {name} cannot be read: {first_line(error, 300)}", "check data.config and data.split"
         ) from error
 
 
@@ -87,7 +87,3 @@ def _gated(name: str) -> UnavailableError:
         f"the hub dataset {name} is gated",
         f"accept its terms on its page, then log in with `hf auth login`; {LOCAL}",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

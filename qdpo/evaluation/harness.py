@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qdpo import console
-from qdpo.errors import DataError, InputMissingError, UnavailableError, UsageError
+from qdpo.errors import DataError, InputMissingError, UnavailableError, UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -229,14 +229,10 @@ def _explained(names: Sequence[str]) -> Iterator[None]:
         yield
     except (ConnectionError, DatasetsError) as error:
         raise UnavailableError(
-            f"the data of {tasks} cannot be had: {_first_line(error)}",
+            f"the data of {tasks} cannot be had: {first_line(error, 300)}",
             "go online once, so that it is in the cache of `datasets`; HF_HUB_OFFLINE=1 forbids downloads",
         ) from error
     except FileNotFoundError as error:
-        raise InputMissingError(f"the data of {tasks} is missing: {_first_line(error)}") from error
+        raise InputMissingError(f"the data of {tasks} is missing: {first_line(error, 300)}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{tasks} cannot be run: {_first_line(error)}", "check the task's YAML and data") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise DataError(f"{tasks} cannot be run: {first_line(error, 300)}", "check the task's YAML and data") from error

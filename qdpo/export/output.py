@@ -14,7 +14,16 @@ from typing import Any
 from qdpo import __version__
 from qdpo.console import note, warn
 from qdpo.errors import DiskError, OutputError
-from qdpo.files import HEADROOM, MANIFEST, STAGING_PREFIX, free_bytes, manifest_problems, staged_folder, write_json
+from qdpo.files import (
+    HEADROOM,
+    MANIFEST,
+    STAGING_PREFIX,
+    free_bytes,
+    is_running,
+    manifest_problems,
+    staged_folder,
+    write_json,
+)
 
 RECORD = "export.json"
 ADDED_LATER = {"verify.json", "README.md"}
@@ -117,15 +126,5 @@ def _sweep(final: Path) -> None:
         old.rename(final)
     for path in final.parent.glob(f"{STAGING_PREFIX}{final.name}-*"):
         process = path.name.rpartition("-")[2]
-        if process.isdigit() and not _is_alive(int(process)):
+        if process.isdigit() and not is_running(int(process)):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

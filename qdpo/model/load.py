@@ -14,7 +14,7 @@ from torch import nn
 
 from qdpo import console
 from qdpo.config.schema import ModelSection
-from qdpo.errors import ConfigError, DataError, MemoryShortageError, QdpoError
+from qdpo.errors import ConfigError, DataError, MemoryShortageError, QdpoError, first_line
 from qdpo.hardware import Device, choose_dtype, is_out_of_memory
 from qdpo.model.source import Source, find
 from qdpo.model.weights import check_files
@@ -61,9 +61,9 @@ def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"the tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"the tokenizer of {source.name} cannot be read: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
-        raise DataError(f"the tokenizer of {source.name} is broken: {_first_line(error)}") from error
+        raise DataError(f"the tokenizer of {source.name} is broken: {first_line(error)}") from error
 
 
 def load_base(config: ModelSection, device: Device) -> Base:
@@ -129,10 +129,10 @@ def explained_load(source: Source) -> Iterator[None]:
                 f"out of memory while loading the base model {source.name}",
                 "try --set model.quantization=nf4, or a smaller base with --model",
             ) from error
-        raise DataError(f"the base model {source.name} cannot be loaded: {_first_line(error)}") from error
+        raise DataError(f"the base model {source.name} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         # safetensors raises its own SafetensorError, a bare subclass of Exception, for a broken file
-        raise DataError(f"the weights of {source.name} are broken: {_first_line(error)}") from error
+        raise DataError(f"the weights of {source.name} are broken: {first_line(error)}") from error
 
 
 def check_code(source: Source, config: ModelSection) -> None:
@@ -222,7 +222,3 @@ def read_license(folder: Path) -> str | None:
         return None
     value = front.get("license") if isinstance(front, dict) else None
     return value if isinstance(value, str) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

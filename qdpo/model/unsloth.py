@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.errors import ConfigError, UnavailableError
+from qdpo.errors import ConfigError, UnavailableError, first_line
 from qdpo.hardware import Device, choose_dtype
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def start(config: RunConfig) -> None:
             importlib.import_module("unsloth")
     except Exception as error:  # whatever it does not find: a GPU, a library, a version
         raise UnavailableError(
-            f"backend: unsloth {installed_version()} cannot be imported here: {_first_line(error)}",
+            f"backend: unsloth {installed_version()} cannot be imported here: {first_line(error)}",
             f"on a machine with a GPU: {INSTALL}; for a CPU, docs/backends.md says which version",
         ) from error
     import torch
@@ -189,7 +189,3 @@ def talking_to_stderr() -> Iterator[None]:
     """unsloth prints its remarks on stdout, which is for data."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
+from qdpo.errors import first_line
 from qdpo.packing import attention
 from qdpo.packing.engine import WAYS, evaluating
 from qdpo.packing.layout import build_pack
@@ -92,7 +93,7 @@ def decide(
             alone = torch.cat([_rows_of_padded(model, [pair], device, 3) for pair in pairs])
             noise = max(noise, _difference(alone, _by_pair(separate, pairs)))
         except Exception as error:  # whatever a foreign architecture raises, the answer is the same
-            return Decision("trl", f"separate padded rows do not run: {_first_line(error)}")
+            return Decision("trl", f"separate padded rows do not run: {first_line(error, 200)}")
         limit = max(MARGIN * noise, FLOOR.get(separate.dtype, 1e-3))
         why = refusal(config, bool(getattr(model, "_is_stateful", False)))
         if why is None and (seen := _visible(model, pairs, device)) <= 2 * limit:
@@ -106,7 +107,7 @@ def decide(
                         # evaluation by other code uses ordinary passes of the installed attention
                         gap = max(gap, _difference(_rows_of_padded(model, pairs, device, 0), separate))
                 except Exception as problem:
-                    errors[way] = f"{type(problem).__name__}: {_first_line(problem)}"
+                    errors[way] = f"{type(problem).__name__}: {first_line(problem, 200)}"
                     continue
                 errors[way] = gap
                 if gap <= limit:
@@ -187,7 +188,3 @@ def _short_window(model: nn.Module) -> Iterator[None]:
     finally:
         for holder, window in changed:
             holder.sliding_window = window
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qdpo.files import explained
+from qdpo.files import append, explained
 from qdpo.hardware import GIB, Device, peak_memory
 
 
@@ -97,10 +96,7 @@ class MetricsFile(TrainerCallback):
             logs["peak_memory_gib"] = peak_memory(self.device) / GIB
             self.since = now, tokens
         line = json.dumps({"step": state.global_step, **logs}, allow_nan=False)
-        with explained(self.path, needed=len(line) + 1), self.path.open("a") as stream:
-            stream.write(line + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append(self.path, line + "\n")
 
 
 def step_of(line: str) -> float:

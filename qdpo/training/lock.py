@@ -18,7 +18,7 @@ from pathlib import Path
 
 from qdpo import console
 from qdpo.errors import BusyError
-from qdpo.files import explained
+from qdpo.files import explained, is_running
 
 FILE = ".lock"
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -61,15 +61,7 @@ class Holder:
 
     def is_alive(self) -> bool:
         """Whether the process still runs on this machine, since the machine was last started."""
-        if self.boot != Holder.this_process().boot:
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        return self.boot == Holder.this_process().boot and is_running(self.pid)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,9 +30,7 @@ from qdpo.errors import ConfigError
 
 
 def begin() -> None:
-    """Join the other processes, if a launcher has started several; all but the first fall silent."""
-    if world_of_launcher() < 2 or dist.is_initialized():
-        return
+    """Join the other processes that a launcher has started; all but the first fall silent."""
     from accelerate import PartialState
 
     PartialState(cpu=not torch.cuda.is_available())
@@ -56,11 +53,6 @@ def check(config: RunConfig) -> None:
             f"{world()} processes cannot share {config.train.pairs_per_step} pairs per step",
             "raise train.pairs_per_step, or start fewer processes",
         )
-
-
-def world_of_launcher() -> int:
-    """Processes that a launcher says it has started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world() -> int:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,7 +30,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import Message, TokenPair
-from qdpo.files import explained
+from qdpo.errors import first_line
+from qdpo.files import append, explained
 from qdpo.packing.engine import evaluating
 from qdpo.training.callbacks import step_of
 
@@ -155,15 +155,10 @@ class SamplesCallback(TrainerCallback):
         try:
             rows = self.answers(kwargs["model"], state.global_step)
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            console.warn(f"no samples from here on: the model cannot continue a prompt ({reason})")
+            console.warn(f"no samples from here on: the model cannot continue a prompt ({first_line(error, 200)})")
             self.prompts = []
             return
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        with explained(self.path, needed=len(text)), self.path.open("a") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._show(state.global_step, rows)
 
     def answers(self, policy: PeftModel, step: int) -> list[dict[str, Any]]:
