@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qdpo.data.pairs import TokenPair
-from qdpo.packing import attention
+from qdpo.packing import attention, varlen
 from qdpo.packing.engine import Engine
 from qdpo.packing.fuse import fuse
 from qdpo.packing.microbatch import cut
@@ -52,7 +52,10 @@ def ready(policy: Any, settings: Settings) -> Any:
     before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
     layers = [m for m in policy.modules() if hasattr(m, "gradient_checkpointing")]
     flags = [(m, m.gradient_checkpointing, getattr(m, "_gradient_checkpointing_func", None)) for m in layers]
-    attention.install(base)
+    varlen.register()
+    device = next(base.parameters()).device
+    # as `qdpo train` decides it; another precision than half goes through SDPA all the same
+    attention.install(base, varlen.NAME if varlen.is_faster(base, device, torch.bfloat16) else attention.NAME)
     fusion = fuse(
         policy, linear=settings.linear, mlp=settings.mlp, norm=settings.norm, skip_unscored=settings.skip_unscored
     )

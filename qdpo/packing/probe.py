@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import first_line
-from qdpo.packing import attention
+from qdpo.packing import attention, varlen
 from qdpo.packing.engine import WAYS, evaluating
 from qdpo.packing.layout import build_pack
 from qdpo.packing.logps import hidden_of
@@ -46,16 +46,25 @@ class Decision:
         reason: in one sentence, with figures.
         noise: relative difference (root mean square) between hidden states of separate rows under two paddings.
         errors: the same difference between separate rows and each layout that was tried.
+        kernel: how attention is computed: `varlen` in one kernel, `sdpa` by torch's for each segment or kind of them,
+            `own` as the model does it.
     """
 
     way: str
     reason: str
     noise: float = 0.0
     errors: dict[str, float | str] = field(default_factory=dict)
+    kernel: str = "own"
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json."""
-        return {"way": self.way, "reason": self.reason, "noise": self.noise, "errors": self.errors}
+        return {
+            "way": self.way,
+            "reason": self.reason,
+            "noise": self.noise,
+            "errors": self.errors,
+            "kernel": self.kernel,
+        }
 
 
 def probe_pairs(vocabulary: int) -> list[TokenPair]:
@@ -74,6 +83,7 @@ def decide(
     model: nn.Module,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    kernel: str | None = None,
 ) -> Decision:
     """Find the fastest layout that is right for a model, and set the model's attention up for it.
 
@@ -81,6 +91,7 @@ def decide(
         model: the *ForCausalLM, adapters injected or not, with its own attention.
         device: where it is.
         autocast: the context of a forward pass in training.
+        kernel: what an earlier decision for the same run said, which timing is not to overturn; None measures.
     """
     config: Any = model.config
     own = attention.install(model, getattr(config, "_attn_implementation", None) or "eager") or "eager"
@@ -99,20 +110,22 @@ def decide(
         if why is None and (seen := _visible(model, pairs, device)) <= 2 * limit:
             why = f"a wrong layout would change the result by {seen:.1e} only, too little to be told from rounding"
         if why is None:
-            for way in ("packed", "packed_mask", "packed_masks"):
+            for way, kind in (*_kernels(model, device, kernel), ("packed_mask", "own"), ("packed_masks", "own")):
+                tried_as = "packed varlen" if kind == "varlen" else way
                 try:
-                    attention.install(model, attention.NAME if way == "packed" else own)
+                    attention.install(model, {"varlen": varlen.NAME, "sdpa": attention.NAME, "own": own}[kind])
                     gap = _difference(_rows_of_packed(model, pairs, device, way), separate)
                     if way == "packed":
                         # evaluation by other code uses ordinary passes of the installed attention
                         gap = max(gap, _difference(_rows_of_padded(model, pairs, device, 0), separate))
                 except Exception as problem:
-                    errors[way] = f"{type(problem).__name__}: {first_line(problem, 200)}"
+                    errors[tried_as] = f"{type(problem).__name__}: {first_line(problem, 200)}"
                     continue
-                errors[way] = gap
+                errors[tried_as] = gap
                 if gap <= limit:
-                    reason = f"{WAYS[way]}: differs from separate rows by {gap:.1e}, two paddings by {noise:.1e}"
-                    return Decision(way, reason, noise, errors)
+                    how = WAYS[way] + (", attention in one variable-length kernel" if kind == "varlen" else "")
+                    reason = f"{how}: differs from separate rows by {gap:.1e}, two paddings by {noise:.1e}"
+                    return Decision(way, reason, noise, errors, kind)
         attention.install(model, own)
         if why is None:
             tried = ", ".join(f"{way} {e:.1e}" if isinstance(e, float) else f"{way} fails" for way, e in errors.items())
@@ -120,6 +133,16 @@ def decide(
         if noise > FLOOR.get(separate.dtype, 1e-3) * 25:
             return Decision("trl", f"{why}, and padding changes the result by {noise:.1e}", noise, errors)
         return Decision("unshared", f"{WAYS['unshared']}: {why}", noise, errors)
+
+
+def _kernels(model: nn.Module, device: torch.device, known: str | None) -> list[tuple[str, str]]:
+    """The way `packed` with each kernel worth trying, the fastest first."""
+    varlen.register()
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    wanted = known == "varlen" or (known is None and varlen.is_faster(model, device, dtype))
+    return [("packed", "varlen")] * wanted + [("packed", "sdpa")]
 
 
 def _rows_of_padded(model: nn.Module, pairs: list[TokenPair], device: torch.device, padding: int) -> Tensor:

@@ -100,7 +100,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         # TRL runs the model as it is, with its own checkpointing; this engine only serves the checks before the start
         run.save(engine={"way": "trl", "attention": own})
         return Engine(model, run.device.torch, autocast, "unshared")
-    decision = decide(model, run.device.torch, autocast)
+    decision = decide(model, run.device.torch, autocast, run.record.get("engine", {}).get("kernel"))
     if decision.way == "trl":
         raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
     if decision.way != "packed":

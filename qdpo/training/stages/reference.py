@@ -84,7 +84,7 @@ def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
         "quantization": json.dumps({k: v for k, v in record["quantization"].items() if k != "modules"}, sort_keys=True),
         "quantized_modules": digest_of(sorted(record["quantization"]["modules"])),
         "dtype": record["dtype"]["compute"],
-        "attention": f"{engine.way}, {record['engine']['attention']}",
+        "attention": f"{engine.way}, {record['engine']['attention']}, {record['engine'].get('kernel')}",
     }
     if run.config.backend != "hf":
         identity["backend"] = json.dumps(record["backend"])
