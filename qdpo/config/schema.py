@@ -256,6 +256,10 @@ class TrainSection(Section):
     save_every: Annotated[PositiveInt, Field(description="optimizer steps between checkpoints")] = 50
     save_minutes: Annotated[float, Field(gt=0, description="minutes after which a checkpoint is written anyway")] = 5.0
     keep: Annotated[PositiveInt, Field(description="newest checkpoints that are kept")] = 2
+    room_for_export: Annotated[
+        bool,
+        Field(description="refuse a disk that has no room for a merged 16-bit export too; false: exports go elsewhere"),
+    ] = True
     load_best: Annotated[
         Literal["none", "accuracy", "loss"],
         Field(description="final adapter: the last step's, or the best evaluation's by held-out accuracy or loss"),

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.files import HEADROOM, free_bytes, require_space, size_of
+from qdpo.files import require_space, size_of
 from qdpo.hardware import GIB
 
 if TYPE_CHECKING:
@@ -73,22 +72,21 @@ def run_bytes(config: RunConfig, parameters: list[torch.Tensor], steps: int, pai
     )
 
 
-def check_disk(folder: Path, needed: int, base_parameters: int) -> None:
-    """Refuse a run that its disk has no room for; say so when its export will have none.
+def check_disk(folder: Path, needed: int, export: int) -> None:
+    """Refuse a run when its disk has no room for what it writes and for its export.
 
     Args:
         folder: the run directory; what an interrupted run left there counts as written.
         needed: bytes, from `run_bytes`.
-        base_parameters: of the base, all of them.
+        export: bytes of the export; 0 where none goes to this disk.
 
     Raises:
         DiskError: there is not enough room.
     """
     left = max(0, needed - size_of(folder) + size_of(folder / "export"))
     require_space(folder, left, "free some space, choose another disk with --run-dir, or lower train.keep")
-    export = 2 * base_parameters
-    if free_bytes(folder) < HEADROOM * (left + export):
-        console.warn(
-            f"there is room for the run but not for a merged 16-bit export beside it ({export / GIB:.1f} GiB): free "
-            "some before `qdpo merge-export`, or send it to another disk with --out"
-        )
+    hint = (
+        f"{export / GIB:.1f} GiB of that are for a merged 16-bit export; --set train.room_for_export=false leaves it "
+        "out, when exports go to another disk (merge-export --out) or are quantised (--format gguf)"
+    )
+    require_space(folder, left + max(0, export - size_of(folder / "export")), hint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from faults.runs import World, assert_whole, staging, steps_saved, wait_for
 
 from qdpo.errors import DiskError
 from qdpo.files import explained, free_bytes, manifest_problems, require_space, size_of, staged_folder
+from qdpo.training.preflight import check_disk
 
 STEPS = 40
 SIZE = "24m"
@@ -121,6 +124,42 @@ def test_the_preflight_asks_for_a_fifth_more_than_is_written(tmp_path: Path) -> 
         require_space(disk.folder, int(free / 1.2) - 1, "hint")
         with pytest.raises(DiskError, match=rf"needs [\d,]+ bytes \(1\.2 x [\d,]+\), {free:,} bytes are free"):
             require_space(disk.folder, int(free / 1.2) + 4096, "hint")
+
+
+def test_a_disk_with_room_for_the_run_but_not_for_its_export_is_refused(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "4m") as disk:
+        check_disk(disk.folder, needed=1 << 20, export=1 << 20)
+        with pytest.raises(DiskError, match=rf"needs [\d,]+ bytes \(1\.2 x {(1 << 20) + (3 << 20):,}\)") as caught:
+            check_disk(disk.folder, needed=1 << 20, export=3 << 20)
+        assert "train.room_for_export=false" in str(caught.value.hint)
+        (disk.folder / "export").mkdir()
+        (disk.folder / "export" / "merged").write_bytes(b"\0" * (2 << 20))
+        check_disk(disk.folder, needed=1 << 19, export=2 << 20)  # what is exported already needs no more room
+
+
+def test_the_room_for_an_export_can_be_left_out(here: World, tmp_path: Path) -> None:
+    """The tiny base is made to look like one of 4 GB, the disk has 24 MB."""
+    script = tmp_path / "large.py"
+    script.write_text(
+        "import sys\n"
+        "from qdpo.cli.main import main\n"
+        "from qdpo.training import run\n"
+        "check = run.check_room\n"
+        "def large(run, *others):\n"
+        "    run.record['base']['parameters'] = 2 * 10**9\n"
+        "    check(run, *others)\n"
+        "run.check_room = large\n"
+        "sys.exit(main())\n"
+    )
+    with mounted(tmp_path / "disk", SIZE) as disk:
+        for setting, code in (("true", 74), ("false", 0)):
+            command = [sys.executable, str(script), "train", "--preset", str(here.tiny.preset), "--run-dir"]
+            overrides = ["--set", "train.max_steps=2", "--set", f"train.room_for_export={setting}"]
+            done = subprocess.run(
+                [*command, str(disk.folder / setting), *overrides], capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == code, done.stderr
+            assert ("hint: 3.7 GiB of that are for a merged 16-bit export" in done.stderr) == bool(code)
 
 
 @pytest.mark.parametrize("optim", ["paged_adamw_32bit", "adamw_8bit"])
