@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.errors import ConfigError
+from qdpo.errors import ConfigError, QdpoError
 
 
 def begin() -> None:
@@ -131,6 +131,19 @@ def gathered(value: Any) -> list[Any]:
 def agreed(signal: int | None) -> int | None:
     """A signal that any process has seen, in every process."""
     return max((value for value in gathered(signal) if value is not None), default=None)
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """An error that any process raises in the block is raised in every one, which else would wait for it for ever."""
+    error = None
+    try:
+        yield
+    except QdpoError as raised:
+        error = raised
+    for found in gathered(error):
+        if found is not None:
+            raise found
 
 
 @contextlib.contextmanager

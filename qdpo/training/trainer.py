@@ -155,7 +155,8 @@ class DpoTrainer(WholeCheckpoints):
         total = self._within_memory(indices, f"step {self.state.global_step + 1}")
         pairs = [self.train_split.pairs[i] for i in indices]
         self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
-        self.watch.check(self.state.global_step + 1, self.policy)
+        with parallel.failing_together():
+            self.watch.check(self.state.global_step + 1, self.policy)
         parallel.sum_gradients(self.policy.parameters())
         return parallel.summed(total)
 

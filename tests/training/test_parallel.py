@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,18 @@ import torch
 from safetensors.torch import load_file
 from training.tiny import Tiny
 
+from qdpo.training.checkpoint import complete_steps
+
 STEPS = ("train.max_steps=6", "train.eval_every=3", "train.save_every=3", "train.log_every=1")
+
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 def launch(processes: int, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`torchrun -m qdpo ...`, or plain `python -m qdpo ...` for one process."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "qdpo", *arguments]
+    launcher = [*LAUNCHER, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    command = [*launcher, "-m", "qdpo", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
@@ -79,6 +85,66 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(both: tuple[Path, str]
     again = launch(2, "train", "--run-dir", str(folder), "--resume")
     assert again.returncode == 0, again.stderr
     assert "resuming from step-000003" in again.stderr
+    weights = [(place / "adapter" / "adapter_model.safetensors").read_bytes() for place in (folder, both[0])]
+    assert weights[0] == weights[1]
+
+
+def test_a_value_that_is_not_finite_in_one_process_ends_all(tiny: Tiny, tmp_path: Path) -> None:
+    """The others do not wait for the sum of gradients until the launcher kills them, and say the same."""
+    script = tmp_path / "spoilt.py"
+    script.write_text(
+        "import dataclasses, sys\n"
+        "from qdpo.cli.main import main\n"
+        "from qdpo.training import parallel, trainer\n"
+        "score = trainer.pair_logps\n"
+        "calls = []\n"
+        "def spoilt(scores, reference, mean):\n"
+        "    if scores.logps.requires_grad and not parallel.is_first():\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == 4:\n"
+        "            scores = dataclasses.replace(scores, logps=scores.logps * float('nan'))\n"
+        "    return score(scores, reference, mean)\n"
+        "trainer.pair_logps = spoilt\n"
+        "sys.exit(main())\n"
+    )
+    overrides = [text for setting in (*STEPS, "train.save_every=1") for text in ("--set", setting)]
+    words = ["train", "--preset", str(tiny.preset), "--run-dir", str(tmp_path / "run"), *overrides]
+    done = subprocess.run(
+        [*LAUNCHER, "--nproc-per-node=2", str(script), *words],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("error: step ") == 2
+    assert "log-probabilities" in done.stderr
+    assert "exitcode  : 70" in done.stderr
+    stopped = max(lines(tmp_path / "run", "loss")) + 1
+    assert f"error: step {stopped}: " in done.stderr
+    assert complete_steps(tmp_path / "run" / "checkpoints")[-1] == stopped - 1
+
+
+def test_a_signal_to_the_launcher_saves_and_a_resume_ends_the_same(
+    both: tuple[Path, str], tiny: Tiny, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    overrides = [text for setting in STEPS for text in ("--set", setting)]
+    words = ["train", "--preset", str(tiny.preset), "--run-dir", str(folder), *overrides]
+    process = subprocess.Popen(
+        [*LAUNCHER, "--nproc-per-node=2", "-m", "qdpo", *words],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    said = process.stderr.read()
+    process.wait(60)
+    assert "SIGTERM" in said
+    stopped = complete_steps(folder / "checkpoints")[-1]
+    assert 1 <= stopped < 6
+    again = launch(2, "train", "--run-dir", str(folder), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from step-{stopped:06d}" in again.stderr
     weights = [(place / "adapter" / "adapter_model.safetensors").read_bytes() for place in (folder, both[0])]
     assert weights[0] == weights[1]
 
