@@ -31,8 +31,9 @@ from qdpo.packing.logps import head_of, hidden_of, score_tokens
 from qdpo.packing.masks import masks_for
 from qdpo.packing.probe import Decision, decide
 
-TESTED = ("1.15", "1.16")
-"""TRL versions that the tests run against: from the first, below the second."""
+TESTED = ("1.15", "1.17")
+"""TRL versions that the tests have run against: from the first, below the second. 1.14 asks for log-probabilities in
+another way."""
 
 # What a packed row cannot carry: images, and positions that TRL would have to shift with it.
 KNOWN_INPUTS = {"input_ids", "attention_mask", "labels", "use_cache"}

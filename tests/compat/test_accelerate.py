@@ -117,7 +117,7 @@ def test_a_batch_that_is_not_a_batch_of_pairs_is_left_to_trl(tmp_path: Path) -> 
     assert done.passed_on == 2
 
 
-@pytest.mark.parametrize("version", ["1.14.9", "1.16.0", "0.24.0"])
+@pytest.mark.parametrize("version", ["1.14.9", "1.17.0", "0.24.0"])
 def test_other_versions_of_trl_are_refused(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(tmp_path)
     forward = trainer.model.get_base_model().__dict__["forward"]
