@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 128 + the number of the signal that stopped the run.
     """
-    from qdpo.training.signals import watch
+    from qdpo.training.signals import insisting, watch
 
-    with watch() as stop:
+    with watch() as stop, insisting(stop):
         return _run(args, stop)
 
 

@@ -20,7 +20,7 @@ from qdpo.libraries import quiet_libraries
 from qdpo.training import parallel, run_folder, trackers
 from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
-from qdpo.training.signals import Stop, Stopped
+from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_room
 from qdpo.training.stages.model import load_policy, run_checks
@@ -97,7 +97,8 @@ def train(
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
     copy = open_mirror(run, mirror if parallel.is_first() else None)
     try:
-        run_stages(run, stop, copy, loss, begin)
+        with insisting(stop):
+            run_stages(run, stop, copy, loss, begin)
     except Stopped:
         run.save(state="stopped")
         raise

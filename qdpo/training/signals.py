@@ -69,6 +69,7 @@ def watch() -> Iterator[Stop]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     watched = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    hook_before, sys.unraisablehook = sys.unraisablehook, _ignored
     descriptor_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, stop.arrived) for number in watched}
     thread = threading.Thread(target=_attend, args=(reader, stop, watched), name="signals", daemon=True)
@@ -79,9 +80,33 @@ def watch() -> Iterator[Stop]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(descriptor_before)
+        sys.unraisablehook = hook_before
         os.close(writer)
         thread.join()
         os.close(reader)
+
+
+@contextlib.contextmanager
+def insisting(stop: Stop) -> Iterator[None]:
+    """What else goes wrong in the block once a signal has come is its doing, and the run is stopped, not broken.
+
+    An import that the handler's exception interrupts, say, may end as an error of the library that imports.
+
+    Raises:
+        Stopped: instead of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if stop.signal is None or stop.patient:
+            raise
+        raise Stopped(stop.exit_code) from error
+
+
+def _ignored(event: sys.UnraisableHookArgs) -> None:
+    """Say nothing of a `Stopped` that Python drops because the signal came inside a destructor; the thread insists."""
+    if event.exc_type is not Stopped:
+        sys.__unraisablehook__(event)
 
 
 def _attend(reader: int, stop: Stop, watched: list[signal.Signals]) -> None:

@@ -41,15 +41,16 @@ def test_ten_thousand_rows_in_ten_seconds(tmp_path: Path, shared: Path):
 
 # Run in a process of its own: the peak of this one has other tests in it.
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from data import real_tokenizers
 from data.toy_tokenizers import byte_level
 from qdpo.config.schema import DataSection
 from qdpo.data.prepare import prepare
+from qdpo.hardware import resident_peak
 tokenizer = real_tokenizers.load("mistral-v1", Path(sys.argv[2])) if len(sys.argv) > 2 else byte_level()
 data = prepare(DataSection(name=sys.argv[1], template="zephyr", max_length=4096), tokenizer, 1)
-print(len(data.train) + len(data.heldout), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(len(data.train) + len(data.heldout), resident_peak())
 """
 
 

@@ -73,10 +73,11 @@ def export_with_little_memory(run: Path, *options: str) -> tuple[int, float]:
     """Export in a process that may allocate 1.5 GiB; the peak of its resident memory in bytes, and its seconds."""
     script = textwrap.dedent("""
         import resource, sys
+        from qdpo.hardware import resident_peak
         resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
         from qdpo.cli.main import main
         code = main(["merge-export", "--no-verify", "--run", *sys.argv[2:]])
-        print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print("peak", resident_peak())
         sys.exit(code)
     """)
     began = time.monotonic()

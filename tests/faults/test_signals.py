@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -24,6 +25,8 @@ from faults.runs import (
     wait_for,
 )
 from training.tiny import make_rows, write_rows
+
+from qdpo.training.signals import Stopped, insisting, watch
 
 STEPS = 100
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -108,6 +111,39 @@ def test_a_signal_before_the_first_step_ends_the_command_at_once(
     if after != "imports":
         assert state_of(tmp_path / "run") == "stopped"
         assert not (tmp_path / "run" / ".lock").exists()
+
+
+def broken_import() -> None:
+    """An import, interrupted by a signal, of a library that makes an error of its own of whatever an import raises."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)
+    except Stopped as stopped:
+        raise ModuleNotFoundError("Could not import module 'AutoTokenizer'") from stopped
+
+
+def test_an_import_that_a_signal_breaks_is_a_stop_and_no_defect() -> None:
+    with pytest.raises(Stopped) as caught, watch() as stop, insisting(stop):
+        broken_import()
+    assert caught.value.code == 143
+
+
+class Interrupted:
+    """Gets a signal while it is destroyed, where Python drops exceptions."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+
+
+def test_a_signal_inside_a_destructor_shows_no_traceback_and_counts(capfd: pytest.CaptureFixture[str]) -> None:
+    with watch() as stop:
+        thing = Interrupted()
+        del thing
+        assert stop.exit_code == 143
+    shown = capfd.readouterr().err
+    assert "SIGTERM: stopping" in shown
+    assert "Traceback" not in shown
 
 
 @pytest.fixture(scope="module")
