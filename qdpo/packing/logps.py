@@ -253,9 +253,11 @@ def sum_per_sequence(scores: TokenScores, scored: Tensor | None, sequence: Tenso
     """
 
     def summed(values: Tensor) -> Tensor:
-        values = values.to(scores.logps.dtype)
-        zeros = torch.zeros(count, dtype=values.dtype, device=values.device)
-        return zeros.index_add(0, sequence, values if scored is None else values[scored])
+        # One after the other, hundreds of terms lose digits that the small differences of DPO need; and on a GPU the
+        # order is not always the same.
+        values = values.to(torch.float64)
+        zeros = torch.zeros(count, dtype=torch.float64, device=values.device)
+        return zeros.index_add(0, sequence, values if scored is None else values[scored]).to(scores.logps.dtype)
 
     tokens = torch.bincount(sequence, minlength=count).to(scores.logps.dtype)
     return PackScores(
