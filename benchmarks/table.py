@@ -34,8 +34,9 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
                     continue
                 size = result["stock_micro_batch"]
                 what = baseline if suffix else f"{baseline}: {size} {'pair' if size == 1 else 'pairs'} at once"
+                base = "NF4, " if record["base"]["nf4"] else ""
                 cells = [
-                    "" if suffix else f"{name}, rows of {result['budget']:,}",
+                    "" if suffix else f"{name}, {base}rows of {result['budget']:,}",
                     what,
                     *_cells(result, record["device"], suffix),
                 ]
