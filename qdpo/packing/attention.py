@@ -7,6 +7,7 @@ that brings no pack is ordinary SDPA, so that generation and other code keep wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,13 +23,18 @@ NAME = "qdpo_packed"
 LOOP_FROM = 192
 
 
-def register() -> None:
-    """Make `attn_implementation="qdpo_packed"` known to transformers; harmless when done twice."""
+def register(name: str = NAME, function: Callable[..., tuple[Tensor, None]] | None = None) -> None:
+    """Make an `attn_implementation` known to transformers; harmless when done twice.
+
+    Args:
+        name: the implementation's.
+        function: what computes it; None for `packed_attention`.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(name, function or packed_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def install(model: nn.Module, name: str = NAME) -> str | None:

@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -58,13 +58,7 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json."""
-        return {
-            "way": self.way,
-            "reason": self.reason,
-            "noise": self.noise,
-            "errors": self.errors,
-            "kernel": self.kernel,
-        }
+        return asdict(self)
 
 
 def probe_pairs(vocabulary: int) -> list[TokenPair]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
+from qdpo.packing import attention
 from qdpo.packing.attention import packed_attention
 from qdpo.packing.layout import Pack, build_pack
 
@@ -43,32 +44,18 @@ WARM_UP = 2
 
 def register() -> None:
     """Make `attn_implementation="qdpo_packed_varlen"` known to transformers; harmless when done twice."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, varlen_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    attention.register(NAME, varlen_attention)
 
 
 def varlen_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    qdpo_pack: Pack | None = None,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """Attention of one layer; arguments and result are those of `qdpo.packing.attention.packed_attention`."""
-    if qdpo_pack is None or softcap is not None or not fits(query, key, value):
-        return packed_attention(
-            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, qdpo_pack, **kwargs
-        )
-    plan = _plan(qdpo_pack, query.device)
+    pack: Pack | None = settings.get("qdpo_pack")
+    if pack is None or settings.get("softcap") is not None or not fits(query, key, value):
+        return packed_attention(module, query, key, value, attention_mask, **settings)
+    sliding_window: int | None = settings.get("sliding_window")
+    plan = _plan(pack, query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, D)
     window = -1 if sliding_window is None or plan.longest_key <= sliding_window else sliding_window - 1
     output = kernel(
@@ -79,7 +66,7 @@ def varlen_attention(
         plan.key_ends,
         plan.longest_query,
         plan.longest_key,
-        scale=scaling,
+        scale=settings.get("scaling"),
         window_size=(window, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -148,13 +135,15 @@ def _plan(pack: Pack, device: torch.device) -> Plan:
 
 def is_faster(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this kernel takes less time than the other way with a model's heads; False where it cannot run."""
+    if device.type != "cuda":
+        return False
     config: Any = model.config
     config = config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     query, key, value = (
-        torch.randn(1, count, TRIAL.n_tokens, width, device=device, dtype=dtype, requires_grad=True)
+        torch.zeros(1, count, TRIAL.n_tokens, width, device=device, dtype=dtype, requires_grad=True)
         for count in (heads, shared, shared)
     )
     if not fits(query, key, value):
@@ -175,10 +164,10 @@ def seconds(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float]:
     times: dict[str, list[float]] = {"varlen": [], "sdpa": []}
     with torch.enable_grad():
         for _ in range(WARM_UP + ROUNDS):
-            for name, attention in (("varlen", varlen_attention), ("sdpa", packed_attention)):
+            for name, function in (("varlen", varlen_attention), ("sdpa", packed_attention)):
                 begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                 begin.record()
-                output = attention(nn.Module(), query, key, value, None, qdpo_pack=pack)[0]
+                output = function(nn.Module(), query, key, value, None, qdpo_pack=pack)[0]
                 output.backward(torch.ones_like(output))
                 end.record()
                 end.synchronize()

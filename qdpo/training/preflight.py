@@ -83,10 +83,11 @@ def check_disk(folder: Path, needed: int, export: int) -> None:
     Raises:
         DiskError: there is not enough room.
     """
-    left = max(0, needed - size_of(folder) + size_of(folder / "export"))
+    exported = size_of(folder / "export")
+    left = max(0, needed - size_of(folder) + exported)
     require_space(folder, left, "free some space, choose another disk with --run-dir, or lower train.keep")
     hint = (
         f"{export / GIB:.1f} GiB of that are for a merged 16-bit export; --set train.room_for_export=false leaves it "
         "out, when exports go to another disk (merge-export --out) or are quantised (--format gguf)"
     )
-    require_space(folder, left + max(0, export - size_of(folder / "export")), hint)
+    require_space(folder, left + max(0, export - exported), hint)

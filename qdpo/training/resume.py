@@ -30,17 +30,11 @@ NEVER = "a checkpoint cannot be continued with another"
 
 VERDICTS = {
     **dict.fromkeys(("name", "about", "card", "gpu_memory_gib", "notes"), FREE),
-    **dict.fromkeys((f"train.{key}" for key in ("log_every", "save_every", "save_minutes", "keep", "report_to")), FREE),
     **dict.fromkeys(
-        (
-            "train.room_for_export",
-            "train.eval_every",
-            "train.gradient_checkpointing",
-            "data.contamination",
-            "data.text",
-        ),
+        (f"train.{key}" for key in ("log_every", "save_every", "save_minutes", "keep", "report_to", "room_for_export")),
         FREE,
     ),
+    **dict.fromkeys(("train.eval_every", "train.gradient_checkpointing", "data.contamination", "data.text"), FREE),
     **dict.fromkeys(("model.name", "model.revision", "model.tokenizer", "model.adapter"), CONTENT),
     **dict.fromkeys(("lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER),
 }

@@ -31,8 +31,13 @@ def launch(processes: int, *arguments: str, timeout: float = 300) -> subprocess.
 
 
 def train(tiny: Tiny, folder: Path, processes: int, *settings: str) -> subprocess.CompletedProcess[str]:
+    return launch(processes, *words(tiny, folder, *settings))
+
+
+def words(tiny: Tiny, folder: Path, *settings: str) -> list[str]:
+    """The command line of a training, after `qdpo`."""
     overrides = [text for setting in (*STEPS, *settings) for text in ("--set", setting)]
-    return launch(processes, "train", "--preset", str(tiny.preset), "--run-dir", str(folder), *overrides)
+    return ["train", "--preset", str(tiny.preset), "--run-dir", str(folder), *overrides]
 
 
 def lines(folder: Path, key: str) -> dict[int, float]:
@@ -107,10 +112,8 @@ def test_a_value_that_is_not_finite_in_one_process_ends_all(tiny: Tiny, tmp_path
         "trainer.pair_logps = spoilt\n"
         "sys.exit(main())\n"
     )
-    overrides = [text for setting in (*STEPS, "train.save_every=1") for text in ("--set", setting)]
-    words = ["train", "--preset", str(tiny.preset), "--run-dir", str(tmp_path / "run"), *overrides]
     done = subprocess.run(
-        [*LAUNCHER, "--nproc-per-node=2", str(script), *words],
+        [*LAUNCHER, "--nproc-per-node=2", str(script), *words(tiny, tmp_path / "run", "train.save_every=1")],
         capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode != 0
@@ -126,10 +129,8 @@ def test_a_signal_to_the_launcher_saves_and_a_resume_ends_the_same(
     both: tuple[Path, str], tiny: Tiny, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    overrides = [text for setting in STEPS for text in ("--set", setting)]
-    words = ["train", "--preset", str(tiny.preset), "--run-dir", str(folder), *overrides]
     process = subprocess.Popen(
-        [*LAUNCHER, "--nproc-per-node=2", "-m", "qdpo", *words],
+        [*LAUNCHER, "--nproc-per-node=2", "-m", "qdpo", *words(tiny, folder)],
         stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
