@@ -130,7 +130,7 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
     else:
         budgets = token_budgets(run)
         train_split, heldout = reference_pass(run, engine, policy, data, budgets)
-        trainer, terminal = build_trainer(run, policy, tokenizer, train_split, heldout, data, loss, budgets)
+        trainer, terminal = build_trainer(run, policy, engine, tokenizer, train_split, heldout, data, loss, budgets)
     add_outside(trainer, stop, mirror)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)

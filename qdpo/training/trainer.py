@@ -54,13 +54,13 @@ class DpoTrainer(WholeCheckpoints):
     Args:
         policy: the model with its adapter.
         args: transformers' arguments; per_device_train_batch_size is the global batch.
+        engine: runs the policy's model; the one that was probed and checked, so that what trains is what was tested.
         train: what to learn from.
         heldout: what to evaluate on.
         text: held-out plain texts as ids, possibly none.
         loss: the loss and its constants.
         budgets: tokens of a pass.
         try_longest: run the run's longest micro-batch before the first step, so that too little memory shows at once.
-        way: how pairs are laid out, see `qdpo.packing.engine.WAYS`.
         base_name: what the adapter names as its base.
         keep: checkpoints to keep.
         callbacks: besides the Trainer's own.
@@ -70,6 +70,7 @@ class DpoTrainer(WholeCheckpoints):
         self,
         policy: PeftModel,
         args: TrainingArguments,
+        engine: Engine,
         *,
         train: Split,
         heldout: Split,
@@ -77,12 +78,12 @@ class DpoTrainer(WholeCheckpoints):
         loss: LossSettings,
         budgets: Budgets,
         try_longest: bool = False,
-        way: str = "packed",
         base_name: str,
         keep: int,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.policy = policy
+        self.engine = engine
         self.train_split = train
         self.heldout = heldout
         self.text = text
@@ -110,9 +111,6 @@ class DpoTrainer(WholeCheckpoints):
         self.add_callback(GuardCallback(self))
         self.add_callback(LongestFirst(self))
         self.sampler = EpochSampler(len(train.pairs), args.seed)
-        self.engine = Engine(
-            policy.get_base_model(), next(policy.parameters()).device, self.compute_loss_context_manager, way
-        )
 
     # ------------------------------------------------------------------------------------------------------- the data
 

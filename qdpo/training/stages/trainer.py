@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from qdpo.data.prepare import Prepared
+    from qdpo.packing.engine import Engine
     from qdpo.training.losses import LossSettings
     from qdpo.training.mirror import Mirror
     from qdpo.training.out_of_memory import Budgets
@@ -70,6 +71,7 @@ def training_arguments(run: Run) -> dict[str, Any]:
 def build_trainer(
     run: Run,
     policy: PeftModel,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     train: Split,
     heldout: Split,
@@ -86,6 +88,7 @@ def build_trainer(
     trainer = DpoTrainer(
         policy,
         TrainingArguments(**training_arguments(run)),
+        engine,
         train=train,
         heldout=heldout,
         text=data.text,
@@ -93,7 +96,6 @@ def build_trainer(
         budgets=budgets,
         # a CPU has no memory of its own to run out of, and there the pass would only take time
         try_longest=run.device.kind == "cuda",
-        way=run.record["engine"]["way"],
         base_name=config.model.name,
         keep=config.train.keep,
         callbacks=first_callbacks(run, tokenizer, data),
