@@ -207,7 +207,7 @@ def _answer(model: Any, batch: _Batch, labels: Tensor, way: str, squares: bool) 
 
     pack = batch.pack
     mask = None if way == "packed" else masks_for(model, pack, by_layer_type=way == "packed_masks")
-    hidden = hidden_of(model, pack, mask)[pack.rows]
+    hidden = hidden_of(model, pack, mask).index_select(0, pack.rows)
     scores = score_tokens(hidden, head_of(model), pack.targets, squares=squares)
     wanted = labels[:, 1:] != -100
 
@@ -215,7 +215,7 @@ def _answer(model: Any, batch: _Batch, labels: Tensor, way: str, squares: bool) 
         if values is None:
             return None
         empty = values.new_zeros(wanted.numel())
-        return empty.index_copy(0, batch.places, values[pack.scored]).view(wanted.shape)
+        return empty.index_copy(0, batch.places, values.index_select(0, pack.scored)).view(wanted.shape)
 
     logps = grid(scores.logps)
     assert logps is not None

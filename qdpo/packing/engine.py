@@ -72,7 +72,8 @@ class Engine:
                 hidden, targets, sequence = predicting_padded(self.model, pairs, self.device)
                 return Predicting(hidden, targets, None, sequence)
             pack, mask = self._pack(pairs, indices)
-            return Predicting(hidden_of(self.model, pack, mask)[pack.rows], pack.targets, pack.scored, pack.sequence)
+            hidden = hidden_of(self.model, pack, mask).index_select(0, pack.rows)
+            return Predicting(hidden, pack.targets, pack.scored, pack.sequence)
 
     def _pack(
         self, pairs: Sequence[TokenPair], indices: Sequence[int]

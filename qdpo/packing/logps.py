@@ -226,7 +226,7 @@ def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | 
         pack: on the model's device.
         mask: what `qdpo.packing.masks` makes, for a model with its own attention.
     """
-    scores = score_tokens(hidden_of(model, pack, mask)[pack.rows], head_of(model), pack.targets)
+    scores = score_tokens(hidden_of(model, pack, mask).index_select(0, pack.rows), head_of(model), pack.targets)
     return sum_per_sequence(scores, pack.scored, pack.sequence, 2 * pack.n_pairs)
 
 
@@ -257,9 +257,13 @@ def sum_per_sequence(scores: TokenScores, scored: Tensor | None, sequence: Tenso
         # order is not always the same.
         values = values.to(torch.float64)
         zeros = torch.zeros(count, dtype=torch.float64, device=values.device)
-        return zeros.index_add(0, sequence, values if scored is None else values[scored]).to(scores.logps.dtype)
+        return zeros.index_add(0, sequence, values if scored is None else values.index_select(0, scored)).to(
+            scores.logps.dtype
+        )
 
-    tokens = torch.bincount(sequence, minlength=count).to(scores.logps.dtype)
+    # not bincount: on a GPU the host would wait for it
+    tokens = torch.zeros(count, dtype=scores.logps.dtype, device=sequence.device)
+    tokens.index_add_(0, sequence, tokens.new_ones(len(sequence)))
     return PackScores(
         summed(scores.logps), tokens, summed(scores.mean_logit), summed(scores.entropy), summed(scores.top1)
     )

@@ -23,6 +23,7 @@ from qdpo.hardware import GIB
 from qdpo.packing.engine import Engine, nll, text_pairs
 from qdpo.packing.layout import packed_tokens
 from qdpo.packing.logps import PackScores
+from qdpo.packing.transfer import to_device
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
@@ -122,7 +123,8 @@ class DpoTrainer(WholeCheckpoints):
             batch_size=size,
             sampler=self.sampler,
             drop_last=n >= size,
-            collate_fn=lambda indices: {"indices": torch.tensor(indices)},
+            # plain numbers, which accelerate does not move to the GPU, where they would have to be read back
+            collate_fn=lambda indices: {"indices": indices},
         )
         # accelerate would give every process other batches; all take the same one, and share its pairs
         return loader if parallel.world() > 1 else self.accelerator.prepare(loader)
@@ -146,7 +148,7 @@ class DpoTrainer(WholeCheckpoints):
             MemoryShortageError: not even a single pair fits.
         """
         model.train()
-        indices = inputs["indices"].tolist()
+        indices: list[int] = inputs["indices"]
         if parallel.world() > 1:
             # each process draws dropout of its own, and the same again after a resume
             torch.manual_seed(parallel.seed(self.args.seed, self.state.global_step))
@@ -188,7 +190,7 @@ class DpoTrainer(WholeCheckpoints):
         The metrics and the watch see each micro-batch.
         """
         pairs = [self.train_split.pairs[i] for i in indices]
-        reference = self.train_split.reference[indices].to(self.engine.device)
+        reference = self.train_split.reference[indices]
         mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
         groups = self._cut(pairs)
         coupled = self._coupled_gradients(pairs, reference, mean_chosen) if self.loss_settings.couples_pairs else None
@@ -196,7 +198,7 @@ class DpoTrainer(WholeCheckpoints):
         self.watch = StepWatch([pair.row for pair in pairs])
         for group in groups:
             scores = self.engine.score([pairs[i] for i in group], group)
-            batch = pair_logps(scores, reference[group], mean_chosen)
+            batch = pair_logps(scores, to_device(reference[group], self.engine.device), mean_chosen)
             if coupled is None:
                 losses = pair_losses(batch, self.loss_settings)
                 loss = losses.sum() / len(pairs)
@@ -222,7 +224,7 @@ class DpoTrainer(WholeCheckpoints):
         """Losses that sort the whole batch: their gradient for each log-probability, from a pass without gradients."""
         with torch.random.fork_rng(devices=[self.engine.device] if self.engine.device.type == "cuda" else []):
             scores = self.budgets.score_all(self.engine, pairs, f"step {self.state.global_step + 1}")
-        batch = pair_logps(to_device(scores, self.engine.device), reference, mean_chosen)
+        batch = pair_logps(scores_on(scores, self.engine.device), reference, mean_chosen)
         return logp_gradients(batch, self.loss_settings)
 
     def run_longest(self) -> None:
@@ -371,7 +373,7 @@ def joined(parts: list[tuple[list[int], PackScores]]) -> PackScores:
     return PackScores(*(column.reshape(-1) for column in columns))
 
 
-def to_device(scores: PackScores, device: torch.device) -> PackScores:
+def scores_on(scores: PackScores, device: torch.device) -> PackScores:
     """The same scores on a device."""
     parts = (scores.logps, scores.tokens, scores.logits, scores.entropy, scores.top1)
     return PackScores(*(part.to(device) for part in parts))

@@ -76,8 +76,8 @@ def pretend(card: Card, watch: Watch) -> None:
         "reset_peak_memory_stats": forget_peak,
         "synchronize": lambda *args: watch._wait("synchronize"),
     }
-    silent = ("set_device", "empty_cache", "set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all", "init")
-    for name, value in {**said, **dict.fromkeys(silent, lambda *args: None)}.items():
+    random = ("set_rng_state", "set_rng_state_all", "manual_seed", "manual_seed_all")
+    for name, value in {**said, **dict.fromkeys((*random, "set_device", "empty_cache"), lambda *args: None)}.items():
         setattr(torch.cuda, name, value)
     torch.cuda.memory.reset_peak_memory_stats = forget_peak  # type: ignore[assignment]
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False

@@ -16,7 +16,8 @@ SOURCE = Path(__file__).with_name("guard.cpp")
 def torch_folder() -> Path:
     """Where torch is installed, without importing it."""
     spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 

@@ -42,11 +42,10 @@ def main() -> None:
     options = arguments()
     guard.load(options.guard)
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     from rehearsal import broken
     from rehearsal.card import CARDS, pretend
     from rehearsal.watch import Watch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     FakeTensorMode.avoid_device_init = property(lambda self: True)
     watch = Watch(options.sites)
@@ -63,7 +62,7 @@ def main() -> None:
             # the watch sees the thread that it was entered in
             torch.autograd.set_multithreading_enabled(False),
         ):
-            record = run(prepared, Path(folder) / "run")
+            record = played(prepared, Path(folder) / "run")
     print(
         json.dumps(
             {
@@ -99,12 +98,11 @@ def write_base_without_weights(folder: Path, shape: Any) -> None:
     """Configuration and tokenizer of a base, and one small file in place of its weights."""
     import shutil
 
+    import torch
     from gpu.bases import config_of
     from safetensors.torch import save_file
 
     from qdpo.model.source import ASSETS
-
-    import torch
 
     folder.mkdir()
     config = config_of(shape)
@@ -169,8 +167,7 @@ def nf4(module: Any, device: Any, dtype: Any, double_quant: bool) -> Any:
 def mark_phases(watch: Any, kernel: str) -> None:
     """Name the parts of a run, and answer what only values could."""
     from qdpo.packing import fused_linear, fused_mlp, probe, varlen
-    from qdpo.training import invariants, samples, trainer
-    from qdpo.training.stages import model, reference
+    from qdpo.training import invariants, run, samples, trainer
 
     def phase(owner: Any, function: str, name: str) -> None:
         plain = getattr(owner, function)
@@ -192,11 +189,12 @@ def mark_phases(watch: Any, kernel: str) -> None:
 
         setattr(owner, function, staticmethod(told))
 
-    phase(model, "load_policy", "load")
+    phase(run, "load_policy", "load")
+    phase(run, "run_checks", "checks")
     phase(trainer.DpoTrainer, "training_step", "step")
     phase(trainer.DpoTrainer, "run_longest", "longest")
     phase(trainer.DpoTrainer, "evaluate", "evaluation")
-    phase(reference, "reference_pass", "reference")
+    phase(run, "reference_pass", "reference")
     phase(samples.SamplesCallback, "answers", "answers")
     for owner in (fused_linear.FusedLora, fused_mlp.FusedMlp):
         counted(owner, "forward", f"{owner.__name__} forward")
@@ -207,7 +205,7 @@ def mark_phases(watch: Any, kernel: str) -> None:
     varlen.is_faster = lambda *args: kernel == "varlen"
 
 
-def run(resolved: Any, folder: Path) -> dict[str, Any]:
+def played(resolved: Any, folder: Path) -> dict[str, Any]:
     """Train as `qdpo train` does; run.json at the end."""
     from qdpo.training.run import train
 

@@ -1,8 +1,8 @@
 """What a card that does not exist would be asked to do: every operation is seen, none is computed.
 
 Tensors on the card have shapes and types and no values; those of the host are real. A value that is read from the card
-is made up: a copy is full of ones, and a single number True, 1 or 0.0. What a real card would do is counted by phase: kernel launches, bytes moved, operations of
-matrix products, waits of the host, and the bytes that are alive.
+is made up: a copy is full of ones, and a single number True, 1 or 0.0. What a real card would do is counted by phase:
+kernel launches, bytes moved, operations of matrix products, waits of the host, and the bytes that are alive.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import qdpo
+
 ROUND = 512
 """Bytes to which torch's allocator rounds."""
 
@@ -35,7 +37,8 @@ READS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "masked_select",
 
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = str(Path(str(qdpo.__file__)).parent) + os.sep
+"""Where qdpo lies."""
 
 
 @dataclass
@@ -191,7 +194,7 @@ class Watch(TorchDispatchMode):
             phase.flops += 2.0 * batch * rows * inner * columns
             if inner > 1:
                 kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in (left, right)})
-                where = "head" if self._in_file("logps.py") else "layers"
+                where = "head" if self._in_head() else "layers"
                 phase.products[f"{where}: {' x '.join(kinds)}"] += 1
 
     def _hold(self, tensor: Tensor) -> None:
@@ -230,30 +233,33 @@ class Watch(TorchDispatchMode):
     def _wait(self, what: str) -> None:
         where = f"{what} at {self._line()}"
         self.phase.waits[where] += 1
-        if any("/transformers/models/" in name or "/fused_" in name for name in _files()):
+        names = [frame.f_code.co_filename for frame in _frames()]
+        if any("/transformers/models/" in name or "/packing/fused_" in name for name in names):
             self.phase.inside[where] += 1
 
     def _line(self) -> str:
         """The innermost line of qdpo (else of anybody but torch) that is being run."""
         other = "?"
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None:
+        for frame in _frames():
             name = frame.f_code.co_filename
-            if name.startswith(str(ROOT / "qdpo")):
-                return f"{os.path.relpath(name, ROOT)}:{frame.f_lineno}"
+            if name.startswith(PACKAGE):
+                return f"qdpo/{name.removeprefix(PACKAGE)}:{frame.f_lineno}"
             if other == "?" and "/torch/" not in name and "/rehearsal/" not in name:
                 other = f"{'/'.join(Path(name).parts[-2:])}:{frame.f_lineno}"
-            frame = frame.f_back
         return other
 
-    def _in_file(self, name: str) -> bool:
-        return any(path.endswith(f"/packing/{name}") for path in _files())
+    def _in_head(self) -> bool:
+        return any(
+            frame.f_code.co_filename.endswith("/packing/logps.py")
+            and frame.f_code.co_name in ("forward", "_score_chunk")
+            for frame in _frames()
+        )
 
 
-def _files() -> Iterator[str]:
+def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        yield frame.f_code.co_filename
+        yield frame
         frame = frame.f_back
 
 
