@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
+from qdpo.packing.fuse import Fusion
 from qdpo.packing.layout import Pack, build_pack
 from qdpo.packing.logps import PackScores, hidden_of, score_pack
 from qdpo.packing.masks import masks_for
@@ -51,12 +52,14 @@ class Engine:
         device: where it is.
         autocast: makes the context of a forward pass (mixed precision or none).
         way: how pairs are laid out, see `WAYS`; `qdpo.packing.probe` decides it.
+        fusion: which of its modules run as single functions.
     """
 
     model: nn.Module
     device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     way: str = "packed"
+    fusion: Fusion = field(default_factory=Fusion)
 
     def score(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> PackScores:
         """Score pairs in one pass; carries gradients where they are enabled."""

@@ -6,6 +6,7 @@ packed tokens; how it is cut never changes the mathematics.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from qdpo.packing.engine import Engine, nll, text_pairs
 from qdpo.packing.layout import packed_tokens
 from qdpo.packing.logps import PackScores
 from qdpo.packing.transfer import to_device
+from qdpo.packing.used import Products, Used, check_used
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
@@ -96,6 +98,7 @@ class DpoTrainer(WholeCheckpoints):
         self.train_metrics = Metrics()
         self.tokens_seen = 0
         self.skips = Skips()
+        self.used: Used | None = None
         self.watch = StepWatch([])
         self.heldout_logps: dict[int, Tensor] = {}
         super().__init__(
@@ -144,7 +147,7 @@ class DpoTrainer(WholeCheckpoints):
             The step's loss, a scalar without gradient.
 
         Raises:
-            TrainingError: a log-probability or loss is not finite.
+            TrainingError: a log-probability or loss is not finite, or what is fused did not run so.
             MemoryShortageError: not even a single pair fits.
         """
         model.train()
@@ -152,7 +155,13 @@ class DpoTrainer(WholeCheckpoints):
         if parallel.world() > 1:
             # each process draws dropout of its own, and the same again after a resume
             torch.manual_seed(parallel.seed(self.args.seed, self.state.global_step))
-        total = self._within_memory(indices, f"step {self.state.global_step + 1}")
+        counting = Products() if self.used is None else contextlib.nullcontext()
+        self.engine.fusion.calls.clear()
+        with counting:
+            total = self._within_memory(indices, f"step {self.state.global_step + 1}")
+        if isinstance(counting, Products):
+            self.used = Used.of(self.engine.fusion, counting)
+            check_used(self.engine.model, self.engine.fusion, self.used)
         pairs = [self.train_split.pairs[i] for i in indices]
         self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
         with parallel.failing_together():

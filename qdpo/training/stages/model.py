@@ -105,7 +105,6 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
     if decision.way != "packed":
         console.note(f"engine: {decision.reason}")
-    engine = Engine(model, run.device.torch, autocast, decision.way)
     fusion = fuse(
         model,
         linear=packing.fused_lora,
@@ -113,6 +112,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         norm=packing.fused_norm,
         skip_unscored=packing.skip_unscored,
     )
+    engine = Engine(model, run.device.torch, autocast, decision.way, fusion)
     wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
     checkpointed = checkpoint_layers(model, wanted)
     gap = check_gradients(engine, fusion, own)

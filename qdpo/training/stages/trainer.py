@@ -82,6 +82,7 @@ def build_trainer(
     """The trainer with its callbacks, and the display, which must be closed whatever happens."""
     from transformers import TrainingArguments
 
+    from qdpo.training.stages.used import UsedCallback
     from qdpo.training.trainer import DpoTrainer, EpochCallback
 
     config = run.config
@@ -102,6 +103,7 @@ def build_trainer(
     )
     trainer.run_id = run.record["id"]
     trainer.add_callback(EpochCallback(trainer))
+    trainer.add_callback(UsedCallback(trainer, run))
     return trainer, add_callbacks(run, trainer)
 
 
