@@ -15,7 +15,7 @@ from qdpo.memory.cards import card_of
 from qdpo.memory.data import lengths_from
 from qdpo.memory.estimate import Settings, estimate
 from qdpo.memory.meter import peak_bytes
-from qdpo.memory.plan import settings_for
+from qdpo.memory.settings import settings_for
 from qdpo.memory.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig
         norm=packing.fused_norm,
         skip_unscored=packing.skip_unscored,
     )
-    checkpoint_layers(model, packing.checkpoint_layers if config.train.gradient_checkpointing else 0)
+    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
+    checkpoint_layers(model, wanted if config.train.gradient_checkpointing else 0)
     half = device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16)
     engine = Engine(
         model, device.torch, partial(torch.autocast, "cuda", dtype) if half else contextlib.nullcontext, "packed"

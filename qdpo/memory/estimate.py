@@ -90,15 +90,20 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
     """
     config, b = settings.config, settings.b
     weights = parts.weight_parts(shape, config.model.quantization, config.model.double_quant, b)
-    frozen = sum(weights.values())
+    loaded = sum(weights.values())
+    if kept := parts.kept_bytes(shape, config, b):
+        weights["weights kept dequantized"] = kept
+    frozen = loaded + kept
     trained = parts.adapter_weights(shape, config)
-    adapter = float(parts.LORA * trained)
+    gradient = float(parts.LORA * trained)
+    casts = parts.adapter_casts(config, trained, b)
+    adapter = gradient + casts
     state = parts.optimizer_bytes(config.train.optim, trained)
     paged = settings.cuda and parts.is_paged(config.train.optim)
     resident = 0.0 if paged else state
     passes = pass_settings(shape, settings)
 
-    phases = {"load": frozen + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
+    phases = {"load": loaded + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
     scoring, training = _Highest(), _Highest()
     levels: dict[str, float] = {}
     for pack in heaviest(settings.scoring_packs):
@@ -106,11 +111,11 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         Pass(shape, pack, passes, ledger).score(adapters=False)
         Pass(shape, pack, passes, ledger).score(adapters=True)
         scoring.see(ledger)
-        phases["reference"] = max(phases.get("reference", 0), frozen + adapter + ledger.peaks["reference"])
+        phases["reference"] = max(phases.get("reference", 0), loaded + adapter + ledger.peaks["reference"])
         phases["evaluation"] = max(
             phases.get("evaluation", 0), frozen + adapter + resident + ledger.peaks["evaluation"]
         )
-    gradients = adapter if settings.several else 0.0
+    gradients = gradient if settings.several else 0.0
     for pack in heaviest(settings.train_packs):
         ledger = Ledger()
         Pass(shape, pack, passes, ledger).train()
@@ -119,12 +124,12 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
             levels[name] = max(levels.get(name, 0.0), level)
     for name, level in levels.items():
         phases[name] = frozen + adapter + resident + gradients + level
-    phases["step"] = frozen + 2 * adapter + resident + parts.step_temporaries(config.train.optim, trained)
+    phases["step"] = frozen + adapter + gradient + resident + parts.step_temporaries(config.train.optim, trained)
     phases["merge"] = 0.0
     if not settings.cuda:
         phases["merge"] = parts.memory_of_merge(shape)
     when = max(phases, key=lambda name: phases[name])
-    found = {**weights, "LoRA weights (fp32)": adapter}
+    found = {**weights, "LoRA weights (fp32)": gradient, "LoRA weights (half precision)": casts}
     if when in ("forward", "backward"):
         found |= {"gradients": gradients, "optimizer state": resident}
         for kind, size in training.kinds.items():
@@ -133,7 +138,7 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         found |= scoring.kinds
         found["optimizer state"] = resident if when == "evaluation" else 0.0
     elif when == "step":
-        found |= {"gradients": adapter, "optimizer state": resident}
+        found |= {"gradients": gradient, "optimizer state": resident}
     found |= _dequantization(shape, settings, found)
     peak = phases[when]
     return Estimate(

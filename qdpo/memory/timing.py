@@ -9,7 +9,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.memory.cards import Card
 from qdpo.memory.data import Lengths
 from qdpo.memory.lengths import PackShape, cut
-from qdpo.memory.parts import checkpointed_layers
+from qdpo.memory.parts import checkpointed_layers, kept_layers
 from qdpo.memory.shapes import Shape
 
 BANDWIDTH_REACHED = 0.8
@@ -120,7 +120,9 @@ def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackSha
     flops = runs * (forward + 2.0 * adapter * tokens) + (0 if again is None else 4.0 * adapter * tokens)
     flops += (2.0 if again is None else 4.0) * shape.embedding * pack.scored
     quantized = config.model.quantization == "nf4"
-    moved = runs * (shape.linear * (0.5 + 2 * b if quantized else b))
+    # a 4-bit weight is read, written in the compute type, and read again; one that is kept is read
+    fresh = 1 - kept_layers(shape, config) / shape.layers if quantized else 0.0
+    moved = runs * shape.linear * (fresh * (0.5 + b) + b)
     moved += (runs if again is None else runs + 1) * tokens * shape.layers * _elementwise(shape, b)
     seconds = flops / (card.tflops * 1e12 * card.efficiency) + moved / (card.bandwidth * BANDWIDTH_REACHED)
     if not card.is_cpu:

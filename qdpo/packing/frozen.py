@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qdpo.packing.kept import kept_weight
+
 
 class Frozen:
     """The weight of a frozen linear layer.
@@ -22,7 +24,10 @@ class Frozen:
         self.module = module
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """(out, in) in a type; a 4-bit weight is dequantized anew at every call."""
+        """(out, in) in a type; a 4-bit weight is dequantized anew at every call, unless its values are kept."""
+        kept = kept_weight(self.module)
+        if kept is not None:
+            return kept.to(dtype)
         state = getattr(self.module.weight, "quant_state", None)
         if state is None:
             return self.module.weight.to(dtype)

@@ -23,6 +23,7 @@ from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_room
+from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
@@ -131,6 +132,7 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
         budgets = token_budgets(run)
         train_split, heldout = reference_pass(run, engine, policy, data, budgets)
         trainer, terminal = build_trainer(run, policy, engine, tokenizer, train_split, heldout, data, loss, budgets)
+        use_memory(run, trainer, data)
     add_outside(trainer, stop, mirror)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)

@@ -7,20 +7,21 @@ packed tokens; how it is cut never changes the mathematics.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from qdpo import console
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import TrainingError
-from qdpo.hardware import GIB
+from qdpo.hardware import is_out_of_memory
+from qdpo.memory.parts import LORA, is_paged, optimizer_bytes, step_temporaries
 from qdpo.packing.engine import Engine, nll, text_pairs
 from qdpo.packing.layout import packed_tokens
 from qdpo.packing.logps import PackScores
@@ -99,6 +100,7 @@ class DpoTrainer(WholeCheckpoints):
         self.tokens_seen = 0
         self.skips = Skips()
         self.used: Used | None = None
+        self.longest: list[int] = []
         self.watch = StepWatch([])
         self.heldout_logps: dict[int, Tensor] = {}
         super().__init__(
@@ -113,7 +115,6 @@ class DpoTrainer(WholeCheckpoints):
             # gradients are summed in `training_step`; DistributedDataParallel would look for its own forward pass
             self.accelerator.prepare_model = lambda model, **settings: model
         self.add_callback(GuardCallback(self))
-        self.add_callback(LongestFirst(self))
         self.sampler = EpochSampler(len(train.pairs), args.seed)
 
     # ------------------------------------------------------------------------------------------------------- the data
@@ -242,22 +243,48 @@ class DpoTrainer(WholeCheckpoints):
         Raises:
             MemoryShortageError: not even a single pair fits.
         """
+        budget = 0
+        with self._as_if_nothing_happened():
+            while budget != self.budgets.tokens_per_micro_batch:
+                # after a smaller budget, another micro-batch may be the longest
+                budget = self.budgets.tokens_per_micro_batch
+                self.longest = max(self._micro_batches(), key=self._tokens)
+                self._within_memory(self.longest, "the longest micro-batch, tried first")
+
+    def describe_longest(self) -> str:
+        """The longest micro-batch in words, once it was run."""
+        return f"the longest micro-batch ({self._tokens(self.longest):,} tokens, {len(self.longest)} pairs)"
+
+    def peak_of_longest(self) -> int | None:
+        """Peak bytes of tensors on the card in the longest micro-batch, None where it does not fit."""
+        with self._as_if_nothing_happened():
+            return peak_on_card(lambda: self._passes(self.longest))
+
+    def peak_of_scoring(self) -> int | None:
+        """The same in the longest pass of an evaluation."""
+        budget = self.budgets.tokens_without_grad
+        groups = [[self.heldout.pairs[i] for i in group] for group in self.engine.cut(self.heldout.pairs, budget)]
+        longest = max(groups, key=lambda group: tokens_of(self.engine, group))
+        return peak_on_card(lambda: self.engine.score_all(longest, budget))
+
+    def bytes_to_come(self) -> int:
+        """What a step will hold on the card beyond the passes: optimizer state, and gradients of earlier passes."""
+        weights = sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
+        optim = str(getattr(self.args.optim, "value", self.args.optim))
+        state = 0.0 if is_paged(optim) else optimizer_bytes(optim, weights) + step_temporaries(optim, weights)
+        return int(state) + LORA * weights
+
+    @contextlib.contextmanager
+    def _as_if_nothing_happened(self) -> Iterator[None]:
+        """Passes inside leave no gradient, no metric, and the random numbers where they were."""
         state, sums = random_state(self.engine.device), dict(self.train_metrics.sums)
         self.policy.train()
-        budget = 0
-        while budget != self.budgets.tokens_per_micro_batch:
-            # after a smaller budget, another micro-batch may be the longest
-            budget = self.budgets.tokens_per_micro_batch
-            indices = max(self._micro_batches(), key=self._tokens)
-            self._within_memory(indices, "the longest micro-batch, tried first")
-        self.policy.zero_grad()
-        set_random_state(state)
-        self.train_metrics.sums = sums
-        tokens, pairs = self._tokens(indices), len(indices)
-        peak = ""
-        if self.engine.device.type == "cuda":
-            peak = f": {torch.cuda.max_memory_allocated() / GIB:.2f} GiB at its peak"
-        console.good(f"memory: the longest micro-batch ({tokens:,} tokens, {pairs} pairs) fits{peak}")
+        try:
+            yield
+        finally:
+            self.policy.zero_grad()
+            set_random_state(state)
+            self.train_metrics.sums = sums
 
     def _tokens(self, indices: list[int]) -> int:
         return tokens_of(self.engine, [self.train_split.pairs[i] for i in indices])
@@ -333,16 +360,23 @@ class EpochCallback(TrainerCallback):
         self.trainer.sampler.epoch = state.global_step // per_epoch
 
 
-class LongestFirst(TrainerCallback):
-    """Runs the longest micro-batch before anything else, where the trainer is asked to."""
-
-    def __init__(self, trainer: DpoTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Try it."""
-        if self.trainer.try_longest:
-            self.trainer.run_longest()
+def peak_on_card(run: Callable[[], object]) -> int | None:
+    """Peak bytes of tensors on the card while something runs, all that was there before included; None where it does
+    not fit."""
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    else:
+        fits = True
+    if not fits:
+        # only now are the failed pass's activations free: the exception held them
+        clear_device_cache(garbage_collection=True)
+        return None
+    return torch.cuda.max_memory_allocated()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,8 @@ from qdpo.memory.data import Lengths, lengths_for
 from qdpo.memory.estimate import estimate
 from qdpo.memory.find import find_base
 from qdpo.memory.lengths import PairLengths, cut
-from qdpo.memory.plan import Plan, plan, settings_for
+from qdpo.memory.plan import Plan, plan
+from qdpo.memory.settings import settings_for
 from qdpo.memory.verdict import TIGHT, with_changes
 
 

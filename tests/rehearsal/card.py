@@ -72,6 +72,7 @@ def pretend(card: Card, watch: Watch) -> None:
         "memory_reserved": lambda *args: watch.bytes,
         "max_memory_allocated": lambda *args: watch.highest,
         "max_memory_reserved": lambda *args: watch.highest,
+        "get_per_process_memory_fraction": lambda *args: 1.0,
         "mem_get_info": lambda *args: (memory - watch.bytes, memory),
         "reset_peak_memory_stats": forget_peak,
         "synchronize": lambda *args: watch._wait("synchronize"),

@@ -113,8 +113,9 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         skip_unscored=packing.skip_unscored,
     )
     engine = Engine(model, run.device.torch, autocast, decision.way, fusion)
-    wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
-    checkpointed = checkpoint_layers(model, wanted)
+    # `auto` begins with the least memory; `use_memory` takes what is left once the longest micro-batch is known
+    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
+    checkpointed = checkpoint_layers(model, wanted if run.config.train.gradient_checkpointing else 0)
     gap = check_gradients(engine, fusion, own)
     layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
     run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}; {layers}").say())
@@ -172,5 +173,7 @@ def run_checks(
         invariants.check_targets(policy, run.config.lora).say(),
         invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
         invariants.check_prefix(data.train[: 4 * invariants.SAMPLE]).say(),
-        invariants.check_policy_is_reference(engine, policy, sample, loss, fresh=fresh).say(),
+        invariants.check_policy_is_reference(
+            engine, policy, sample, loss, budget=run.config.packing.tokens_without_grad, fresh=fresh
+        ).say(),
     ]
