@@ -167,6 +167,30 @@ def test_the_call_is_one_that_the_installed_torch_takes(name: str, monkeypatch: 
     scored_by(function, name, monkeypatch)
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_the_installed_torchs_own_function_takes_it_forward_and_backward(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, where tensors have shapes and no numbers: all checks of torch's own are made."""
+    monkeypatch.setattr(varlen, "fits", lambda *tensors: True)
+    pack = varlen.TRIAL.to(torch.device("meta"))
+    query, key, value = (
+        torch.zeros(1, heads, pack.n_tokens, 16, device="meta", dtype=torch.bfloat16, requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    inputs = (torch.nn.Module(), query, key, value, None)
+    if "scale" not in inspect.signature(torch_varlen.varlen_attn).parameters:
+        with pytest.raises(NotImplementedError, match=r"varlen_attn has no scale and no window_size"):
+            varlen.varlen_attention(*inputs, qdpo_pack=pack, sliding_window=window)
+        return
+    output, _ = varlen.varlen_attention(*inputs, qdpo_pack=pack, sliding_window=window)
+    assert output.shape == (1, pack.n_tokens, 4, 16)
+    output.sum().backward()
+    for tensor in (query, key, value):
+        assert tensor.grad is not None
+        assert tensor.grad.shape == tensor.shape
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral_window"])
 def test_a_torch_that_cannot_share_keys_gets_them_once_for_each_query(
     name: str, monkeypatch: pytest.MonkeyPatch
