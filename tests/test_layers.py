@@ -11,7 +11,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = {
     1: {"files", "paths", "console", "redact", "errors", "libraries"},
-    2: {"config", "hardware"},
+    2: {"config", "cuda", "hardware"},
     3: {"packing", "model", "data", "memory"},
     4: {"training", "evaluation", "export", "report", "compat"},
     5: {"cli"},

@@ -42,6 +42,10 @@ def register(name: str = NAME, function: Callable[..., tuple[Tensor, None]] | No
 def install(model: nn.Module, name: str = NAME) -> str | None:
     """Let every attention layer of a model go through `packed_attention`.
 
+    In this process torch's SDPA is kept off cuDNN from then on: on Hopper and Blackwell it would be the first choice,
+    and it plans every new shape for a second or more. Nearly every pack is a new shape. FlashAttention and the others
+    take them at once.
+
     Args:
         model: any transformers model.
         name: the implementation; another one than `NAME` gives a model its own attention back.
@@ -50,6 +54,7 @@ def install(model: nn.Module, name: str = NAME) -> str | None:
         The implementation that was in use.
     """
     register()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     before = None
     for module in model.modules():
         config = getattr(module, "config", None)
