@@ -122,7 +122,7 @@ def _linear_in(output: Any) -> nn.Linear | None:
     return None
 
 
-def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def logits_of(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """(S, V) products in a type that may be wider than what is multiplied, never rounded to the narrower one.
 
     In bf16 a logit of 10 is rounded by up to 0.03, and a log-probability with it; the sums are in fp32 anyway.
@@ -159,7 +159,7 @@ class _Score(torch.autograd.Function):
         for begin in range(0, count, CHUNK_ROWS):
             part = slice(begin, min(begin + CHUNK_ROWS, count))
             h, y = hidden[part].to(weight.dtype), targets[part, None]
-            logits = _logits(h, weight, exact)
+            logits = logits_of(h, weight, exact)
             if head.bias is not None:
                 logits += head.bias
             if head.scale != 1.0:

@@ -100,7 +100,7 @@ def test_half_precision_sums_in_fp32(dtype: torch.dtype, monkeypatch: pytest.Mon
         return float((scores.logps.detach() - expected).abs().max()), float((gradient - slope).norm() / slope.norm())
 
     error, wrong = errors()
-    monkeypatch.setattr(logps, "_logits", lambda h, w, wanted: (h @ w.t()).to(wanted))
+    monkeypatch.setattr(logps, "logits_of", lambda h, w, wanted: (h @ w.t()).to(wanted))
     rounded, rounded_wrong = errors()
     print(
         f"log-probabilities within {error:.1e}, rounded logits {rounded:.1e}; gradient {wrong:.1e}, {rounded_wrong:.1e}"
@@ -116,7 +116,7 @@ def test_products_that_are_exact_already_stay_as_they_are(dtype: torch.dtype) ->
     """Parity with TRL is to the bit."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(rows, 64, generator=generator, dtype=dtype) for rows in (9, 2500))
-    assert torch.equal(logps._logits(hidden, weight, dtype), hidden @ weight.t())
+    assert torch.equal(logps.logits_of(hidden, weight, dtype), hidden @ weight.t())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -124,7 +124,7 @@ def test_cuda_multiplies_half_precision_into_fp32(dtype: torch.dtype) -> None:
     """On a card that does not exist: the operator is chosen, and no result is in half precision."""
     with FakeTensorMode(), Products() as seen:
         hidden, weight = (torch.empty(rows, 64, dtype=dtype, device="cuda") for rows in (9, 2500))
-        logits = logps._logits(hidden, weight, torch.float32)
+        logits = logps.logits_of(hidden, weight, torch.float32)
     assert (logits.dtype, logits.shape) == (torch.float32, (9, 2500))
     assert seen.operators == ["mm.dtype"]
 
