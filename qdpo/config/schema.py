@@ -232,7 +232,7 @@ class TrainSection(Section):
     ] = 0
     warmup_ratio: Annotated[Fraction, Field(description="warmup as a share of all steps")] = 0.0
     optim: Annotated[
-        Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch"],
+        Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused"],
         Field(description="optimizer; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA"),
     ] = "paged_adamw_32bit"
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9

@@ -23,6 +23,9 @@ from qdpo.packing.layout import Pack
 CHUNK_ROWS = 256
 """Rows scored at once: 256 x 32,000 fp32 logits are 33 MB."""
 
+WIDENED_ROWS = 1024
+"""Rows of a half-precision head that are widened at once where the device has no product with fp32 results."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -119,6 +122,29 @@ def _linear_in(output: Any) -> nn.Linear | None:
     return None
 
 
+def logits_of(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(S, V) products in a type that may be wider than what is multiplied, never rounded to the narrower one.
+
+    In bf16 a logit of 10 is rounded by up to 0.03, and a log-probability with it; the sums are in fp32 anyway.
+
+    Args:
+        hidden: (S, H).
+        weight: (V, H), of the same type.
+        dtype: of the result: the operands' or fp32.
+    """
+    if hidden.dtype == dtype:
+        return hidden @ weight.t()
+    if hidden.device.type == "cuda":
+        return torch.mm(hidden, weight.t(), out_dtype=dtype)
+    # only CUDA has such a product; elsewhere the vocabulary is widened part by part
+    logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
+    wide = hidden.to(dtype)
+    for begin in range(0, weight.shape[0], WIDENED_ROWS):
+        part = slice(begin, begin + WIDENED_ROWS)
+        logits[:, part] = wide @ weight[part].to(dtype).t()
+    return logits
+
+
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -133,7 +159,7 @@ class _Score(torch.autograd.Function):
         for begin in range(0, count, CHUNK_ROWS):
             part = slice(begin, min(begin + CHUNK_ROWS, count))
             h, y = hidden[part].to(weight.dtype), targets[part, None]
-            logits = (h @ weight.t()).to(exact)
+            logits = logits_of(h, weight, exact)
             if head.bias is not None:
                 logits += head.bias
             if head.scale != 1.0:
