@@ -232,9 +232,12 @@ class TrainSection(Section):
     ] = 0
     warmup_ratio: Annotated[Fraction, Field(description="warmup as a share of all steps")] = 0.0
     optim: Annotated[
-        Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused"],
-        Field(description="optimizer; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA"),
-    ] = "paged_adamw_32bit"
+        Literal["auto", "adamw_torch_fused", "adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"],
+        Field(
+            description="which AdamW; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA; "
+            "auto: torch's fused one where its state fits on the card, else paged_adamw_32bit"
+        ),
+    ] = "auto"
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, description="added to the denominator")] = 1e-8

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.hardware import GIB, find_device
+from qdpo.hardware import find_device
 from qdpo.memory.cards import Card, card_of
 from qdpo.memory.data import Lengths, lengths_for
 from qdpo.memory.estimate import Estimate, estimate
 from qdpo.memory.find import find_base
 from qdpo.memory.layers import as_it_will_run
-from qdpo.memory.parts import adapter_weights, optimizer_bytes
 from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.memory.timing import duration
@@ -90,14 +89,9 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
             "the largest that leaves as much free" if wide else "the smallest",
         ),
     ]
-    unpaged = with_changes(config, "train", optim="adamw_torch")
-    state = optimizer_bytes("adamw_torch", adapter_weights(shape, config)) / GIB
-    if card.is_cpu or total(unpaged) <= room:
-        config = unpaged
-        why = "paging needs CUDA" if card.is_cpu else f"both states are {state:.2f} GiB and fit: paging gains nothing"
-    else:
-        why = f"both states are {state:.2f} GiB and do not fit beside the rest"
-    choices.append(Choice(f"train.optim={config.train.optim}", why))
+    config = with_changes(config, "train", optim="auto")
+    if asked.train.optim != "auto":
+        choices.append(Choice("train.optim=auto", "paged only where its state does not fit"))
     return config, choices
 
 

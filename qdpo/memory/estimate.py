@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qdpo.config.schema import RunConfig
 from qdpo.memory import parts
 from qdpo.memory.ledger import Ledger
-from qdpo.memory.lengths import PackShape, heaviest
+from qdpo.memory.lengths import PackShape, PairLengths, heaviest
 from qdpo.memory.passes import Pass, PassSettings
+from qdpo.memory.sampling import answers
 from qdpo.memory.shapes import Shape
 
 CONTEXT = 0.5e9
@@ -124,6 +125,9 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
             levels[name] = max(levels.get(name, 0.0), level)
     for name, level in levels.items():
         phases[name] = frozen + adapter + resident + gradients + level
+    phases["gradient check"] = loaded + 2 * adapter + _gradient_check(shape, passes)
+    phases["samples"] = frozen + adapter + resident
+    phases["samples"] += answers(shape, config, b, cpu=not settings.cuda, adapter=True).peak
     phases["step"] = frozen + adapter + gradient + resident + parts.step_temporaries(config.train.optim, trained)
     phases["merge"] = 0.0
     if not settings.cuda:
@@ -150,6 +154,18 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         context=CONTEXT if settings.cuda else 0.0,
         slack=SLACK * peak if settings.cuda else 0.0,
     )
+
+
+CHECKED = PackShape((PairLengths(25, 9, 14), PairLengths(8, 17, 5)))
+"""The pairs of the start-up probe (`qdpo.packing.probe.probe_pairs`), which the gradient check runs."""
+
+
+def _gradient_check(shape: Shape, passes: PassSettings) -> float:
+    """The engine's pass and the plain one, of which the plain one keeps more: nothing fused, nothing computed twice."""
+    ledger = Ledger()
+    plain = replace(passes, checkpointed=0, fused_lora=False, fused_mlp=False, fused_norm=False, skip_unscored=False)
+    Pass(shape, CHECKED, plain, ledger).train()
+    return max(ledger.peaks.values())
 
 
 def _dequantization(shape: Shape, settings: Settings, found: dict[str, float]) -> dict[str, float]:

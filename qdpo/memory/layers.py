@@ -1,4 +1,4 @@
-"""What `auto` will become on a card: how many layers are computed twice, and of how many the weights are kept."""
+"""What `auto` will become on a card: the optimizer, the layers computed twice, and those whose weights are kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from qdpo.config.schema import RunConfig
 from qdpo.memory.cards import Card
 from qdpo.memory.data import Lengths
 from qdpo.memory.estimate import estimate
-from qdpo.memory.parts import checkpointed_layers
-from qdpo.memory.settings import settings_for
+from qdpo.memory.optimizer import AUTO, PAGED, choose_optimizer
+from qdpo.memory.parts import adapter_weights, checkpointed_layers
+from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.memory.verdict import TIGHT, with_changes
 
@@ -28,6 +29,16 @@ def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths
         return _needed(with_changes(config, "packing", **values), shape, card, lengths)
 
     room = (1 - TIGHT) * card.memory
+    if config.train.optim == AUTO:
+        paged = with_changes(config, "train", optim=PAGED)
+        chosen = choose_optimizer(
+            AUTO,
+            adapter_weights(shape, config),
+            room - _needed(paged, shape, card, lengths),
+            "cpu" if card.is_cpu else "cuda",
+            scaled=not card.is_cpu and compute_type(config, card)[0] == "float16",
+        )
+        config = with_changes(config, "train", optim=chosen.name)
     if packing.checkpoint_layers == "auto" and config.train.gradient_checkpointing:
         if card.is_cpu:
             extra = CPU_SHARE * max(card.memory - total(), 0)

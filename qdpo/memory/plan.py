@@ -95,6 +95,7 @@ class Plan:
                 "training": asdict(self.duration.training),
                 "reference": asdict(self.duration.reference),
                 "evaluation": asdict(self.duration.evaluation),
+                "samples": asdict(self.duration.samples),
                 "seconds": self.duration.seconds if steps is not None else None,
                 "efficiency": self.card.efficiency,
             },

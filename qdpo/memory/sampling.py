@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdpo.config.schema import RunConfig
+from qdpo.memory.parts import adapter_weights
 from qdpo.memory.shapes import Shape
 
 FUSED_ROWS = 4
@@ -38,6 +40,53 @@ class Answering:
     seconds: float
     peak: float
     cache: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device reaches.
+
+    Attributes:
+        flops: operations a second of products.
+        bandwidth: bytes a second of copies.
+        launch: seconds to launch one layer's kernels.
+    """
+
+    flops: float
+    bandwidth: float
+    launch: float
+
+
+ANY_SPEED = Speed(1.0, 1.0, 0.0)
+"""For whoever asks for memory only."""
+
+
+def answers(
+    shape: Shape, config: RunConfig, b: int, *, cpu: bool, adapter: bool, speed: Speed = ANY_SPEED
+) -> Answering:
+    """What a run's prompts take, answered once.
+
+    Args:
+        shape: the model's.
+        config: the run's configuration.
+        b: bytes of an activation.
+        cpu: the device is a CPU.
+        adapter: the policy answers, not the base.
+        speed: of the device.
+    """
+    return answering(
+        shape,
+        rows=len(config.samples.prompts) or config.samples.count,
+        prompt=config.data.max_prompt_length,
+        new=config.samples.max_new_tokens,
+        b=b,
+        adapter=adapter_weights(shape, config) if adapter else 0,
+        quantized=config.model.quantization == "nf4",
+        cpu=cpu,
+        flops=speed.flops,
+        bandwidth=speed.bandwidth,
+        launch=speed.launch,
+    )
 
 
 def answering(

@@ -10,6 +10,7 @@ from qdpo.memory.cards import Card
 from qdpo.memory.data import Lengths
 from qdpo.memory.lengths import PackShape, cut
 from qdpo.memory.parts import checkpointed_layers, kept_layers
+from qdpo.memory.sampling import Speed, answers
 from qdpo.memory.shapes import Shape
 
 BANDWIDTH_REACHED = 0.8
@@ -53,6 +54,7 @@ class Duration:
         training: all of them.
         reference: the reference pass.
         evaluation: all evaluations.
+        samples: the written answers of all evaluations.
     """
 
     steps: int | None
@@ -60,11 +62,12 @@ class Duration:
     training: Work
     reference: Work
     evaluation: Work
+    samples: Work
 
     @property
     def seconds(self) -> float:
         """All together."""
-        return self.training.seconds + self.reference.seconds + self.evaluation.seconds
+        return self.training.seconds + self.reference.seconds + self.evaluation.seconds + self.samples.seconds
 
 
 def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengths) -> Duration:
@@ -95,9 +98,22 @@ def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengt
 
     heldout = scoring(lengths.heldout_rows, lengths.heldout)
     evaluations = 2 + (steps or 1) // config.train.eval_every
+    answered = answers(shape, config, b, cpu=card.is_cpu, adapter=True, speed=speed_of(card)).seconds * evaluations
+    # the base answers once
+    answered += answers(shape, config, b, cpu=card.is_cpu, adapter=False, speed=speed_of(card)).seconds
     return Duration(
-        steps, step, step.times(steps or 1), scoring(visited, lengths.train) + heldout, heldout.times(evaluations)
+        steps,
+        step,
+        step.times(steps or 1),
+        scoring(visited, lengths.train) + heldout,
+        heldout.times(evaluations),
+        Work(seconds=answered),
     )
+
+
+def speed_of(card: Card) -> Speed:
+    """What a card reaches."""
+    return Speed(card.tflops * 1e12 * card.efficiency, card.bandwidth * BANDWIDTH_REACHED, LAUNCH_SECONDS)
 
 
 def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackShape, again: float | None) -> Work:

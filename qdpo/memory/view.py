@@ -80,6 +80,7 @@ def _time(plan: Plan) -> list[str]:
     rows.append(f"  training    {time.steps:,} steps, {_seconds(time.training.seconds)}")
     rows.append(f"  reference   {_seconds(time.reference.seconds)}")
     rows.append(f"  evaluation  {_seconds(time.evaluation.seconds)}")
+    rows.append(f"  answers     {_seconds(time.samples.seconds)}")
     rows.append(f"  together    {_seconds(time.seconds)}, without download and loading")
     return rows
 

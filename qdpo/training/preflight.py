@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 STATE_BYTES = {
+    "auto": 8.0,
     "paged_adamw_32bit": 8.0,
     "adamw_torch": 8.0,
     "adamw_torch_fused": 8.0,

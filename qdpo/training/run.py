@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo import __version__, console
+from qdpo.allocator import allocator, expand_segments
 from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
@@ -71,6 +72,7 @@ def train(
         Stopped: a signal came while there was nothing to save.
     """
     begin = time.monotonic()
+    expand_segments()
     stop = stop or Stop()
     config = resolved.config
     if config.backend == "unsloth":
@@ -180,6 +182,7 @@ def describe(device: Device) -> dict[str, Any]:
         "name": device.name,
         "capability": list(device.capability) if device.capability else None,
         "memory_bytes": device.memory,
+        "allocator": allocator() if device.kind == "cuda" else None,
     }
 
 

@@ -269,10 +269,14 @@ class DpoTrainer(WholeCheckpoints):
 
     def bytes_to_come(self) -> int:
         """What a step will hold on the card beyond the passes: optimizer state, and gradients of earlier passes."""
-        weights = sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
-        optim = str(getattr(self.args.optim, "value", self.args.optim))
+        weights, optim = self.trained_weights, str(getattr(self.args.optim, "value", self.args.optim))
         state = 0.0 if is_paged(optim) else optimizer_bytes(optim, weights) + step_temporaries(optim, weights)
         return int(state) + LORA * weights
+
+    @property
+    def trained_weights(self) -> int:
+        """Weights of the adapter."""
+        return sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
 
     @contextlib.contextmanager
     def _as_if_nothing_happened(self) -> Iterator[None]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qdpo import console
 from qdpo.hardware import GIB, available_memory
+from qdpo.memory.parts import LORA
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -93,21 +95,57 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
         layers.set(kept=packing.keep_dequantized)
     if trainer.try_longest:
         trainer.run_longest()
-    detail = fill_card(trainer, layers) if run.device.kind == "cuda" else fill_host(run, trainer, layers, data)
+    peak, limit = (trainer.peak_of_longest(), card_limit()) if run.device.kind == "cuda" else (None, 0)
+    set_optimizer(run, trainer, limit - (peak or limit))
+    if run.device.kind == "cuda":
+        detail = fill_card(trainer, layers, peak, limit - trainer.bytes_to_come())
+    else:
+        detail = fill_host(run, trainer, layers, data)
     run.checks.append(Check("memory", f"{detail}; {layers.text()}").say())
     run.save(engine={**run.record["engine"], "checkpointed_layers": layers.recomputed, "kept_layers": layers.kept})
 
 
-def fill_card(trainer: DpoTrainer, layers: Layers) -> str:
+def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
+    """Choose the optimizer where the run is to choose it; a resumed run takes the one that it began with.
+
+    Args:
+        run: whose configuration says what is wanted.
+        trainer: not yet training.
+        free: bytes on the card that the longest micro-batch leaves.
+    """
+    from transformers.training_args import OptimizerNames
+
+    from qdpo.memory.optimizer import AUTO, ChosenOptimizer, choose_optimizer
+
+    wanted, known = run.config.train.optim, run.record.get("optimizer") if run.resume else None
+    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) != ("adamw_torch" if wanted == AUTO else wanted):
+        return  # the backend takes another
+    if wanted == AUTO and known:
+        chosen = ChosenOptimizer(known["name"], known["reason"])
+    else:
+        scaled = trainer.accelerator.scaler is not None
+        gradients = LORA * trainer.trained_weights
+        chosen = choose_optimizer(wanted, trainer.trained_weights, free - gradients, run.device.kind, scaled=scaled)
+    trainer.args.optim = OptimizerNames(chosen.name)
+    if wanted == AUTO:
+        console.note(f"optim {chosen.name}: {chosen.reason}")
+    run.save(optimizer={"name": chosen.name, "reason": chosen.reason})
+
+
+def fill_card(trainer: DpoTrainer, layers: Layers, peak: int | None, limit: int) -> str:
     """Choose by trying: the peak of each attempt is measured on the card, and held against what is free there.
+
+    Args:
+        trainer: whose longest micro-batch fits.
+        layers: with the least memory.
+        peak: of that micro-batch, bytes.
+        limit: bytes that passes may take.
 
     Returns:
         What was found, in words.
     """
     from qdpo.packing.kept import bytes_to_keep
 
-    limit = card_limit() - trainer.bytes_to_come()
-    peak = trainer.peak_of_longest()
     if layers.automatic[0]:
         fewest, fits, attempt = 0, layers.recomputed, 0
         # none at first: where all activations fit, one attempt is enough

@@ -39,7 +39,8 @@ def training_arguments(run: Run) -> dict[str, Any]:
         "lr_scheduler_type": train.lr_scheduler_type,
         # transformers reads a warmup below 1 as a share of all steps
         "warmup_steps": train.warmup_steps or train.warmup_ratio,
-        "optim": train.optim,
+        # `use_memory` chooses it, once the longest micro-batch is known
+        "optim": "adamw_torch" if train.optim == "auto" else train.optim,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
@@ -158,11 +159,11 @@ def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallbac
     from qdpo.training.verdict_line import VerdictCallback
 
     config = run.config
-    taken = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    if taken != config.train.optim:
-        console.note(f"optim {config.train.optim}: backend {config.backend} takes {taken} on this {run.device.kind}")
-    elif run.device.kind == "cpu" and config.train.optim.startswith("paged"):
-        console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
+    taken, wanted = str(getattr(trainer.args.optim, "value", trainer.args.optim)), config.train.optim
+    if wanted not in ("auto", taken):
+        console.note(f"optim {wanted}: backend {config.backend} takes {taken} on this {run.device.kind}")
+    elif run.device.kind == "cpu" and wanted.startswith("paged"):
+        console.note(f"optim {wanted}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
     trainer.remove_callback(PrinterCallback)
     if config.train.load_best != "none":
         trainer.add_callback(SaveBestCallback())
