@@ -26,6 +26,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.packing import attention
 from qdpo.packing.attention import packed_attention
 from qdpo.packing.layout import Pack, build_pack
+from qdpo.packing.transfer import all_to_device
 
 NAME = "qdpo_packed_varlen"
 
@@ -66,8 +67,8 @@ def varlen_attention(
     window = -1 if sliding_window is None or plan.longest_key <= sliding_window else sliding_window - 1
     output = kernel(
         q,
-        k[plan.keys],
-        v[plan.keys],
+        k.index_select(0, plan.keys),
+        v.index_select(0, plan.keys),
         plan.query_ends,
         plan.key_ends,
         plan.longest_query,
@@ -147,12 +148,9 @@ def _plan(pack: Pack, device: torch.device) -> Plan:
         queries = [segment.length for segment in pack.segments]
         keys = [segment.prefix_length + segment.length for segment in pack.segments]
 
-        def ends(lengths: list[int]) -> Tensor:
-            return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-
-        pack.cache["varlen"] = Plan(
-            torch.tensor(places, device=device), ends(queries), ends(keys), max(queries), max(keys)
-        )
+        lists = (places, [0, *accumulate(queries)], [0, *accumulate(keys)])
+        order, query_ends, key_ends = all_to_device([torch.tensor(values) for values in lists], device)
+        pack.cache["varlen"] = Plan(order, query_ends.int(), key_ends.int(), max(queries), max(keys))
     return pack.cache["varlen"]
 
 

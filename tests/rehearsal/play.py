@@ -27,6 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("guard", type=Path, help="the compiled device guard")
     parser.add_argument("--card", default="a40")
+    parser.add_argument("--memory", type=float, help="GiB that the card has; default: its own")
     parser.add_argument("--preset", default="garrulus-a40")
     parser.add_argument("--layers", type=int, help="layers of the base; default: as many as it has")
     parser.add_argument("--long", action="store_true", help="pairs of the longest length that the preset allows")
@@ -52,7 +53,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="qdpo-rehearsal-") as folder:
         os.environ["QDPO_CACHE"] = folder
         prepared = prepare(options, Path(folder))
-        pretend(CARDS[options.card], watch)
+        card = CARDS[options.card]
+        pretend(dataclasses.replace(card, memory=options.memory or card.memory), watch)
         if options.fault:
             broken.FAULTS[options.fault]()
         mark_phases(watch, options.kernel)
@@ -88,8 +90,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Any:
     base = folder / "base"
     write_base_without_weights(base, shape)
     data = write_pairs(folder, rows=16, heldout=4, long_every=1 if options.long else 17)
-    # torch's optimizer: bitsandbytes' pages memory through CUDA itself
-    settings = ("train.optim=adamw_torch", *options.set)
+    settings = ("train.warmup_ratio=0.0", *options.set)
     use_shape(shape)
     return configured(options.preset, base, data, 2, *settings)
 
