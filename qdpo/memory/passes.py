@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdpo.memory.attention import Attention
+from qdpo.memory.attention import Attention, mask_bytes
 from qdpo.memory.ledger import Ledger
 from qdpo.memory.lengths import PackShape
 from qdpo.memory.shapes import Shape
@@ -66,6 +66,7 @@ class Pass:
         self.inner = self.n * shape.intermediate * self.b
         self.q, self.kv = self.n * shape.q * self.b, self.n * shape.kv * self.b
         self.projected = self.n * settings.rank * self.b
+        self.masks = mask_bytes(shape, pack, settings.b)
         self.lora_gradients = shape.lora(settings.rank, list(settings.targets)) // shape.layers * 4
 
     # ------------------------------------------------------------------------------------------------------ whole pass
@@ -117,7 +118,8 @@ class Pass:
         self.ledger.drop(self._tables())
 
     def _tables(self) -> float:
-        return self.n * (2 * 8 + 2 * self.shape.head_dim * self.b) + self.pack.scored * 4 * 8
+        places = self.n * (2 * 8 + 2 * self.shape.head_dim * self.b) + self.pack.scored * 4 * 8
+        return places + self.masks
 
     # ------------------------------------------------------------------------------------------------------------ head
 

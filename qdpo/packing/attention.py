@@ -197,22 +197,26 @@ def _as_taken(mask: Tensor, dtype: torch.dtype, softcap: float | None) -> Tensor
 def _batched(
     query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, H, D)
+    rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # (N, H, D)
     outputs = []
     for number, group in enumerate(_groups(pack, query.device)):
-        batch = group.queries.shape[0]
-        qs, ks, vs = (
-            t.index_select(0, places.reshape(-1)).view(batch, -1, *t.shape[1:]).transpose(1, 2)
-            for t, places in ((q, group.queries), (k, group.keys), (v, group.keys))
-        )
         place = ("mask", number, window, query.dtype)
         if place not in pack.cache:
             mask = group.mask(window)
             pack.cache[place] = None if mask is None else _as_taken(mask, query.dtype, softcap)
-        attended = _attend(qs, ks, vs, pack.cache[place], scale, softcap)
-        # values may be narrower than queries (multi-head latent attention)
-        outputs.append(attended.transpose(1, 2).reshape(-1, *attended.shape[1::2]))
+        outputs.append(_of_group(rows, group, pack.cache[place], scale, softcap))
     return torch.cat(outputs).index_select(0, pack.cache["order"])[None]
+
+
+def _of_group(rows: list[Tensor], group: _Group, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """(B * L, H, D) attention of a group; its padded queries, keys and values are gone when this returns."""
+    queries, keys, values = (
+        t.index_select(0, places.reshape(-1)).view(len(places), -1, *t.shape[1:]).transpose(1, 2)
+        for t, places in zip(rows, (group.queries, group.keys, group.keys), strict=True)
+    )
+    attended = _attend(queries, keys, values, mask, scale, softcap)
+    # values may be narrower than queries (multi-head latent attention)
+    return attended.transpose(1, 2).reshape(-1, *attended.shape[1::2])
 
 
 @dataclass(frozen=True)
