@@ -26,8 +26,7 @@ class Casts:
 
     def add(self, weights: Sequence[Tensor]) -> None:
         """Take more weights in."""
-        known = {id(weight) for weight in self.weights}
-        self.weights += [weight for weight in weights if id(weight) not in known]
+        self.weights = list({id(weight): weight for weight in [*self.weights, *weights]}.values())
 
     def refresh(self, device: str) -> None:
         """Copy all weights anew in the type of autocast; without autocast there are no copies.
