@@ -189,9 +189,7 @@ def test_says_why_it_cannot_run(
 
 
 @pytest.mark.parametrize(("use_triton", "device"), [(OLD, GPU), (NEW, GPU), (NEW, CPU), (lambda device: False, T4)])
-def test_runs_where_its_head_does(
-    use_triton: Any, device: Device, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_where_its_head_does(use_triton: Any, device: Device, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, Triton, use_triton)
     trl_engine.check(resolve_tiny(tiny, TRL).config, device)
 
