@@ -37,7 +37,7 @@ from qdpo.training.metrics import Metrics
 
 PAIRS = {"W1": 8, "W2": 8, "W3": 16, "W4": 8, "winogrande": 16, "preference": 8}
 
-BUDGETS = {"W1": 1024, "W2": 1024, "W3": 112, "W4": 768, "winogrande": 112, "preference": 2048}
+BUDGETS = {"W1": 1024, "W2": 1024, "W3": 256, "W4": 1536, "winogrande": 256, "preference": 2048}
 """Packed tokens of one micro-batch: as many as keep a step (reference cached) within the memory of either peer's."""
 
 
