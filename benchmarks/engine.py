@@ -37,7 +37,7 @@ from qdpo.training.metrics import Metrics
 
 PAIRS = {"W1": 8, "W2": 8, "W3": 16, "W4": 8, "winogrande": 16, "preference": 8}
 
-BUDGETS = {"W1": 1024, "W2": 1024, "W3": 256, "W4": 1536, "winogrande": 256, "preference": 2048}
+BUDGETS = {"W1": 1024, "W2": 1024, "W3": 300, "W4": 1536, "winogrande": 300, "preference": 2048}
 """Packed tokens of one micro-batch: as many as keep a step (reference cached) within the memory of either peer's."""
 
 
@@ -147,13 +147,18 @@ class Bench:
         return torch.cat([p.grad.flatten().double() for p in self.policy.parameters() if p.grad is not None])
 
     def fastest(self, peer: Stock) -> int:
-        """The micro-batch (1, 2, 4 or 8 pairs) with which a peer is fastest on the workload."""
-        seconds = {}
+        """The micro-batch (1, 2, 4 or 8 pairs) with which a peer is fastest on the workload.
+
+        Larger ones are not tried any more once one is slower than the best so far by a twentieth.
+        """
+        seconds: dict[int, float] = {}
         with self.ready(peer):
             for size in (1, 2, 4, 8):
                 run = partial(self.stock, replace(peer, micro_batch=size))
                 seconds[size] = getattr(measure.timed(run, self.device), clock_of(self.device))
                 self.clear()
+                if seconds[size] > 1.05 * min(seconds.values()):
+                    break
         return min(seconds, key=seconds.__getitem__)
 
 
