@@ -22,7 +22,7 @@ from gpu.results import Results, card_name
 from gpu.runs import configured, export, run, run_outside
 from gpu.speed import benchmark, matmul_rate
 
-from benchmarks import models, workloads
+from benchmarks import models, table, workloads
 from benchmarks.stock import own_head_runs
 from qdpo.config.resolve import resolve
 from qdpo.hardware import Device, find_device
@@ -177,6 +177,9 @@ def test_the_benchmark(tmp_path: Path) -> None:
     assert variants["packed"]["against"]["TRL, stand-in head"].keys() == {"cpu", "wall", "peak_ratio"}
     assert ("TRL" in variants) == own_head_runs(CPU)
     assert ("TRL" in found["not_run"]) != own_head_runs(CPU)
+    for text in (table.summary([found]), table.details([found])):
+        assert "| W3, NF4, rows of 300 |" in text
+        assert "Not run: unsloth" in text
 
 
 def test_results_say_what_was_measured_and_how_tests_ended(tmp_path: Path) -> None:
