@@ -68,6 +68,9 @@ def random_base(name: str, device: torch.device, dtype: torch.dtype, nf4: bool, 
     rotary: Any = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config, device=device)
     model.config.use_cache = False
+    if nf4:
+        # as transformers marks it: without this PEFT takes 4-bit layers for plain linear ones
+        model.is_loaded_in_4bit = True
     return model.requires_grad_(False)
 
 

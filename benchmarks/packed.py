@@ -95,7 +95,7 @@ def step(
     """
     policy.train()
     total = torch.zeros((), device=engine.device)
-    values = known if settings.cached else reference(policy, pairs, engine, 4 * settings.budget)
+    values = known if settings.cached else reference(policy, pairs, engine, 2 * settings.budget)
     values = values.to(engine.device)
     mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
     for group in cut(pairs, settings.budget):

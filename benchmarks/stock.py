@@ -1,16 +1,19 @@
-"""Stock `trl.DPOTrainer` on given pairs.
+"""Stock `trl.DPOTrainer` on given pairs, as it is and with another output head.
 
-On a CPU TRL's log-probability kernel (Triton) cannot run. A plain torch function with its tiles, its mathematics and
-its saving (nothing; the backward pass recomputes each tile) takes its place. The kernel's by-products (entropy, mean
-logit, top-1), which Triton gets almost for free and torch would not, are left out: this favours TRL.
+On a CPU TRL scores every position of a padded batch with torch; on a GPU a Triton kernel scores the completion tokens.
+That kernel cannot run here, so for what TRL is like on a GPU a plain torch function takes its place (`stand_in`): the
+kernel's tiles, its mathematics and its saving (nothing; the backward pass recomputes each tile). The kernel's
+by-products (entropy, mean logit, top-1), which Triton gets almost for free and torch would not, are left out: this
+favours TRL.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ TILE_TOKENS = 4096
 
 
 class TorchHead(torch.autograd.Function):
-    """The contract of TRL 1.15's `ChunkedLogProbFunction`, log-probabilities only."""
+    """The contract of TRL's `ChunkedLogProbFunction` (1.15 and 1.16), log-probabilities only."""
 
     @staticmethod
     def forward(
@@ -67,6 +70,28 @@ class TorchHead(torch.autograd.Function):
         return gradient.to(hidden.dtype), *(None,) * 8
 
 
+@contextlib.contextmanager
+def stand_in() -> Iterator[None]:
+    """Inside, TRL's head is `TorchHead`, and is given the completion tokens only, as its Triton kernel is."""
+    import trl.trainer.utils
+
+    utils = vars(trl.trainer.utils)
+    own = {name: utils[name] for name in ("_ChunkedLogProbFunction", "_use_triton") if name in utils}
+    utils |= {"_ChunkedLogProbFunction": TorchHead, "_use_triton": lambda device: True}
+    try:
+        yield
+    finally:
+        del utils["_use_triton"]
+        utils |= own
+
+
+def own_head_runs(device: torch.device) -> bool:
+    """Whether TRL as it is computes log-probabilities on a device: from 1.16 on everywhere, before that on a GPU."""
+    import trl.trainer.utils
+
+    return device.type == "cuda" or hasattr(trl.trainer.utils, "_use_triton")
+
+
 def _tokenizer() -> Any:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -82,27 +107,26 @@ def _tokenizer() -> Any:
 def make_trainer(model: Any, rank: int, checkpointing: bool, half: str | None) -> Any:
     """TRL's trainer around a base model; it attaches the adapter itself.
 
+    The model is handed to accelerate as `trainer.train()` does it, which is where mixed precision comes from:
+    transformers' `compute_loss_context_manager` leaves it to accelerate.
+
     Args:
         model: a frozen base.
         rank: of the adapter on all seven projections.
         checkpointing: TRL's default is True.
-        half: `bf16` or `fp16` on a GPU; None computes in the model's own type.
+        half: `bf16` or `fp16`: mixed precision; None computes in the model's own type.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
-    import trl.trainer.utils
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
     from qdpo.config.schema import PROJECTIONS
 
-    on_cpu = model.device.type == "cpu"
-    if on_cpu:
-        vars(trl.trainer.utils)["_ChunkedLogProbFunction"] = TorchHead
     datasets.disable_progress_bars()
     arguments = DPOConfig(
         output_dir=tempfile.mkdtemp(prefix="qdpo-bench-"),
-        use_cpu=on_cpu,
+        use_cpu=model.device.type == "cpu",
         bf16=half == "bf16",
         fp16=half == "fp16",
         report_to="none",
@@ -127,6 +151,7 @@ def make_trainer(model: Any, rank: int, checkpointing: bool, half: str | None) -
         # TRL keeps the adapter of a 4-bit base in bf16; fp32 on both sides, so that the gradients can be compared
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    trainer.accelerator.prepare_model(trainer.model)
     return trainer
 
 

@@ -1,61 +1,92 @@
-"""Results of `benchmarks.engine` as a table: `python -m benchmarks.table benchmarks/results/FILE.json ...`."""
+"""Results of `benchmarks.engine` as tables: `python -m benchmarks.table benchmarks/results/FILE.json ...`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {
-    "reference in each step": "packed",
-    "reference cached": "packed cached",
-    "cached, no checkpointing": "packed cached, no checkpointing",
-}
-"""Heading: the variant whose step time is shown against stock TRL's."""
+VARIANTS = ("packed", "packed cached", "packed cached, no checkpointing")
+"""What is shown: with the reference in each step, with the reference cached, and cached without checkpointing."""
 
-MEMORY = "packed cached"
-"""The variant whose peak memory is shown."""
+PEERS = {"TRL": "as it is", "TRL, stand-in head": "stand-in head"}
+"""Peers by their name in the results, and in the tables."""
 
 
-BASELINES = {"": "its fastest", "_to_4": "4 pairs at once"}
-"""Suffix of the figures: the micro-batch of stock TRL that they compare with."""
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """One row per workload: how many times as fast as each peer, and the share of its memory."""
+    head = ["workload"]
+    for peer in PEERS.values():
+        head += [f"TRL {peer}", "of its memory"]
+    rows = []
+    for name, result, record in _workloads(records):
+        cells = [_name(name, result, record)]
+        for peer in PEERS:
+            cells += _short(result, record["device"], peer) if peer in result["micro_batch"] else ["not run", ""]
+        rows.append(cells)
+    return "\n".join([_table(head, rows), "", *_notes(records)])
 
 
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """Two rows per workload: median ratio of step time to stock TRL's (lowest to highest of the rounds)."""
-    head = ["workload", "stock TRL", "tokens padded → packed", *COLUMNS, "peak memory", "gradient differs by"]
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+def details(records: Sequence[dict[str, Any]]) -> str:
+    """One row per workload and peer: ratios with their range, memory, tokens, gradients."""
+    speed, memory = ["each step", "cached", "unchecked"], ["memory: each step", "cached", "unchecked"]
+    head = ["workload", "TRL", "tokens padded → packed", *speed, *memory, "gradient differs by", "rounds"]
+    rows = []
+    for name, result, record in _workloads(records):
+        for peer, size in result["micro_batch"].items():
+            variants = [result["variants"][variant] for variant in VARIANTS]
+            against = [variant["against"][peer] for variant in variants]
+            clock = _clock(record["device"])
+            ratios = [
+                f"{a[clock]['ratio']:.2f}x ({a[clock]['lowest']:.2f} to {a[clock]['highest']:.2f})" for a in against
+            ]
+            peaks = [f"{a['peak_ratio']:.2f}x" if "peak_ratio" in a else "not measured" for a in against]
+            rows.append(
+                [
+                    _name(name, result, record),
+                    f"{PEERS[peer]}, {size} {'pair' if size == 1 else 'pairs'} at once",
+                    f"{result['tokens']['padded'][peer]:,} → {result['tokens']['packed']:,}",
+                    *ratios,
+                    *peaks,
+                    f"{max(variant['gradient_difference'] for variant in variants):.0e}",
+                    str(len(variants[0][clock]["all"])),
+                ]
+            )
+    return "\n".join([_table(head, rows), "", *_notes(records)])
+
+
+def _workloads(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     for record in records:
         for name, result in record["workloads"].items():
-            for suffix, baseline in BASELINES.items():
-                if suffix and result["stock_micro_batch"] == 4:
-                    continue
-                size = result["stock_micro_batch"]
-                what = baseline if suffix else f"{baseline}: {size} {'pair' if size == 1 else 'pairs'} at once"
-                base = "NF4, " if record["base"]["nf4"] else ""
-                cells = [
-                    "" if suffix else f"{name}, {base}rows of {result['budget']:,}",
-                    what,
-                    *_cells(result, record["device"], suffix),
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *dict.fromkeys(map(_machine, records))])
+            yield name, result, record
 
 
-def _cells(result: dict[str, Any], device: str, suffix: str) -> list[str]:
-    variants, tokens = result["variants"], result["tokens"]
-    clock = ("cpu" if device == "cpu" else "wall") + suffix
-    padded = tokens["padded" + suffix.replace("_to", "")]
-    cells = [f"{padded:,} → {tokens['packed']:,}"]
-    for variant in COLUMNS.values():
-        ratio = variants[variant][clock]
-        cells.append(f"{ratio['ratio']:.2f}x ({ratio['lowest']:.2f} to {ratio['highest']:.2f})")
-    peak = variants[MEMORY].get("peak_ratio" + suffix)
-    cells.append("not measured" if peak is None else f"{peak:.2f}x")
-    cells.append(f"{max(variants[variant]['gradient_difference'] for variant in COLUMNS.values()):.0e}")
-    return cells
+def _short(result: dict[str, Any], device: str, peer: str) -> list[str]:
+    against = [result["variants"][variant]["against"][peer] for variant in VARIANTS]
+    ratios = " / ".join(f"{a[_clock(device)]['ratio']:.2f}x" for a in against)
+    peaks = " / ".join(f"{a['peak_ratio']:.2f}x" if "peak_ratio" in a else "?" for a in against)
+    return [ratios, peaks]
+
+
+def _name(name: str, result: dict[str, Any], record: dict[str, Any]) -> str:
+    return f"{name}{', NF4' if record['base']['nf4'] else ''}, rows of {result['budget']:,}"
+
+
+def _clock(device: str) -> str:
+    return "cpu" if device == "cpu" else "wall"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows])
+
+
+def _notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Machines and versions, and what was not run and why, each once."""
+    missing = [f"Not run: {reason}." for record in records for reason in record["not_run"].values()]
+    return list(dict.fromkeys([*map(_machine, records), *missing]))
 
 
 def _machine(record: dict[str, Any]) -> str:
@@ -69,8 +100,9 @@ def _machine(record: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Print the table of the files named on the command line."""
-    print(markdown([json.loads(Path(path).read_text()) for path in sys.argv[1:]]))
+    """Print both tables of the files named on the command line."""
+    records = [json.loads(Path(path).read_text()) for path in sys.argv[1:]]
+    print(summary(records), details(records), sep="\n\n")
     return 0
 
 

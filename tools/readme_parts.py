@@ -1,4 +1,4 @@
-"""The parts of the README that are made from the code and from results: file tree, presets, benchmark, faults.
+"""The parts of README and docs that are made from the code and from results: file tree, presets, benchmark, faults.
 
     python tools/readme_parts.py          rewrite them
     python tools/readme_parts.py --check  exit with 1 when they are out of date
@@ -12,7 +12,9 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is not installed
@@ -78,11 +80,22 @@ def presets_table() -> str:
 
 
 def benchmark_table() -> str:
-    """The engine beside stock TRL, from the results that are kept."""
-    from benchmarks.table import markdown
+    """The engine beside stock TRL, from the results that are kept: what the README shows."""
+    from benchmarks.table import summary
 
-    results = sorted((ROOT / "benchmarks" / "results").glob("engine-*.json"))
-    return markdown([json.loads(path.read_text()) for path in results])
+    return summary(_results())
+
+
+def benchmark_details() -> str:
+    """The same with ranges, tokens and gradients."""
+    from benchmarks.table import details
+
+    return details(_results())
+
+
+def _results() -> list[dict[str, Any]]:
+    paths = sorted((ROOT / "benchmarks" / "results").glob("engine-*.json"))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def faults_table() -> str:
@@ -92,30 +105,41 @@ def faults_table() -> str:
     return text[start:].split("\n\n")[0].strip()
 
 
-PARTS = {"file-tree": file_tree, "presets": presets_table, "benchmark": benchmark_table, "faults": faults_table}
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "file-tree": file_tree,
+        "presets": presets_table,
+        "benchmark": benchmark_table,
+        "faults": faults_table,
+    },
+    "docs/engine.md": {"benchmark": benchmark_details},
+}
+"""File: its parts."""
 
 
-def filled(text: str) -> str:
-    """The README with its parts made anew."""
-    for name, make in PARTS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+def filled(name: str) -> str:
+    """One of the files of `PARTS` with its parts made anew."""
+    text = (ROOT / name).read_text()
+    for part, make in PARTS[name].items():
+        pattern = re.compile(rf"(<!-- {part} -->\n).*?(<!-- /{part} -->)", re.S)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no part {name}")
-        part = make()
-        text = pattern.sub(lambda match, part=part: match[1] + part + "\n" + match[2], text)
+            raise SystemExit(f"{name} has no part {part}")
+        made = make()
+        text = pattern.sub(lambda match, made=made: match[1] + made + "\n" + match[2], text)
     return text
 
 
 def main() -> int:
     """Rewrite or check."""
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = filled(old)
+    old = {name: (ROOT / name).read_text() for name in PARTS}
+    new = {name: filled(name) for name in PARTS}
     if "--check" in sys.argv[1:]:
-        if new != old:
-            print("README.md is out of date: run python tools/readme_parts.py", file=sys.stderr)
+        for name in PARTS:
+            if new[name] != old[name]:
+                print(f"{name} is out of date: run python tools/readme_parts.py", file=sys.stderr)
         return int(new != old)
-    path.write_text(new)
+    for name, text in new.items():
+        (ROOT / name).write_text(text)
     return 0
 
 

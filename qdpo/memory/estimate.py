@@ -9,7 +9,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.memory import parts
 from qdpo.memory.ledger import Ledger
 from qdpo.memory.lengths import PackShape, PairLengths, heaviest
-from qdpo.memory.passes import Pass, PassSettings
+from qdpo.memory.passes import TILE, Pass, PassSettings
 from qdpo.memory.sampling import answers
 from qdpo.memory.shapes import Shape
 
@@ -191,4 +191,5 @@ def pass_settings(shape: Shape, settings: Settings) -> PassSettings:
         fused_norm=config.packing.fused_norm,
         skip_unscored=config.packing.skip_unscored,
         gradients_held=settings.several,
+        tile=TILE["cuda" if settings.cuda else "cpu"],
     )

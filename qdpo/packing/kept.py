@@ -67,6 +67,7 @@ def _quantized_layers(model: nn.Module) -> list[list[tuple[Any, Any]]]:
 
 def _quantized(layer: nn.Module) -> Iterator[tuple[Any, Any]]:
     for part in layer.modules():
-        state = getattr(getattr(part, "weight", None), "quant_state", None)
+        # a PEFT layer shows the weight of the one that it wraps
+        state = getattr(part._parameters.get("weight"), "quant_state", None)
         if state is not None:
             yield part, state

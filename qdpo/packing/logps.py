@@ -1,8 +1,10 @@
 """Log-probabilities of completion tokens, without ever forming all logits.
 
 The head is frozen and each scored row's upstream gradient is one number g, so d(logp)/dh = W[y] - p W can be formed in
-the forward pass, chunk by chunk, and only multiplied by g in the backward pass: two matrix products instead of three,
-and nothing of vocabulary size survives a chunk. Entropy, mean logit and top-1 come with it.
+the forward pass and only multiplied by g in the backward pass: two matrix products instead of three. p W is attention
+with the head's rows as keys and values, and is summed up as FlashAttention does it (Dao et al., arXiv 2205.14135): tile
+by tile of the vocabulary, what was summed shrinking whenever a larger logit appears. Entropy, mean logit and top-1 come
+with it, and nothing larger than a tile ever exists.
 
 A head that is trained itself needs its own gradient: it is run as it is, by autograd, chunk by chunk, and again in the
 backward pass.
@@ -21,7 +23,10 @@ from qdpo.errors import TrainingError
 from qdpo.packing.layout import Pack
 
 CHUNK_ROWS = 256
-"""Rows scored at once: 256 x 32,000 fp32 logits are 33 MB."""
+"""Rows scored at once."""
+
+TILE = {"cpu": 2**18, "cuda": 2**23}
+"""Logits that exist at once. 1 MB of fp32 stays near a CPU; a GPU takes 256 rows of 32,768 in one product."""
 
 WIDENED_ROWS = 1024
 """Rows of a half-precision head that are widened at once where the device has no product with fp32 results."""
@@ -155,36 +160,13 @@ class _Score(torch.autograd.Function):
         logps, entropy, mean_logit, log_squares = hidden.new_zeros(4, count, dtype=exact)
         top1 = torch.empty(count, dtype=torch.bool, device=hidden.device)
         gradient = torch.empty_like(hidden) if with_grad else None
-        weight = head.weight
         for begin in range(0, count, CHUNK_ROWS):
-            part = slice(begin, min(begin + CHUNK_ROWS, count))
-            h, y = hidden[part].to(weight.dtype), targets[part, None]
-            logits = logits_of(h, weight, exact)
-            if head.bias is not None:
-                logits += head.bias
-            if head.scale != 1.0:
-                logits *= head.scale
-            slope = None
-            if head.softcap is not None:
-                squashed = torch.tanh(logits / head.softcap)
-                logits, slope = squashed * head.softcap, 1 - squashed.square()
-            normaliser = torch.logsumexp(logits, -1)
-            logps[part] = logits.gather(1, y)[:, 0] - normaliser
-            mean_logit[part] = logits.mean(-1)
-            top1[part] = logits.argmax(-1) == y[:, 0]
-            p = torch.exp(logits - normaliser[:, None])
-            entropy[part] = normaliser - (p * logits).sum(-1)
-            if with_squares:
-                log_squares[part] = p.square().sum(-1).log()
-            if gradient is None:
-                continue
-            # d logp / d logits = onehot(y) - p, through the soft-cap's slope, the scale and the head
-            if slope is None:
-                step = weight[y[:, 0]] - p.to(weight.dtype) @ weight
-            else:
-                d = p.mul_(slope).neg_().scatter_add_(1, y, slope.gather(1, y))
-                step = d.to(weight.dtype) @ weight
-            gradient[part] = step * head.scale
+            part = slice(begin, begin + CHUNK_ROWS)
+            sums = _Sums(hidden[part].to(head.weight.dtype), head, targets[part], exact, with_grad, with_squares)
+            logps[part], entropy[part], mean_logit[part] = sums.logps, sums.entropy, sums.mean_logit
+            log_squares[part], top1[part] = sums.log_squares, sums.best == targets[part]
+            if gradient is not None:
+                gradient[part] = sums.gradient()
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy, mean_logit, top1, log_squares)
         return logps, entropy, mean_logit, top1, log_squares
@@ -193,6 +175,77 @@ class _Score(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0][:, None].to(gradient.dtype), None, None, None, None
+
+
+class _Sums:
+    """What the softmax of some rows sums up over the vocabulary, tile by tile.
+
+    Args:
+        hidden: (R, H) in the head's type.
+        head: the output projection.
+        targets: (R,) ids.
+        exact: type of the sums.
+        with_grad: sum up p W too.
+        with_squares: sum up p^2 too; else `log_squares` is zero.
+    """
+
+    def __init__(
+        self, hidden: Tensor, head: Head, targets: Tensor, exact: torch.dtype, with_grad: bool, with_squares: bool
+    ) -> None:
+        rows, vocabulary = len(hidden), len(head.weight)
+        self.head, self.targets = head, targets
+        # of exp(z), of exp(z) z, of z, of exp(2 z), all but that of z relative to the highest logit so far
+        total, weighted, plain, squares, at_target = hidden.new_zeros(5, rows, dtype=exact)
+        highest = hidden.new_full((rows,), -torch.inf, dtype=exact)
+        self.best = torch.zeros_like(targets)
+        self.weights = torch.zeros_like(hidden, dtype=exact) if with_grad else None
+        self.slope = torch.ones_like(total)
+        width = max(TILE.get(hidden.device.type, TILE["cuda"]) // rows, 1)
+        for first in range(0, vocabulary, width):
+            weight = head.weight[first : first + width]
+            z = logits_of(hidden, weight, exact)
+            if head.bias is not None:
+                z += head.bias[first : first + width]
+            if head.scale != 1.0:
+                z *= head.scale
+            slope = None
+            if head.softcap is not None:
+                squashed = torch.tanh(z / head.softcap)
+                z, slope = squashed * head.softcap, 1 - squashed.square()
+            here = (targets - first).clamp(0, len(weight) - 1)[:, None]
+            inside = (targets >= first) & (targets < first + len(weight))
+            at_target = torch.where(inside, z.gather(1, here)[:, 0], at_target)
+            top, place = z.max(-1)
+            self.best = torch.where(top > highest, place + first, self.best)
+            before, highest = highest, torch.maximum(highest, top)
+            shrink = torch.exp(before - highest)
+            e = (z - highest[:, None]).exp_()
+            plain += z.sum(-1)
+            total = total * shrink + e.sum(-1)
+            weighted = weighted * shrink + z.mul_(e).sum(-1)
+            if with_squares:
+                squares = squares * shrink.square() + e.square().sum(-1)
+            if self.weights is None:
+                continue
+            if slope is not None:
+                e *= slope
+                self.slope = torch.where(inside, slope.gather(1, here)[:, 0], self.slope)
+            self.weights *= shrink[:, None]
+            if weight.dtype == exact:
+                self.weights.addmm_(e, weight)
+            else:
+                self.weights += e.to(weight.dtype) @ weight
+        normaliser = highest + total.log()
+        self.total = total
+        self.logps, self.mean_logit = at_target - normaliser, plain / vocabulary
+        self.entropy = normaliser - weighted / total
+        self.log_squares = squares.log() - 2 * total.log() if with_squares else squares
+
+    def gradient(self) -> Tensor:
+        """(R, H) of the log-probabilities by the hidden states: W[y] - p W, through soft-cap and scale."""
+        assert self.weights is not None
+        at_target = self.head.weight[self.targets] * self.slope[:, None]
+        return (at_target - self.weights / self.total[:, None]) * self.head.scale
 
 
 def score_tokens(hidden: Tensor, head: Head, targets: Tensor, *, squares: bool = False) -> TokenScores:

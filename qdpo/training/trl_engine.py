@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qdpo.data.prepare import Prepared
 
 WAY_OUT = "set engine: packed, which needs no Triton"
+NEWER = f"install trl 1.16, which runs here without Triton, or {WAY_OUT}"
 
 NOT_LOGGED = ("num_tokens", "runtime", "samples_per_second", "steps_per_second")
 """What TRL and transformers add to a log, and a run of the packed engine does not have."""
@@ -54,15 +55,18 @@ def check(config: RunConfig, device: Device) -> None:
         UnavailableError: TRL's fused output head does not run on this device.
         ConfigError: TRL would ignore a setting.
     """
-    head: Any = trl.trainer.utils._ChunkedLogProbFunction
+    utils: Any = trl.trainer.utils
+    head, name = utils._ChunkedLogProbFunction, f"engine: trl: the fused output head of TRL {version('trl')}"
+    # from 1.16 on TRL has its head in torch too, and says where it takes Triton's
+    uses_triton = getattr(utils, "_use_triton", lambda device: True)(torch.device(device.kind))
     if head is None:
-        raise UnavailableError("engine: trl: TRL's fused output head needs Triton, which is not installed", WAY_OUT)
-    if head.__module__.startswith("trl."):
+        raise UnavailableError(f"{name} needs Triton, which is not installed", NEWER)
+    if head.__module__.startswith("trl.") and uses_triton:
         if device.kind != "cuda":
-            raise UnavailableError("engine: trl: TRL's fused output head is Triton's, and runs on a GPU only", WAY_OUT)
+            raise UnavailableError(f"{name} is Triton's, and runs on a GPU only", NEWER)
         if device.capability is not None and device.capability < (8, 0):
             raise UnavailableError(
-                f"engine: trl: TRL's fused output head is Triton's, which needs compute capability 8.0; "
+                f"{name} is Triton's, which needs compute capability 8.0; "
                 f"{device.name} has {device.capability[0]}.{device.capability[1]}",
                 WAY_OUT,
             )
@@ -200,7 +204,7 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
         """TRL's evaluation, with the held-out texts'."""
         if self.text:
             engine = Engine(
-                self.policy.get_base_model(), self.accelerator.device, self.compute_loss_context_manager, "unshared"
+                self.policy.get_base_model(), self.accelerator.device, self.accelerator.autocast, "unshared"
             )
             self._metrics["eval"]["text_nll"] = [text_nll(engine, self.text, self.budget)]
         return super().evaluate(*args, **kwargs)

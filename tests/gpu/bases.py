@@ -104,6 +104,9 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, quantiz
             setattr(module, name, buffer.to(device))
     model.tie_weights()
     model.config.use_cache = False
+    if quantization == "nf4":
+        # as transformers marks it: without this PEFT takes 4-bit layers for plain linear ones
+        model.is_loaded_in_4bit = True
     return model.requires_grad_(False)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
 import torch
 from gpu.bases import random_model
+from gpu.precision import SeenProducts
 from torch import Tensor
 
 from benchmarks import models, packed, stock
@@ -23,40 +25,52 @@ def beside_trl(
 
     Args:
         shape: the model's.
-        device: where to compare; on a GPU TRL's head is its own Triton kernel.
+        device: where to compare; on a GPU TRL's head is its own Triton kernel, on a CPU what stands for it.
         half: `bf16` or `fp16`: autocast over a base in NF4; None: float32 throughout.
         pairs: the batch.
         budget: packed tokens of a pass.
 
     Returns:
         Relative differences from TRL with one pair at a time: of the packed engine, and of TRL with all pairs at once,
-        which is what padding alone changes.
+        which is what padding alone changes; and how many matrix products each did in which type.
     """
+    with stock.stand_in() if device.type == "cpu" else contextlib.nullcontext():
+        return _beside(shape, device, half, pairs, budget)
+
+
+def _beside(
+    shape: Shape, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
+) -> dict[str, Any]:
     dtype = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[half]
     base = random_model(shape, device, dtype, "none" if half is None else "nf4", True)
     trainer = stock.make_trainer(base, 16, checkpointing=True, half=half)
     models.give_lora_b_values(trainer.model)
     policy = trainer.model
-    engine = Engine(policy.get_base_model(), device, trainer.compute_loss_context_manager)
+    engine = Engine(policy.get_base_model(), device, trainer.accelerator.autocast)
 
     def with_trl(size: int) -> float:
         policy.train()
         return stock.step(trainer, stock.batches(trainer, pairs, size, device), len(pairs))
 
-    def gradient_of(run: Any) -> tuple[float, Tensor]:
+    products: dict[str, dict[str, int]] = {}
+
+    def gradient_of(name: str, run: Any) -> tuple[float, Tensor]:
         policy.zero_grad()
-        loss = run()
+        with SeenProducts() as types:
+            loss = run()
+        products[name] = types.seen
         return loss, torch.cat([p.grad.flatten().double() for p in policy.parameters() if p.grad is not None])
 
-    loss, gradient = gradient_of(partial(with_trl, 1))
-    padded_loss, padded = gradient_of(partial(with_trl, len(pairs)))
+    loss, gradient = gradient_of("TRL", partial(with_trl, 1))
+    padded_loss, padded = gradient_of("TRL, all at once", partial(with_trl, len(pairs)))
     settings = packed.Settings(budget=budget, cached=False)
     with packed.ready(policy, settings):
         unused = torch.zeros(len(pairs), 2)
-        ours, mine = gradient_of(lambda: packed.step(policy, pairs, engine, settings, unused, Metrics()))
+        ours, mine = gradient_of("packed", lambda: packed.step(policy, pairs, engine, settings, unused, Metrics()))
     return {
         "half": half,
         "head": _head(),
+        "products": products,
         "loss": loss,
         "loss_difference": abs(ours / loss - 1),
         "gradient_difference": float((mine - gradient).norm() / gradient.norm()),

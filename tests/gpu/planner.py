@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ from qdpo.memory.meter import peak_bytes
 from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.model.lora import attach, disable_dropout
+from qdpo.packing.engine import Engine
+from qdpo.training.losses import LossSettings
+from qdpo.training.out_of_memory import Budgets
+from qdpo.training.stages.state import Run
+from qdpo.training.stages.trainer import training_arguments
+from qdpo.training.trainer import DpoTrainer, Split
 
 
 def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> dict[str, Any]:
@@ -46,6 +54,8 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
     step = make_step(
         policy, dtype, device, config, token_pairs([*packs, *packs] if settings.several else [*packs], shape.vocab)
     )
+    # as it trains, not as the planner thinks it does: mixed precision is the trainer's
+    step.engine = training_engine(policy, config, device, dtype)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
 
     def level() -> int:
@@ -83,6 +93,35 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
             for name in measured
         },
     }
+
+
+def training_engine(policy: Any, config: RunConfig, device: Device, dtype: torch.dtype) -> Engine:
+    """The engine of a run's own trainer.
+
+    Args:
+        policy: with its adapter.
+        config: a preset's.
+        device: where the run would compute.
+        dtype: its compute type.
+    """
+    from transformers import TrainingArguments
+
+    with TemporaryDirectory() as folder:
+        compute = str(dtype).removeprefix("torch.")
+        run = Run(Path(folder), config, device, record={"dtype": {"compute": compute}})
+        nothing = Split([], torch.zeros(0, 2))
+        return DpoTrainer(
+            policy,
+            TrainingArguments(**training_arguments(run)),
+            train=nothing,
+            heldout=nothing,
+            text=[],
+            loss=LossSettings(),
+            budgets=Budgets(config),
+            base_name="random",
+            keep=1,
+            callbacks=[],
+        ).engine
 
 
 def _is_loaded(part: str) -> bool:

@@ -25,11 +25,24 @@ class SeenTypes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at what it gives."""
         out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                name = str(value.dtype).removeprefix("torch.")
-                self.seen[name] = self.seen.get(name, 0) + 1
+        if self.counts(func):
+            for value in tree_leaves(out):
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    name = str(value.dtype).removeprefix("torch.")
+                    self.seen[name] = self.seen.get(name, 0) + 1
         return out
+
+    def counts(self, func: Any) -> bool:
+        """Whether an operation is of interest."""
+        return True
+
+
+class SeenProducts(SeenTypes):
+    """Notes the types of matrix products only, attention's not among them."""
+
+    def counts(self, func: Any) -> bool:
+        """As `SeenTypes`."""
+        return func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def walk(

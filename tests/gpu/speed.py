@@ -11,7 +11,7 @@ import torch
 from benchmarks import engine, measure
 from qdpo.memory.shapes import Shape
 
-VARIANTS = "stock;stock cached;packed;packed cached;packed cached, no checkpointing"
+VARIANTS = "TRL;TRL cached;packed;packed cached;packed cached, no checkpointing"
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int, rounds: int = 10) -> float:
@@ -55,5 +55,5 @@ def benchmark(out: Path, shape: Shape, device: torch.device, rate: float, *optio
             seconds = variant["wall"]["seconds"]
             variant["real_tokens_per_second"] = tokens["real"] / seconds
             variant["share_of_matmul_rate"] = useful / seconds / rate
-            variant["is_stock"] = name.startswith("stock")
+            variant["is_stock"] = name.startswith("TRL")
     return record

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from gpu.bases import TOY, config_of, token_pairs, write_base, write_pairs
+from gpu import planner
+from gpu.bases import TOY, config_of, random_model, token_pairs, write_base, write_pairs
 from gpu.equality import beside_trl
 from gpu.ladder import ladder, refuse_above
 from gpu.loading import load_nf4
@@ -17,14 +21,15 @@ from gpu.precision import walk
 from gpu.results import Results, card_name
 from gpu.runs import configured, export, run, run_outside
 from gpu.speed import benchmark, matmul_rate
-from parity.trl_cpu import install_torch_head
 
-from benchmarks import workloads
+from benchmarks import models, table, workloads
+from benchmarks.stock import own_head_runs
 from qdpo.config.resolve import resolve
-from qdpo.hardware import find_device
+from qdpo.hardware import Device, find_device
 from qdpo.memory.data import lengths_from
 from qdpo.memory.lengths import PairLengths, lengths_of
 from qdpo.memory.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
+from qdpo.model.lora import attach, lora_layers
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tests themselves run")
 
@@ -32,6 +37,8 @@ CPU = torch.device("cpu")
 SMALL = ("data.max_length=96", "data.max_prompt_length=64", "lora.r=4", "train.learning_rate=1e-3")
 BENCHMARKED = Shape("mistral", 64, 2, 4, 2, 16, 128, 32000)
 """The benchmark's own toy."""
+
+toy_of_the_benchmark = partial(models.random_base, "mistral-toy-random", CPU, torch.float32, True)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +101,41 @@ def test_the_ladder(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("half", [None, "bf16"])
 def test_equality_with_trl(half: str | None) -> None:
-    with install_torch_head():
-        found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
+    found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
     assert found["head"] == "benchmarks.stock"
     assert found["loss_difference"] < (1e-5 if half is None else 2e-2)
     assert found["gradient_difference"] < (1e-4 if half is None else 0.1)
     assert found["padding_gradient_difference"] < 0.1
+
+
+def test_both_sides_are_compared_in_mixed_precision() -> None:
+    products = beside_trl(TOY, CPU, "bf16", workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)["products"]
+    for name, seen in products.items():
+        # the gradient of the stand-in head is the only product in fp32
+        assert seen["bfloat16"] > 100, name
+        assert seen.get("float32", 0) <= (0 if name == "packed" else 4), (name, seen)
+
+
+@pytest.mark.parametrize("make", [partial(random_model, TOY, CPU, torch.float32, "nf4", True), toy_of_the_benchmark])
+def test_adapters_on_a_4_bit_base_are_those_of_a_run(make: Callable[[], Any]) -> None:
+    from peft.tuners.lora import Linear4bit
+
+    config = resolve("garrulus-a40").config
+    policy = attach(make(), config.lora, config.train.seed)
+    layers = lora_layers(policy)
+    assert len(layers) == 14
+    assert {type(layer) for layer in layers.values()} == {Linear4bit}
+
+
+def test_the_planner_is_measured_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = planner.training_arguments
+    monkeypatch.setattr(planner, "training_arguments", lambda run: arguments(run) | {"use_cpu": True})
+    config = resolve("garrulus-a40").config
+    policy = attach(random_model(TOY, CPU, torch.bfloat16, "nf4", True), config.lora, config.train.seed)
+    engine = planner.training_engine(policy, config, Device("cuda", "pretended", (8, 0), 0), torch.bfloat16)
+    with engine.autocast():
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 @pytest.mark.parametrize("preset", ["garrulus-a40", "zephyr-7b-gemma"])
@@ -131,11 +167,19 @@ def test_the_benchmark(tmp_path: Path) -> None:
     rate = matmul_rate(CPU, torch.float32, 256, rounds=2)
     assert rate > 1e8
     options = ("--base", "mistral-toy-random", "--workloads", "W3", "--pairs", "2", "--rounds", "1")
-    with install_torch_head():
-        found = benchmark(tmp_path / "engine.json", BENCHMARKED, CPU, rate, *options)
-    variant = found["workloads"]["W3"]["variants"]["packed cached"]
+    found = benchmark(tmp_path / "engine.json", BENCHMARKED, CPU, rate, *options)
+    variants = found["workloads"]["W3"]["variants"]
+    variant = variants["packed cached"]
     assert variant["real_tokens_per_second"] > 0
     assert 0 < variant["share_of_matmul_rate"] < 1
+    assert [variants[name]["is_stock"] for name in ("TRL, stand-in head", "packed")] == [True, False]
+    assert variants["packed"]["gradient_difference"] < 1e-4
+    assert variants["packed"]["against"]["TRL, stand-in head"].keys() == {"cpu", "wall", "peak_ratio"}
+    assert ("TRL" in variants) == own_head_runs(CPU)
+    assert ("TRL" in found["not_run"]) != own_head_runs(CPU)
+    for text in (table.summary([found]), table.details([found])):
+        assert "| W3, NF4, rows of 300 |" in text
+        assert "Not run: unsloth" in text
 
 
 def test_results_say_what_was_measured_and_how_tests_ended(tmp_path: Path) -> None:

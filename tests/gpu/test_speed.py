@@ -27,4 +27,4 @@ def test_step_beside_trl(tmp_path: Path, device: torch.device, results: Results)
     for result in found["workloads"].values():
         for variant in result["variants"].values():
             assert variant["gradient_difference"] < 0.1
-        assert result["variants"]["packed"]["wall"]["ratio"] > 1
+        assert result["variants"]["packed"]["against"]["TRL"]["wall"]["ratio"] > 1

@@ -133,6 +133,7 @@ def test_constants_that_are_kept_here_so_that_torch_is_not_imported() -> None:
 
     assert attention.LOOP_FROM == real_attention.LOOP_FROM
     assert passes.CHUNK_ROWS == logps.CHUNK_ROWS
+    assert passes.TILE == logps.TILE
 
 
 def test_cards() -> None:

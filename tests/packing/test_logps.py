@@ -44,12 +44,14 @@ def full_logits(hidden: Tensor, head: Head) -> Tensor:
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
+@pytest.mark.parametrize("tile", [1, 50, 2**19])
 @pytest.mark.parametrize("chunk", [3, 4, 11, 256])
 @pytest.mark.parametrize("kind", HEADS)
 def test_every_statistic_equals_the_one_from_full_logits(
-    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, chunk: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logps, "CHUNK_ROWS", chunk)
+    monkeypatch.setitem(logps.TILE, "cpu", tile)
     head, (hidden, targets) = make_head(**HEADS[kind]), inputs()
     scores = score_tokens(hidden, head, targets, squares=True)
     logits = full_logits(hidden, head)
@@ -62,10 +64,12 @@ def test_every_statistic_equals_the_one_from_full_logits(
     assert torch.equal(scores.top1, logits.argmax(-1) == targets)
 
 
+@pytest.mark.parametrize("tile", [1, 50, 2**19])
 @pytest.mark.parametrize("chunk", [3, 256])
 @pytest.mark.parametrize("kind", HEADS)
-def test_gradient(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient(kind: str, chunk: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logps, "CHUNK_ROWS", chunk)
+    monkeypatch.setitem(logps.TILE, "cpu", tile)
     head, (hidden, targets) = make_head(**HEADS[kind]), inputs()
     assert torch.autograd.gradcheck(lambda h: score_tokens(h, head, targets).logps, (hidden,))
 

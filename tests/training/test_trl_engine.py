@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import trl.trainer.utils
 from parity.trl_cpu import install_torch_head
 from training.tiny import StopAt, Stopped, Tiny, TinyRun, resolve_tiny, train_tiny
+from transformers import LlamaModel
 
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
+from qdpo.packing.engine import Engine
 from qdpo.training import run as run_module
 from qdpo.training import trl_engine
 from qdpo.training.stages import trainer as trainer_stage
@@ -142,25 +146,89 @@ T4 = Device("cuda", "Tesla T4", (7, 5), 1)
 CPU = Device("cpu", "CPU", None, 1)
 
 
+OLD, NEW = None, lambda device: device.type == "cuda"
+"""TRL's `_use_triton`: 1.15 has none, 1.16 has a head without Triton for CPUs."""
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, head: Any, use_triton: Any) -> None:
+    """Another TRL."""
+    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", head)
+    monkeypatch.delattr(trl.trainer.utils, "_use_triton", raising=False)
+    if use_triton is not None:
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", use_triton, raising=False)
+
+
 @pytest.mark.parametrize(
-    ("head", "device", "reason"),
-    [(None, GPU, "Triton, which is not installed"), (Triton, CPU, "on a GPU only"), (Triton, T4, "Tesla T4 has 7.5")],
+    ("head", "use_triton", "device", "reason", "hint"),
+    [
+        (None, OLD, GPU, "Triton, which is not installed", r"trl 1\.16"),
+        (None, OLD, CPU, "Triton, which is not installed", r"trl 1\.16"),
+        (Triton, OLD, CPU, "on a GPU only", r"trl 1\.16"),
+        (Triton, OLD, T4, "Tesla T4 has 7.5", "needs no Triton"),
+        (Triton, NEW, T4, "Tesla T4 has 7.5", "needs no Triton"),
+    ],
 )
 def test_says_why_it_cannot_run(
-    head: Any, device: Device, reason: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: Any,
+    use_triton: Any,
+    device: Device,
+    reason: str,
+    hint: str,
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", head)
+    pretend(monkeypatch, head, use_triton)
     monkeypatch.setattr(run_module, "find_device", lambda: device)
     with pytest.raises(UnavailableError, match=reason) as caught:
         train_tiny(tiny, tmp_path / "run", TRL)
     assert caught.value.hint is not None
     assert "engine: packed" in caught.value.hint
+    assert re.search(hint, caught.value.hint)
     assert not (tmp_path / "run").exists()
 
 
-def test_runs_where_triton_does(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trl.trainer.utils, "_ChunkedLogProbFunction", Triton)
-    trl_engine.check(resolve_tiny(tiny, TRL).config, GPU)
+@pytest.mark.parametrize(("use_triton", "device"), [(OLD, GPU), (NEW, GPU), (NEW, CPU), (lambda device: False, T4)])
+def test_runs_where_its_head_does(use_triton: Any, device: Device, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, Triton, use_triton)
+    trl_engine.check(resolve_tiny(tiny, TRL).config, device)
+
+
+@pytest.mark.skipif(not hasattr(trl.trainer.utils, "_use_triton"), reason="TRL has a head for CPUs from 1.16 on")
+def test_trl_as_it_is_runs_on_a_cpu(packed: TinyRun, tiny: Tiny, tmp_path: Path) -> None:
+    assert trl.trainer.utils._ChunkedLogProbFunction.__module__.startswith("trl.")
+    run = train_tiny(tiny, tmp_path / "run", *SHORT, TRL)
+    assert run.losses == pytest.approx(packed.losses, abs=1e-4)
+
+
+def test_held_out_texts_are_scored_in_the_precision_of_training(
+    tiny: Tiny, tmp_path: Path, torch_head: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = trainer_stage.training_arguments
+    monkeypatch.setattr(trainer_stage, "training_arguments", lambda run: arguments(run) | {"bf16": True})
+    seen: dict[str, set[torch.dtype | None]] = {"training": set(), "texts": set()}
+
+    def here() -> torch.dtype | None:
+        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    def scored(engine: Engine, texts: Any, budget: int) -> float:
+        with engine.autocast():
+            seen["texts"].add(here())
+        return 0.0
+
+    monkeypatch.setattr(trl_engine, "text_nll", scored)
+    embed = LlamaModel.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training and torch.is_grad_enabled():
+            seen["training"].add(here())
+        return embed(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"text": "The cat is in the house."}) + "\n")
+    train_tiny(tiny, tmp_path / "run", "train.max_steps=1", TRL, f"data.text={texts}")
+    assert seen == {"training": {torch.bfloat16}, "texts": {torch.bfloat16}}
 
 
 def test_refuses_label_smoothing_that_trl_would_ignore(tiny: Tiny, tmp_path: Path, torch_head: None) -> None:
