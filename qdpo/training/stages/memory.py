@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.hardware import GIB, available_memory
 from qdpo.memory.parts import LORA
+from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
         scaled = trainer.accelerator.scaler is not None
         gradients = LORA * trainer.trained_weights
         chosen = choose_optimizer(wanted, trainer.trained_weights, free - gradients, run.device.kind, scaled=scaled)
+        # all processes take one, whatever is free on their cards
+        chosen = parallel.from_first(chosen)
     trainer.args.optim = OptimizerNames(chosen.name)
     if wanted == AUTO:
         console.note(f"optim {chosen.name}: {chosen.reason}")

@@ -89,7 +89,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     from qdpo.packing.fuse import fuse
     from qdpo.packing.gradient_check import check_gradients
     from qdpo.packing.probe import decide
-    from qdpo.packing.recompute import checkpoint_layers, decoder_layers
+    from qdpo.packing.recompute import checkpoint_layers
     from qdpo.training.invariants import Check
 
     packing = run.config.packing
@@ -117,8 +117,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
     checkpointed = checkpoint_layers(model, wanted if run.config.train.gradient_checkpointing else 0)
     gap = check_gradients(engine, fusion, own)
-    layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
-    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}; {layers}").say())
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}").say())
     run.save(
         engine={
             **decision.as_dict(),
