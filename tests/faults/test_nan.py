@@ -175,7 +175,7 @@ def test_a_checkpoint_with_such_a_value_is_not_written(tiny: Tiny, tmp_path: Pat
             # after the guards have looked at the step, and before it is saved
             if state.global_step == 3:
                 optimizer = kwargs["optimizer"]
-                next(iter(optimizer.state.values()))["state1"].view(-1)[0] = float("nan")
+                next(iter(optimizer.state.values()))["exp_avg"].view(-1)[0] = float("nan")
 
     with with_callbacks(Spoil()), pytest.raises(TrainingError, match="the optimizer's state has values that are not"):
         train_tiny(tiny, tmp_path / "run", *FAST)

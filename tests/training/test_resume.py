@@ -80,7 +80,9 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(straight, tiny:
     folder = tmp_path / "run"
     train_until(tiny, folder, 4)
     resumed = train_tiny(tiny, folder, resume=True)
-    assert resumed.sha256 == straight("train.optim=paged_adamw_32bit").sha256
+    # what `auto` is on a CPU
+    assert resumed.record["optimizer"]["name"] == "adamw_torch"
+    assert resumed.sha256 == straight("train.optim=adamw_torch").sha256
     assert [line["step"] for line in resumed.metrics if "loss" in line] == list(range(1, 21))
 
 
