@@ -178,7 +178,7 @@ def card_limit() -> int:
 
     free, total = torch.cuda.mem_get_info()
     capped = int(total * torch.cuda.get_per_process_memory_fraction())
-    return min(free + torch.cuda.memory_reserved(), capped) - int(RESERVE * total)
+    return min(free + torch.cuda.memory_reserved(), capped) - int(RESERVE * min(total, capped))
 
 
 def fill_host(run: Run, trainer: DpoTrainer, layers: Layers, data: Prepared) -> str:
