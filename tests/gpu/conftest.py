@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -58,14 +59,20 @@ def device() -> Iterator[torch.device]:
 
 
 @pytest.fixture(scope="session")
-def mistral_7b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a base of Mistral-7B's shape: random weights in bfloat16, in shards, and a tokenizer."""
+def mistral_7b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a base of Mistral-7B's shape: random weights in bfloat16, in shards, and a tokenizer.
+
+    Many runs load it, and a card's minutes are few: its 14.5 GB are hashed once.
+    """
     from gpu.bases import require_space, write_base
 
     from qdpo.memory.shapes import MISTRAL_7B
+    from qdpo.model import weights
 
     folder = tmp_path_factory.mktemp("mistral-7b-random")
     # the shards, and one export of the same size with its GGUF beside it
     require_space(folder, 2.5 * 2 * MISTRAL_7B.parameters)
     write_base(folder, MISTRAL_7B, torch.device("cuda"), torch.bfloat16)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "weights_sha256", functools.cache(weights.weights_sha256))
+        yield folder

@@ -37,8 +37,11 @@ def capped(device: torch.device, size: float) -> Iterator[int]:
 
     Args:
         device: the GPU.
-        size: bytes of the card that is imitated; a card that is smaller stays as it is.
+        size: bytes of the card that is imitated; a card that is smaller stays as it is, and a CPU has no cap.
     """
+    if device.type != "cuda":
+        yield int(size)
+        return
     free_up(device)
     total = torch.cuda.mem_get_info(device)[1]
     limit = min(size, total) - context_bytes(device)

@@ -7,6 +7,11 @@ import torch
 
 from qdpo.hardware import GIB
 
+HALVES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
@@ -24,3 +29,9 @@ def is_large() -> bool:
         return False
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return properties.major >= 8 and properties.total_memory >= 40 * GIB
+
+
+def half(dtype: str) -> None:
+    """Skip the test where the card computes in another of `HALVES` only."""
+    if dtype == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs a card with bfloat16 (compute capability 8.0)")

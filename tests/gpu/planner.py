@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,11 +18,7 @@ from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.packing.engine import Engine
-from qdpo.training.losses import LossSettings
-from qdpo.training.out_of_memory import Budgets
-from qdpo.training.stages.state import Run
-from qdpo.training.stages.trainer import training_arguments
-from qdpo.training.trainer import DpoTrainer, Split
+from qdpo.training.stages import model as model_stage
 
 
 def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> dict[str, Any]:
@@ -54,8 +48,8 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
     step = make_step(
         policy, dtype, device, config, token_pairs([*packs, *packs] if settings.several else [*packs], shape.vocab)
     )
-    # as it trains, not as the planner thinks it does: mixed precision is the trainer's
-    step.engine = training_engine(policy, config, device, dtype)
+    # as it trains, not as the planner thinks it does: mixed precision is the run's
+    step.engine = training_engine(policy, device, dtype)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
 
     def level() -> int:
@@ -95,33 +89,15 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
     }
 
 
-def training_engine(policy: Any, config: RunConfig, device: Device, dtype: torch.dtype) -> Engine:
-    """The engine of a run's own trainer.
+def training_engine(policy: Any, device: Device, dtype: torch.dtype) -> Engine:
+    """An engine that computes as a run's own does.
 
     Args:
         policy: with its adapter.
-        config: a preset's.
         device: where the run would compute.
         dtype: its compute type.
     """
-    from transformers import TrainingArguments
-
-    with TemporaryDirectory() as folder:
-        compute = str(dtype).removeprefix("torch.")
-        run = Run(Path(folder), config, device, record={"dtype": {"compute": compute}})
-        nothing = Split([], torch.zeros(0, 2))
-        return DpoTrainer(
-            policy,
-            TrainingArguments(**training_arguments(run)),
-            train=nothing,
-            heldout=nothing,
-            text=[],
-            loss=LossSettings(),
-            budgets=Budgets(config),
-            base_name="random",
-            keep=1,
-            callbacks=[],
-        ).engine
+    return Engine(policy.get_base_model(), device.torch, model_stage.mixed_precision(device, dtype))
 
 
 def _is_loaded(part: str) -> bool:

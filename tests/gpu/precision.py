@@ -10,6 +10,8 @@ from gpu.runs import Done, configured, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qdpo.packing import logps
+
 
 class SeenTypes(TorchDispatchMode):
     """Notes the floating-point types of the results of all operations, those of the backward pass included.
@@ -38,11 +40,37 @@ class SeenTypes(TorchDispatchMode):
 
 
 class SeenProducts(SeenTypes):
-    """Notes the types of matrix products only, attention's not among them."""
+    """Notes the types of matrix products only.
+
+    Attention's are not among them, and not those of the packed engine's logits, which are never rounded to half
+    precision (`qdpo.packing.logps`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_logits = False
+
+    def __enter__(self) -> Any:
+        """Know the logits' products from others."""
+        self.plain: Any = logps.logits_of
+        logps.logits_of = self._logits  # type: ignore[assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """As it was."""
+        logps.logits_of = self.plain
+        super().__exit__(*error)
+
+    def _logits(self, *args: Any) -> torch.Tensor:
+        self.in_logits = True
+        try:
+            return self.plain(*args)
+        finally:
+            self.in_logits = False
 
     def counts(self, func: Any) -> bool:
         """As `SeenTypes`."""
-        return func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return not self.in_logits and func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def walk(

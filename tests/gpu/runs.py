@@ -17,6 +17,8 @@ from training.tiny import TinyRun, read_run
 from qdpo.cli.main import main
 from qdpo.cli.train import replacements
 from qdpo.config.resolve import Resolved, resolve, to_yaml
+from qdpo.config.schema import RunConfig
+from qdpo.memory.verdict import with_changes
 from qdpo.training.run import train
 
 # Steps that show something from the first on, two evaluations with one short answer each, nothing of an earlier run.
@@ -27,6 +29,10 @@ SHORT = (
     "samples.max_new_tokens=8",
     "packing.reference_cache=run",
 )
+
+
+LEAST_MEMORY = ("packing.checkpoint_layers=1000", "packing.keep_dequantized=0")
+"""All layers are computed twice, no weight is kept: nothing is left to the run, and nothing can be given back."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Done(TinyRun):
             "tokens": self.record["result"]["tokens"],
             "compute": self.record["dtype"]["compute"],
             "engine": self.record["engine"]["way"],
+            "recomputed_layers": self.record["engine"].get("checkpointed_layers"),
+            "kept_layers": self.record["engine"].get("kept_layers"),
+            "optimizer": self.record.get("optimizer", {}).get("name"),
             "gradient_difference": self.record["engine"].get("gradient_difference"),
             "peak_bytes": self.peak,
             "reserved_bytes": self.reserved,
@@ -75,12 +84,32 @@ def configured(preset: str, base: Path, data: tuple[Path, Path], steps: int, *ov
     return resolve(preset, own)
 
 
-def run(resolved: Resolved, folder: Path, device: torch.device) -> Done:
-    """Train, all stages as `qdpo train` does."""
+def as_it_ran(config: RunConfig, record: dict[str, Any]) -> RunConfig:
+    """The configuration with what a run chose in place of `auto`.
+
+    Args:
+        config: the run's.
+        record: its run.json.
+    """
+    engine = record["engine"]
+    layers = {"checkpoint_layers": engine["checkpointed_layers"], "keep_dequantized": engine["kept_layers"]}
+    config = with_changes(config, "packing", **layers)
+    return with_changes(config, "train", optim=record["optimizer"]["name"])
+
+
+def run(resolved: Resolved, folder: Path, device: torch.device, *, resume: bool = False) -> Done:
+    """Train, all stages as `qdpo train` does.
+
+    Args:
+        resolved: the configuration.
+        folder: of the run.
+        device: whose peaks are taken; those of the attempts before the first step are not counted.
+        resume: go on from the newest checkpoint.
+    """
     from gpu.memory import free_up
 
     free_up(device)
-    train(resolved, folder, preset=resolved.config.name, command="qdpo train")
+    train(resolved, folder, preset=resolved.config.name, command="qdpo train", resume=resume)
     on_card = device.type == "cuda"
     peaks = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)) if on_card else (0, 0)
     done = Done(**vars(read_run(folder)), peak=peaks[0], reserved=peaks[1])

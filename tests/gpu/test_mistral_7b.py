@@ -14,7 +14,7 @@ from gpu.bases import write_pairs
 from gpu.loading import load_nf4
 from gpu.memory import capped, context_bytes, in_gib
 from gpu.results import Results
-from gpu.runs import configured, export, run
+from gpu.runs import as_it_ran, configured, export, run
 
 from qdpo.hardware import GIB, find_device
 from qdpo.memory.cards import card_of
@@ -53,14 +53,15 @@ def test_twenty_steps_in_the_memory_of_its_card(
     data = write_pairs(tmp_path, 320, 16, long_every=8)
     resolved = configured(preset, mistral_7b, data, 20)
     config = resolved.config
-    plan = estimate(MISTRAL_7B, settings_for(config, card_of(find_device()), lengths_for(config)))
-    numbers: dict[str, Any] = {
-        "context_gib": in_gib(context_bytes(device)),
-        "context_planned_gib": in_gib(plan.context),
-    }
+    context = context_bytes(device)
     with capped(device, size * GIB) as limit:
         done = run(resolved, tmp_path / "run", device)
-    numbers |= {
+    # the plan of what the run chose for itself
+    config = as_it_ran(config, done.record)
+    plan = estimate(MISTRAL_7B, settings_for(config, card_of(find_device()), lengths_for(config)))
+    numbers: dict[str, Any] = {
+        "context_gib": in_gib(context),
+        "context_planned_gib": in_gib(plan.context),
         **done.as_dict(),
         "limit_bytes": limit,
         "memory": done.record.get("memory"),

@@ -9,22 +9,17 @@ import torch
 from gpu import needs
 from gpu.bases import MIDDLE, write_base, write_pairs
 from gpu.ladder import cap_between, ladder
+from gpu.needs import HALVES
 from gpu.precision import walk
 from gpu.results import Results
 from gpu.runs import configured, run
 
 pytestmark = needs.CUDA
 
-HALVES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_training_in_half_precision(dtype: str, tmp_path: Path, device: torch.device, results: Results) -> None:
-    if dtype == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
-        pytest.skip("needs a card with bfloat16 (compute capability 8.0)")
+    needs.half(dtype)
     base, data = tmp_path / "base", write_pairs(tmp_path, 160, 16, long_every=8)
     write_base(base, MIDDLE, device, HALVES[dtype])
     settings = (f"model.dtype={dtype}", "train.learning_rate=2e-4")

@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from gpu import planner
+from gpu import answers, planner
 from gpu.bases import TOY, config_of, random_model, token_pairs, write_base, write_pairs
+from gpu.beside import PEERS, in_turns
+from gpu.caps import auto_under_caps, difference
 from gpu.equality import beside_trl
 from gpu.ladder import ladder, refuse_above
 from gpu.loading import load_nf4
@@ -19,8 +22,11 @@ from gpu.memory import host_peak
 from gpu.planner import beside_plan
 from gpu.precision import walk
 from gpu.results import Results, card_name
-from gpu.runs import configured, export, run, run_outside
+from gpu.resumed import no_cap, resumed_in_little_memory
+from gpu.runs import LEAST_MEMORY, configured, export, run, run_outside
 from gpu.speed import benchmark, matmul_rate
+from gpu.timed import utilization
+from gpu.used import counted_passes, faults_in
 
 from benchmarks import models, table, workloads
 from benchmarks.stock import own_head_runs
@@ -99,6 +105,93 @@ def test_the_ladder(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None
     assert found["difference"] < 1e-5
 
 
+def test_fused_calls_are_those_of_layers_and_passes(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = ("packing.tokens_per_micro_batch=200", "packing.checkpoint_layers=1", *SMALL)
+    with counted_passes() as passes:
+        record = run(configured("garrulus-a40", base, data, 2, *settings), tmp_path / "run", CPU).record
+    assert len(passes) == 2
+    assert min(passes) > 1
+    assert faults_in(record, TOY, passes[0]) == []
+    # what would be wrong is seen: a pass more, a layer left out, another type
+    assert "fused calls" in faults_in(record, TOY, passes[0] + 1)[0]
+    used = {**record["engine"]["used"], "plain": {"lora": 1}}
+    assert "outside" in faults_in({**record, "engine": {**record["engine"], "used": used}}, TOY, passes[0])[0]
+    assert "products" in faults_in({**record, "dtype": {"compute": "float16"}}, TOY, passes[0])[0]
+
+
+def test_free_memory_changes_nothing(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    found = auto_under_caps(base, data, tmp_path, CPU, (1,), 4, *SMALL, skip=1)
+    assert found.keys() == {"least", "again", "auto in 1 GiB"}
+    assert len(set(found["least"]["losses"])) == 3  # the first two steps are those of the base
+    assert found["least"]["recomputed_layers"] == 2
+    assert found["auto in 1 GiB"]["recomputed_layers"] == 0
+    for name in ("again", "auto in 1 GiB"):
+        # a CPU sums in the same order every time
+        assert found[name]["loss_difference"] == found[name]["adapter_difference"] == 0
+        assert found[name]["seconds_of_steps"] > 0
+
+
+def test_runs_that_differ_are_seen_to() -> None:
+    def ran(*losses: float, weight: float) -> Any:
+        return SimpleNamespace(losses=list(losses), adapter={"a": torch.full((3, 3), weight), "b": torch.ones(3)})
+
+    one = ran(0.69, 0.6, weight=1.0)
+    assert difference(one, one) == {"loss_difference": 0, "adapter_difference": 0}
+    other = difference(one, ran(0.69, 0.63, weight=1.5))
+    assert other["loss_difference"] == pytest.approx(0.05)
+    # three quarters of the weights are off by a half
+    assert other["adapter_difference"] == pytest.approx(0.75**0.5 / 2)
+
+
+def test_answers_beside_their_estimate() -> None:
+    small = ("samples.count=2", "samples.max_new_tokens=4", *SMALL)
+    found = answers.beside_estimate(resolve("garrulus-a40", small).config, TOY, find_device())
+    assert found["answer_tokens"] == [4, 4]
+    assert found["at_once"] == 2
+    assert found["tokens_per_second"] == 8 / found["seconds"]
+    assert found["first_seconds"] > 0
+    assert found["first_seconds_estimated"] > found["seconds_estimated"] > 0
+    assert found["peak_bytes"] == pytest.approx(found["peak_bytes_estimated"], rel=0.15)
+
+
+def test_a_resumed_run_is_compared(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    found = resumed_in_little_memory(base, data, tmp_path, CPU, no_cap, 4, *SMALL)
+    assert found["state_bytes"] > 0
+    assert len(found["resumed"]["losses"]) == 4
+    for name in ("again", "resumed"):
+        assert found[name]["loss_difference"] == found[name]["adapter_difference"] == 0
+    # small tensors are in no page, and neither is anything on a CPU
+    paged, moments = found["resumed"]["paged"]
+    assert paged == 0
+    assert moments == 28
+
+
+def test_the_share_of_matrix_products(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    resolved = configured("garrulus-t4", base, data, 4, "model.dtype=auto", *LEAST_MEMORY, *SMALL)
+    done = run(resolved, tmp_path / "run", CPU)
+    found = utilization(done, resolved.config, TOY, 1e12, skip=1)
+    assert found["steps"] == 3
+    assert found["tokens_of_all_steps"] == done.record["result"]["tokens"]
+    assert found["tokens_per_second"] > found["packed_tokens_per_second"] > 0
+    # forward and the activations' gradient; a second forward where layers are computed twice
+    assert found["hfu"] / found["mfu"] == pytest.approx(1.4, abs=0.1)
+    floor = 4 * TOY.linear * found["packed_tokens_per_second"] * found["seconds_per_step"]
+    assert floor < found["flops_per_step"] < 2 * floor
+    assert found["mfu"] == pytest.approx(found["flops_per_step"] / found["seconds_per_step"] / 1e12)
+
+
+def test_runs_in_turns(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    here = partial(run, device=CPU)
+    sides = {"packed": (), **(PEERS["TRL"] if own_head_runs(CPU) else {"packed again": ()})}
+    found = in_turns(base, data, tmp_path, sides, here, 1, 3, *SMALL, skip=1)
+    assert found.keys() == sides.keys()
+    assert len({side["tokens"] for side in found.values()}) == 1
+    for side in found.values():
+        assert len(side["turns"]) == 1
+        assert side["tokens_per_second"] > 0
+        assert side["losses"] == pytest.approx(found["packed"]["losses"], abs=1e-4)
+
+
 @pytest.mark.parametrize("half", [None, "bf16"])
 def test_equality_with_trl(half: str | None) -> None:
     found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
@@ -128,11 +221,16 @@ def test_adapters_on_a_4_bit_base_are_those_of_a_run(make: Callable[[], Any]) ->
 
 
 def test_the_planner_is_measured_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = planner.training_arguments
-    monkeypatch.setattr(planner, "training_arguments", lambda run: arguments(run) | {"use_cpu": True})
+    card = Device("cuda", "pretended", (8, 0), 0)
+    mixed: Any = planner.model_stage.mixed_precision(card, torch.bfloat16)
+    assert (mixed.func, *mixed.args) == (torch.autocast, "cuda", torch.bfloat16)
+    on_cpu = partial(torch.autocast, "cpu", torch.bfloat16)
+    monkeypatch.setattr(planner.model_stage, "mixed_precision", lambda device, dtype: on_cpu)
     config = resolve("garrulus-a40").config
     policy = attach(random_model(TOY, CPU, torch.bfloat16, "nf4", True), config.lora, config.train.seed)
-    engine = planner.training_engine(policy, config, Device("cuda", "pretended", (8, 0), 0), torch.bfloat16)
+    # built where it is rehearsed, not where it pretends to be
+    monkeypatch.setattr(Device, "torch", CPU)
+    engine = planner.training_engine(policy, card, torch.bfloat16)
     with engine.autocast():
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -1,0 +1,85 @@
+"""What the written answers of an evaluation take, beside what the planner says that they take."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from gpu.bases import random_model
+
+from benchmarks import measure
+from qdpo.config.schema import RunConfig
+from qdpo.hardware import Device
+from qdpo.memory.cards import card_of
+from qdpo.memory.meter import peak_bytes
+from qdpo.memory.sampling import answers
+from qdpo.memory.settings import compute_type
+from qdpo.memory.shapes import Shape
+from qdpo.memory.timing import speed_of
+from qdpo.model.lora import attach, disable_dropout
+from qdpo.training.samples import Prompt, SamplesCallback
+from qdpo.training.stages.model import mixed_precision, set_up_engine
+from qdpo.training.stages.state import Run
+
+
+class Numbers:
+    """In place of a tokenizer: tokens are written as their numbers."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The numbers."""
+        return " ".join(map(str, ids))
+
+
+def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str, Any]:
+    """Answer as many prompts as a run does, of the longest length that it allows, to the last token that it allows.
+
+    Args:
+        config: a preset's.
+        shape: of its base, which is made of random weights.
+        device: where.
+
+    Returns:
+        Seconds and peak bytes above the model, measured and estimated: of the first evaluation, in which the base
+        answers too, and of a later one; its tokens a second.
+    """
+    dtype = getattr(torch, compute_type(config, card_of(device))[0])
+    base = random_model(shape, device.torch, dtype, config.model.quantization, config.model.double_quant)
+    policy = attach(base, config.lora, config.train.seed)
+    disable_dropout(policy)
+    rows, new = config.samples.count, config.samples.max_new_tokens
+    draw = random.Random(0)
+    length = config.data.max_prompt_length
+    prompts = [Prompt([draw.randrange(8, shape.vocab) for _ in range(length)]) for _ in range(rows)]
+    with TemporaryDirectory() as folder:
+        set_up_engine(Run(Path(folder), config, device), policy, dtype)
+        tokenizer: Any = Numbers()
+        precision = mixed_precision(device, dtype)
+        # no token ends an answer
+        callback = SamplesCallback(Path(folder), prompts, tokenizer, frozenset(), 2, precision)
+        evaluation = partial(callback.answers, policy, 0)
+        evaluation()
+        callback.new_tokens, callback.base = new, []
+        first = measure.timed(evaluation, device.torch).wall
+        later = measure.timed(evaluation, device.torch).wall
+        peak = peak_bytes(evaluation, device.torch)
+        lines = evaluation()
+    plan = partial(answers, shape, config, dtype.itemsize, cpu=device.kind == "cpu", speed=speed_of(card_of(device)))
+    of_policy, of_base = plan(adapter=True), plan(adapter=False)
+    return {
+        "prompts": rows,
+        "prompt_tokens": length,
+        "answer_tokens": [len(line["policy"].split()) for line in lines],
+        "at_once": callback.at_once,
+        "first_seconds": first,
+        "first_seconds_estimated": of_base.seconds + of_policy.seconds,
+        "seconds": later,
+        "seconds_estimated": of_policy.seconds,
+        "tokens_per_second": rows * new / later,
+        "peak_bytes": peak,
+        "peak_bytes_estimated": round(of_policy.peak),
+    }
