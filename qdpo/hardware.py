@@ -110,6 +110,24 @@ def resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def available_memory() -> int:
+    """Bytes of the machine's memory that programs may still take, within the limit of a control group."""
+    pages = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            pages[name] = int(value.split()[0]) * 1024
+    available = pages.get("MemAvailable", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        # `max` is no number
+        with contextlib.suppress(OSError, ValueError):
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(available, 0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the GPU's or the machine's memory ran out.
 

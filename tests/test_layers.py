@@ -10,8 +10,8 @@ import qdpo
 PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = {
-    1: {"files", "paths", "console", "redact", "errors", "libraries"},
-    2: {"config", "hardware"},
+    1: {"files", "paths", "console", "redact", "errors", "libraries", "allocator"},
+    2: {"config", "cuda", "hardware"},
     3: {"packing", "model", "data", "memory"},
     4: {"training", "evaluation", "export", "report", "compat"},
     5: {"cli"},

@@ -24,7 +24,8 @@ from qdpo import __version__, console, files
 from qdpo.errors import UnavailableError
 
 HELP = (
-    "Show versions, GPU, compute type, disk and memory, and which optional parts are here. Exits 69 if qdpo cannot run."
+    "Show versions, GPU, driver, compute type, disk and memory, and which optional parts are here. Exits 69 if qdpo "
+    "cannot run, or cannot use the GPU that is here."
 )
 
 PROBE_SECONDS = 180
@@ -87,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 when training can run here, 69 when something essential is broken."""
+    """Print the report; 0 when all that is here works together, 69 when something essential is broken."""
     report = examine()
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -171,7 +172,7 @@ def _is_present(module: str) -> bool:
 
 def _probe_in_child() -> dict[str, Any]:
     """Device, compute type and the 4-bit trial, from a child process."""
-    empty: dict[str, Any] = {"device": None, "dtype": None, "nf4": {"ok": False, "detail": "not tried"}}
+    empty: dict[str, Any] = {"device": None, "cuda": None, "dtype": None, "nf4": {"ok": False, "detail": "not tried"}}
     empty["telemetry"] = {"qdpo": "none", "trl_and_hub": "unknown"}
     code = "from qdpo.cli.doctor import probe; probe()"
     try:
@@ -204,13 +205,15 @@ def _python_path() -> str:
 
 def probe() -> None:
     """In the child: print device, compute type and the 4-bit trial as one line of JSON."""
+    from qdpo import cuda
     from qdpo.hardware import choose_dtype, find_device
 
     # First of all, as in a run: what the hub's library reads from the environment, it reads when it is imported.
     telemetry = _library_telemetry()
     device = find_device()
     dtype, reason = choose_dtype("auto", device)
-    problems = []
+    stack = cuda.look()
+    problems = [_problem(found.message, found.hint) for found in cuda.misfits(stack)]
     try:
         nf4 = {"ok": True, "detail": _try_nf4(device.torch, dtype)}
     except Exception as error:  # whatever goes wrong in there is the finding
@@ -224,6 +227,11 @@ def probe() -> None:
             "name": device.name,
             "capability": list(device.capability) if device.capability else None,
             "memory_bytes": device.memory,
+        },
+        "cuda": {
+            "summary": stack.describe(),
+            "absence": None if stack.usable else cuda.absence(stack).message,
+            **asdict(stack),
         },
         "dtype": {"compute": str(dtype).removeprefix("torch."), "reason": reason},
         "nf4": nf4,
@@ -313,6 +321,10 @@ def _show(report: dict[str, Any]) -> None:
     if device := report["device"]:
         capability = f", compute capability {'.'.join(map(str, device['capability']))}" if device["capability"] else ""
         lines.append(("device", f"{device['kind']}: {device['name']}{capability}, {_gib(device['memory_bytes'])}"))
+        lines.append(("CUDA", report["cuda"]["summary"]))
+        if report["cuda"]["absence"]:
+            needed = "presets that are made for one need --allow-cpu here"
+            lines.append(("GPU", f"none: {report['cuda']['absence']}; {needed}"))
         lines.append(("compute type", f"{report['dtype']['compute']}: {report['dtype']['reason']}"))
     lines.append(("4-bit NF4", ("works: " if report["nf4"]["ok"] else "does not work: ") + report["nf4"]["detail"]))
     lines.append(("memory", _memory_words(report["memory"])))

@@ -98,7 +98,10 @@ def _run(argv: list[str]) -> int:
     if run is None:
         parser.print_help()
         return UsageError.exit_code
+    from qdpo.allocator import expand_segments
+
     quiet_environment()
+    expand_segments()
     return run(args)
 
 

@@ -47,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror", metavar="DIR", help="keep a second copy of the run there, on a mounted drive, say; can be resumed"
     )
+    parser.add_argument(
+        "--allow-cpu", action="store_true", help="train on the CPU where a preset that is made for a GPU finds none"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check and print what a run would do, then stop")
 
 
@@ -69,6 +72,7 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
     if args.run_dir is not None:
         # before anything that takes long to import
         lock.refuse_if_busy(output_path(args.run_dir, "--run-dir"))
+    from qdpo import cuda
     from qdpo.config.resolve import resolve
     from qdpo.errors import ConfigError, UsageError
     from qdpo.training import run_folder
@@ -92,11 +96,13 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
             raise UsageError("which preset?", "qdpo train --preset quickstart; `qdpo presets` lists them")
         preset = args.preset
         resolved = resolve(preset, overrides)
-        if args.auto:
-            from qdpo.memory.auto import choose_here
-
-            resolved = resolve(preset, [*overrides, *choose_here(resolved.config)])
         folder = run_folder.choose(args.run_dir, resolved.config.name)
+    if not (args.dry_run or args.allow_cpu):
+        cuda.check_gpu(resolved.config)
+    if args.auto:
+        from qdpo.memory.auto import choose_here
+
+        resolved = resolve(preset, [*overrides, *choose_here(resolved.config)])
     if resolved.config.model.trust_remote_code and not args.trust_remote_code:
         raise ConfigError(
             f"model.trust_remote_code is set ({resolved.origins['model.trust_remote_code']}), and a file cannot allow "

@@ -83,16 +83,18 @@ def accelerate(trainer: Any, *, fused: bool = True) -> Acceleration:
     for part in models:
         head_of(part)
     own = [part.config._attn_implementation for part in models]
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     decisions = [decide(part, next(part.parameters()).device, trainer.accelerator.autocast) for part in models]
     decision = decisions[0]
     if any(d.way not in ("packed", "packed_mask", "packed_masks") or d.way != decision.way for d in decisions):
         for part, name in zip(models, own, strict=True):
             attention.install(part, name)
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         raise UnavailableError(
             f"this model's prompts cannot be shared: {decision.reason}", "train with TRL as it is: it is not changed"
         )
     done = Acceleration(decision, fuse(model) if fused else Fusion())
-    done._undo.append(done.fusion.undo)
+    done._undo += [partial(torch.backends.cuda.enable_cudnn_sdp, cudnn), done.fusion.undo]
     for part, name in zip(models, own, strict=True):
         before = part.__dict__["forward"]
         part.forward = types.MethodType(_packed_forward(before, done, bool(trainer.use_weighting)), part)
@@ -207,7 +209,7 @@ def _answer(model: Any, batch: _Batch, labels: Tensor, way: str, squares: bool) 
 
     pack = batch.pack
     mask = None if way == "packed" else masks_for(model, pack, by_layer_type=way == "packed_masks")
-    hidden = hidden_of(model, pack, mask)[pack.rows]
+    hidden = hidden_of(model, pack, mask).index_select(0, pack.rows)
     scores = score_tokens(hidden, head_of(model), pack.targets, squares=squares)
     wanted = labels[:, 1:] != -100
 
@@ -215,7 +217,7 @@ def _answer(model: Any, batch: _Batch, labels: Tensor, way: str, squares: bool) 
         if values is None:
             return None
         empty = values.new_zeros(wanted.numel())
-        return empty.index_copy(0, batch.places, values[pack.scored]).view(wanted.shape)
+        return empty.index_copy(0, batch.places, values.index_select(0, pack.scored)).view(wanted.shape)
 
     logps = grid(scores.logps)
     assert logps is not None

@@ -53,7 +53,15 @@ def explain(error: ValidationError, sources: Mapping[str, Source], file: str, hi
         hide_missing: leave out settings that are missing (when a misspelt key may be the reason).
     """
     problems = []
+    seen = set()
     for finding in error.errors(include_url=False):
+        key = _split(finding["loc"])[0] if finding["loc"] else ""
+        # of a number or a word, pydantic says for each in turn what is wrong with it
+        if (setting := fields.settings().get(key)) is not None and setting.words:
+            if key in seen:
+                continue
+            finding["loc"] = tuple(key.split("."))
+        seen.add(key)
         if finding["type"] == "missing":
             if not hide_missing:
                 problems += _missing(finding, file)

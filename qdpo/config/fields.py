@@ -24,6 +24,7 @@ class Setting:
         kind: the type without None: str, int, float, bool, list, dict.
         item: the type of a list's items or a mapping's values; None for a scalar.
         nullable: whether null is a value.
+        words: texts that are a value beside the type's: `auto`.
         choices: the allowed texts of a Literal (of the items, for a list).
         expected: what the setting accepts, for a message: "a number above 0 or null".
         meaning: the field's description.
@@ -33,6 +34,7 @@ class Setting:
     kind: type
     item: type | None
     nullable: bool
+    words: tuple[str, ...]
     choices: tuple[str, ...]
     expected: str
     meaning: str
@@ -73,27 +75,33 @@ def _walk(section: type[Section], prefix: str) -> Iterator[Setting]:
 
 
 def _setting(key: str, info: FieldInfo) -> Setting:
-    annotation, limits, nullable = _unwrap(info.annotation)
+    annotation, limits, nullable, words = _unwrap(info.annotation)
     limits = [*info.metadata, *limits]
     kind, item, choices = _kind(annotation)
-    expected = _expected(kind, item, choices, limits) + (" or null" if nullable else "")
-    return Setting(key, kind, item, nullable, choices, expected, info.description or "")
+    expected = " or ".join([_expected(kind, item, choices, limits), *words, *["null"] * nullable])
+    return Setting(key, kind, item, nullable, words, choices, expected, info.description or "")
 
 
-def _unwrap(annotation: Any) -> tuple[Any, list[Any], bool]:
-    """The bare type, the constraints written around it, and whether None is allowed."""
+def _unwrap(annotation: Any) -> tuple[Any, list[Any], bool, tuple[str, ...]]:
+    """The bare type, the constraints written around it, whether None is allowed, and which words are."""
     limits: list[Any] = []
     nullable = False
+    words: tuple[str, ...] = ()
     while True:
         if get_origin(annotation) is Annotated:
             annotation, *extra = get_args(annotation)
             for one in extra:
                 limits += one.metadata if isinstance(one, FieldInfo) else [one]
         elif get_origin(annotation) in (Union, types.UnionType):
-            nullable = True
-            (annotation,) = (a for a in get_args(annotation) if a is not type(None))
+            parts = get_args(annotation)
+            nullable |= type(None) in parts
+            literals = [part for part in parts if get_origin(part) is Literal]
+            others = [part for part in parts if part is not type(None) and part not in literals]
+            if others:
+                words = tuple(word for part in literals for word in get_args(part))
+            (annotation,) = others or literals
         else:
-            return annotation, limits, nullable
+            return annotation, limits, nullable, words
 
 
 def _kind(annotation: Any) -> tuple[type, type | None, tuple[str, ...]]:

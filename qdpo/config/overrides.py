@@ -82,6 +82,8 @@ def _read(setting: Setting, entry: str | None, text: str) -> Any:
         return text if setting.item is str else _scalar(text.strip(), setting.item)
     if setting.nullable and text.strip() in ("null", "~"):
         return None
+    if text.strip() in setting.words:
+        return text.strip()
     if setting.kind is str:
         return text
     if setting.kind in (list, dict) and text.lstrip().startswith(("[", "{")):

@@ -31,6 +31,7 @@ LossType = Literal[
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Automatic = Literal["auto"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven linear layers of a Llama-like decoder block, attention first."""
@@ -231,9 +232,12 @@ class TrainSection(Section):
     ] = 0
     warmup_ratio: Annotated[Fraction, Field(description="warmup as a share of all steps")] = 0.0
     optim: Annotated[
-        Literal["paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch"],
-        Field(description="optimizer; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA"),
-    ] = "paged_adamw_32bit"
+        Literal["auto", "adamw_torch_fused", "adamw_torch", "paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit"],
+        Field(
+            description="which AdamW; the paged ones are bitsandbytes', whose state can spill to host memory on CUDA; "
+            "auto: torch's fused one where its state fits on the card, else paged_adamw_32bit"
+        ),
+    ] = "auto"
     adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the first moment")] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the second moment")] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, description="added to the denominator")] = 1e-8
@@ -302,12 +306,19 @@ class PackingSection(Section):
         PositiveInt, Field(description="packed tokens of one pass without gradients (reference, evaluation)")
     ] = 16384
     checkpoint_layers: Annotated[
-        NonNegativeInt | None,
+        NonNegativeInt | Automatic,
         Field(
-            description="layers whose activations are recomputed when train.gradient_checkpointing is on; fewer are "
-            "faster and take more memory, with the same gradients; null: all but the last, which would save nothing"
+            description="layers whose activations are recomputed when train.gradient_checkpointing is on, with the "
+            "same gradients for any number; auto: as few as fit into the memory that there is"
         ),
-    ] = None
+    ] = "auto"
+    keep_dequantized: Annotated[
+        NonNegativeInt | Automatic,
+        Field(
+            description="layers whose 4-bit weights are kept in 16 bits besides, so that no pass dequantizes them "
+            "again, with the same results; auto: on a GPU as many as fit when no layer is recomputed any more"
+        ),
+    ] = "auto"
     fused_lora: Annotated[
         bool, Field(description="run a frozen linear layer and its adapter as one function: faster, less memory")
     ] = True

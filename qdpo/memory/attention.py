@@ -54,6 +54,27 @@ def _cuts(window: int | None, total: int) -> bool:
     return window is not None and total > window
 
 
+def mask_bytes(shape: Shape, pack: PackShape, b: int) -> float:
+    """Bytes of the masks of a pack, which are made in the first layer and kept for the others.
+
+    Args:
+        shape: the model's.
+        pack: the row.
+        b: bytes of an activation.
+    """
+    windows = {shape.window if shape.is_windowed(layer) else None for layer in range(shape.layers)}
+    masked = {
+        # in a loop, segments of the same lengths share one
+        (window, call if not looped else (call.own, call.total)): call
+        for window in windows
+        for found, looped in [calls(pack, window)]
+        for call in found
+        if call.masked
+    }
+    each = 1 if shape.score_cap else b
+    return float(sum(call.batch * call.own * -(-call.total // 8) * 8 * each for call in masked.values()))
+
+
 class Attention:
     """Attention of one layer on one pack.
 
@@ -80,27 +101,30 @@ class Attention:
         given = self.row + 2 * self.narrow
         ledger.hold(self.repeated)
         kept = outputs = 0.0
-        for number, call in enumerate(self.calls):
+        for call in self.calls:
             queries = call.batch * call.own * self.shape.q * self.b
             keys = call.batch * call.total * self.shape.q * self.b
             copies = (2 * keys if call.copied else 0) + (0 if self.looped else queries)
             ledger.hold(copies)
             saved = copies + self._call(ledger, call, queries, keys, keep) + queries
+            kept += saved
             if self.looped:
                 outputs += queries
                 ledger.drop(0 if keep else saved - queries)
-                kept += saved
             else:
-                # flattened, without padding, and the row with this group's places filled in
-                real = call.real * self.shape.q * self.b
-                ledger.briefly(queries + real + self.row)
-                ledger.hold(self.row if number == 0 else 0)
+                # flattened
+                outputs += queries
+                ledger.hold(queries)
                 ledger.drop(0 if keep else saved)
-                kept += saved
         if self.looped:
             ledger.hold(self.row)
             ledger.briefly(self.row)
             ledger.drop(0 if keep else outputs)
+        else:
+            # all groups one after the other, and the row taken from them
+            ledger.briefly(outputs + self.row)
+            ledger.hold(self.row)
+            ledger.drop(outputs)
         if not keep:
             ledger.drop(given + self.repeated)
             return
@@ -118,8 +142,8 @@ class Attention:
         squares = call.batch * self.shape.heads * call.own * call.total
         mask = call.batch * call.own * call.total
         if not self.shape.score_cap:
-            # a mask of bool becomes one of the activations' type; one fp32 normaliser a query and head
-            saved = (mask * self.b if call.masked else 0) + 4 * call.batch * call.own * self.shape.heads
+            # one fp32 normaliser a query and head; the mask is the pack's, made once
+            saved = 4 * call.batch * call.own * self.shape.heads
             ledger.hold(saved + queries)
             return saved
         # the product wants its batches side by side
@@ -145,6 +169,9 @@ class Attention:
         """
         b, heads = self.b, self.shape.heads
         wide = 3 * self.row
+        held = 0.0 if self.looped else sum(call.batch * call.own * self.shape.q * b for call in self.calls)
+        padded = held
+        ledger.hold(padded)
         held = 0.0
         for number, call in enumerate(reversed(self.calls)):
             queries = call.batch * call.own * self.shape.q * b
@@ -154,13 +181,13 @@ class Attention:
             if self.shape.score_cap:
                 extra += squares * (8 + b) if b < 4 else squares * 8
             if not self.looped:
-                extra += queries + call.real * self.shape.q * b
+                extra += queries
             ledger.briefly(held + extra + (self.row if number else 0))
             if number == 0:
                 ledger.hold(wide)
                 held = 0.0
             ledger.briefly(extra + self.row)
-        ledger.drop(self.kept + self.row)  # with the output's gradient
+        ledger.drop(padded + self.kept + self.row)  # with the output's gradient
         if self.repeated:
             ledger.briefly(self.row + self.narrow)
             ledger.drop(2 * (self.row - self.narrow))

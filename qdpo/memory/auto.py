@@ -1,4 +1,4 @@
-"""`--auto`: token budgets, checkpointed layers and the optimizer's paging, chosen for a card."""
+"""`--auto`: token budgets and the optimizer's paging, chosen for a card."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.hardware import GIB, find_device
+from qdpo.hardware import find_device
 from qdpo.memory.cards import Card, card_of
 from qdpo.memory.data import Lengths, lengths_for
 from qdpo.memory.estimate import Estimate, estimate
 from qdpo.memory.find import find_base
-from qdpo.memory.parts import adapter_weights, optimizer_bytes
-from qdpo.memory.plan import compute_type, settings_for
+from qdpo.memory.layers import as_it_will_run
+from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.memory.timing import duration
 from qdpo.memory.verdict import TIGHT, with_changes
@@ -51,53 +51,47 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
     def total(changed: RunConfig) -> float:
         return _estimate(changed, shape, card, lengths).total
 
-    was = config.train.gradient_checkpointing
+    asked = config
     config = with_changes(config, "train", gradient_checkpointing=True, optim="paged_adamw_32bit")
-    config = with_changes(config, "packing", checkpoint_layers=None, tokens_without_grad=BUDGETS[0])
+    least = {"checkpoint_layers": "auto", "keep_dequantized": "auto"}
+    config = _with(config, **least, tokens_without_grad=BUDGETS[0])
     sizes = [b for b in BUDGETS if b <= _useful(lengths, config)] or [BUDGETS[0]]
     b = compute_type(config, card)[2]
-    fastest: tuple[float, int, int] | None = None
+    fastest: tuple[float, int] | None = None
     for size in sizes:
-        # fewer checkpointed layers are faster, and take more
-        low, high = 0, max(shape.layers - 1, 0)
-        if total(_with(config, tokens_per_micro_batch=size)) > room:
+        candidate = _with(config, tokens_per_micro_batch=size)
+        if total(candidate) > room:
             break
-        while low < high:
-            middle = (low + high) // 2
-            if total(_with(config, tokens_per_micro_batch=size, checkpoint_layers=middle)) <= room:
-                high = middle
-            else:
-                low = middle + 1
-        candidate = _with(config, tokens_per_micro_batch=size, checkpoint_layers=low)
-        seconds = duration(shape, candidate, card, b, lengths).step.seconds
+        # a larger pass leaves less memory for layers that are not computed twice
+        seconds = duration(shape, as_it_will_run(candidate, shape, card, lengths), card, b, lengths).step.seconds
         if fastest is None or seconds < 0.99 * fastest[0]:
-            fastest = (seconds, size, low)
+            fastest = (seconds, size)
     if fastest is None:
-        size, layers, why = sizes[0], max(shape.layers - 1, 0), "the smallest; by the estimate not even this fits"
+        size, why = sizes[0], "the smallest; by the estimate not even this fits"
     else:
-        _, size, layers = fastest
+        _, size = fastest
         why = f"the fastest of {sizes[0]} to {sizes[-1]} that leave {TIGHT:.0%} of the card free, by estimate"
-    config = _with(config, tokens_per_micro_batch=size, checkpoint_layers=layers)
+    config = _with(config, tokens_per_micro_batch=size)
     wide = [budget for budget in BUDGETS if total(_with(config, tokens_without_grad=budget)) <= room]
     config = _with(config, tokens_without_grad=max(wide, default=BUDGETS[0]))
-    fewest = "as few as fit: each computes a layer twice" if layers else "activations of all layers fit"
-    choices = [] if was else [Choice("train.gradient_checkpointing=true", "so that layers can be checkpointed at all")]
+    choices = []
+    if not asked.train.gradient_checkpointing:
+        choices = [Choice("train.gradient_checkpointing=true", "so that layers can be checkpointed at all")]
+    choices += [
+        Choice(f"packing.{name}=auto", "the run takes what memory there is")
+        for name, value in least.items()
+        if getattr(asked.packing, name) != value
+    ]
     choices += [
         Choice(f"packing.tokens_per_micro_batch={size}", why),
-        Choice(f"packing.checkpoint_layers={layers}", fewest),
         Choice(
             f"packing.tokens_without_grad={config.packing.tokens_without_grad}",
             "the largest that leaves as much free" if wide else "the smallest",
         ),
     ]
-    unpaged = with_changes(config, "train", optim="adamw_torch")
-    state = optimizer_bytes("adamw_torch", adapter_weights(shape, config)) / GIB
-    if card.is_cpu or total(unpaged) <= room:
-        config = unpaged
-        why = "paging needs CUDA" if card.is_cpu else f"both states are {state:.2f} GiB and fit: paging gains nothing"
-    else:
-        why = f"both states are {state:.2f} GiB and do not fit beside the rest"
-    choices.append(Choice(f"train.optim={config.train.optim}", why))
+    config = with_changes(config, "train", optim="auto")
+    if asked.train.optim != "auto":
+        choices.append(Choice("train.optim=auto", "paged only where its state does not fit"))
     return config, choices
 
 
@@ -115,7 +109,7 @@ def _estimate(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> 
     return estimate(shape, settings_for(config, card, lengths))
 
 
-def _with(config: RunConfig, **values: int | None) -> RunConfig:
+def _with(config: RunConfig, **values: int | str) -> RunConfig:
     return with_changes(config, "packing", **values)
 
 

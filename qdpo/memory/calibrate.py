@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from qdpo.memory.cards import card_of
 from qdpo.memory.data import lengths_from
 from qdpo.memory.estimate import Settings, estimate
 from qdpo.memory.meter import peak_bytes
-from qdpo.memory.plan import settings_for
+from qdpo.memory.optimizer import FUSED, choose_optimizer
+from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -189,7 +191,8 @@ def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig
         norm=packing.fused_norm,
         skip_unscored=packing.skip_unscored,
     )
-    checkpoint_layers(model, packing.checkpoint_layers if config.train.gradient_checkpointing else 0)
+    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
+    checkpoint_layers(model, wanted if config.train.gradient_checkpointing else 0)
     half = device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16)
     engine = Engine(
         model, device.torch, partial(torch.autocast, "cuda", dtype) if half else contextlib.nullcontext, "packed"
@@ -210,12 +213,15 @@ def make_optimizer(config: RunConfig, trained: list[Any], device: Device) -> Any
         "eps": train.adam_epsilon,
         "weight_decay": train.weight_decay,
     }
-    if train.optim == "adamw_torch":
-        return torch.optim.AdamW(trained, **settings)
+    scaled = device.kind == "cuda" and compute_type(config, card_of(device))[0] == "float16"
+    weights = sum(parameter.numel() for parameter in trained)
+    optim = choose_optimizer(train.optim, weights, math.inf, device.kind, scaled=scaled).name
+    if optim.startswith("adamw_torch"):
+        return torch.optim.AdamW(trained, fused=optim == FUSED or None, **settings)
     from bitsandbytes.optim import AdamW
 
-    paged = train.optim.startswith("paged") and device.kind == "cuda"
-    return AdamW(trained, optim_bits=8 if "8bit" in train.optim else 32, is_paged=paged, **settings)
+    paged = optim.startswith("paged") and device.kind == "cuda"
+    return AdamW(trained, optim_bits=8 if "8bit" in optim else 32, is_paged=paged, **settings)
 
 
 def tensor_bytes(module: Any) -> int:

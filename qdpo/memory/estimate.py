@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qdpo.config.schema import RunConfig
 from qdpo.memory import parts
 from qdpo.memory.ledger import Ledger
-from qdpo.memory.lengths import PackShape, heaviest
-from qdpo.memory.passes import Pass, PassSettings
+from qdpo.memory.lengths import PackShape, PairLengths, heaviest
+from qdpo.memory.passes import TILE, Pass, PassSettings
+from qdpo.memory.sampling import answers
 from qdpo.memory.shapes import Shape
 
 CONTEXT = 0.5e9
@@ -90,15 +91,20 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
     """
     config, b = settings.config, settings.b
     weights = parts.weight_parts(shape, config.model.quantization, config.model.double_quant, b)
-    frozen = sum(weights.values())
+    loaded = sum(weights.values())
+    if kept := parts.kept_bytes(shape, config, b):
+        weights["weights kept dequantized"] = kept
+    frozen = loaded + kept
     trained = parts.adapter_weights(shape, config)
-    adapter = float(parts.LORA * trained)
+    gradient = float(parts.LORA * trained)
+    casts = parts.adapter_casts(config, trained, b)
+    adapter = gradient + casts
     state = parts.optimizer_bytes(config.train.optim, trained)
     paged = settings.cuda and parts.is_paged(config.train.optim)
     resident = 0.0 if paged else state
     passes = pass_settings(shape, settings)
 
-    phases = {"load": frozen + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
+    phases = {"load": loaded + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
     scoring, training = _Highest(), _Highest()
     levels: dict[str, float] = {}
     for pack in heaviest(settings.scoring_packs):
@@ -106,11 +112,11 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         Pass(shape, pack, passes, ledger).score(adapters=False)
         Pass(shape, pack, passes, ledger).score(adapters=True)
         scoring.see(ledger)
-        phases["reference"] = max(phases.get("reference", 0), frozen + adapter + ledger.peaks["reference"])
+        phases["reference"] = max(phases.get("reference", 0), loaded + adapter + ledger.peaks["reference"])
         phases["evaluation"] = max(
             phases.get("evaluation", 0), frozen + adapter + resident + ledger.peaks["evaluation"]
         )
-    gradients = adapter if settings.several else 0.0
+    gradients = gradient if settings.several else 0.0
     for pack in heaviest(settings.train_packs):
         ledger = Ledger()
         Pass(shape, pack, passes, ledger).train()
@@ -119,12 +125,15 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
             levels[name] = max(levels.get(name, 0.0), level)
     for name, level in levels.items():
         phases[name] = frozen + adapter + resident + gradients + level
-    phases["step"] = frozen + 2 * adapter + resident + parts.step_temporaries(config.train.optim, trained)
+    phases["gradient check"] = loaded + 2 * adapter + _gradient_check(shape, passes)
+    phases["samples"] = frozen + adapter + resident
+    phases["samples"] += answers(shape, config, b, cpu=not settings.cuda, adapter=True).peak
+    phases["step"] = frozen + adapter + gradient + resident + parts.step_temporaries(config.train.optim, trained)
     phases["merge"] = 0.0
     if not settings.cuda:
         phases["merge"] = parts.memory_of_merge(shape)
     when = max(phases, key=lambda name: phases[name])
-    found = {**weights, "LoRA weights (fp32)": adapter}
+    found = {**weights, "LoRA weights (fp32)": gradient, "LoRA weights (half precision)": casts}
     if when in ("forward", "backward"):
         found |= {"gradients": gradients, "optimizer state": resident}
         for kind, size in training.kinds.items():
@@ -133,7 +142,7 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         found |= scoring.kinds
         found["optimizer state"] = resident if when == "evaluation" else 0.0
     elif when == "step":
-        found |= {"gradients": adapter, "optimizer state": resident}
+        found |= {"gradients": gradient, "optimizer state": resident}
     found |= _dequantization(shape, settings, found)
     peak = phases[when]
     return Estimate(
@@ -145,6 +154,18 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
         context=CONTEXT if settings.cuda else 0.0,
         slack=SLACK * peak if settings.cuda else 0.0,
     )
+
+
+CHECKED = PackShape((PairLengths(25, 9, 14), PairLengths(8, 17, 5)))
+"""The pairs of the start-up probe (`qdpo.packing.probe.probe_pairs`), which the gradient check runs."""
+
+
+def _gradient_check(shape: Shape, passes: PassSettings) -> float:
+    """The engine's pass and the plain one, of which the plain one keeps more: nothing fused, nothing computed twice."""
+    ledger = Ledger()
+    plain = replace(passes, checkpointed=0, fused_lora=False, fused_mlp=False, fused_norm=False, skip_unscored=False)
+    Pass(shape, CHECKED, plain, ledger).train()
+    return max(ledger.peaks.values())
 
 
 def _dequantization(shape: Shape, settings: Settings, found: dict[str, float]) -> dict[str, float]:
@@ -170,4 +191,5 @@ def pass_settings(shape: Shape, settings: Settings) -> PassSettings:
         fused_norm=config.packing.fused_norm,
         skip_unscored=config.packing.skip_unscored,
         gradients_held=settings.several,
+        tile=TILE["cuda" if settings.cuda else "cpu"],
     )

@@ -68,12 +68,31 @@ def adapter_weights(shape: Shape, config: RunConfig) -> int:
     return shape.lora(config.lora.r, list(config.lora.target_modules))
 
 
+def adapter_casts(config: RunConfig, weights: int, b: int) -> float:
+    """Bytes of the adapter's weights in half precision, which fused functions take, see `qdpo.packing.casts`."""
+    fused = config.packing.fused_lora or config.packing.fused_mlp
+    return float(b * weights) if fused and b < LORA else 0.0
+
+
 def checkpointed_layers(shape: Shape, config: RunConfig) -> int:
-    """Layers that are computed again in the backward pass, see `qdpo.packing.recompute`."""
+    """Layers that are computed twice, see `qdpo.packing.recompute`; `auto` begins with the most."""
     if not config.train.gradient_checkpointing:
         return 0
     wanted = config.packing.checkpoint_layers
-    return max(shape.layers - 1, 0) if wanted is None else min(wanted, shape.layers)
+    return max(shape.layers - 1, 0) if wanted == "auto" else min(wanted, shape.layers)
+
+
+def kept_layers(shape: Shape, config: RunConfig) -> int:
+    """Layers whose weights are kept dequantized, see `qdpo.packing.kept`; `auto` begins with none."""
+    wanted = config.packing.keep_dequantized
+    return 0 if wanted == "auto" or config.model.quantization != "nf4" else min(wanted, shape.layers)
+
+
+def kept_bytes(shape: Shape, config: RunConfig, b: int) -> float:
+    """What keeping them takes: their weights in the compute type, and the expanded scales of all other layers."""
+    count = kept_layers(shape, config)
+    rest = shape.linear * (1 - count / shape.layers) if count and config.model.double_quant else 0.0
+    return shape.linear * b * count / shape.layers + rest / BLOCK * (4 - 1)
 
 
 def host_loading(shape: Shape, quantization: str, b: int, *, cpu: bool) -> dict[str, float]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qdpo.memory.attention import Attention
+from qdpo.memory.attention import Attention, mask_bytes
 from qdpo.memory.ledger import Ledger
 from qdpo.memory.lengths import PackShape
 from qdpo.memory.shapes import Shape
 
 CHUNK_ROWS = 256
 """Rows that the head scores at once (qdpo.packing.logps, which needs torch)."""
+
+TILE = {"cpu": 2**18, "cuda": 2**23}
+"""Logits that exist at once, likewise."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class PassSettings:
         fused_norm: RMSNorm runs as one function.
         skip_unscored: the last layer's MLP is run on the rows that predict something.
         gradients_held: the adapter's gradients are there from an earlier micro-batch of the step.
+        tile: logits that exist at once.
     """
 
     b: int
@@ -47,6 +51,7 @@ class PassSettings:
     fused_norm: bool = True
     skip_unscored: bool = True
     gradients_held: bool = False
+    tile: int = TILE["cuda"]
 
 
 class Pass:
@@ -66,6 +71,7 @@ class Pass:
         self.inner = self.n * shape.intermediate * self.b
         self.q, self.kv = self.n * shape.q * self.b, self.n * shape.kv * self.b
         self.projected = self.n * settings.rank * self.b
+        self.masks = mask_bytes(shape, pack, settings.b)
         self.lora_gradients = shape.lora(settings.rank, list(settings.targets)) // shape.layers * 4
 
     # ------------------------------------------------------------------------------------------------------ whole pass
@@ -117,7 +123,8 @@ class Pass:
         self.ledger.drop(self._tables())
 
     def _tables(self) -> float:
-        return self.n * (2 * 8 + 2 * self.shape.head_dim * self.b) + self.pack.scored * 4 * 8
+        places = self.n * (2 * 8 + 2 * self.shape.head_dim * self.b) + self.pack.scored * 4 * 8
+        return places + self.masks
 
     # ------------------------------------------------------------------------------------------------------------ head
 
@@ -133,13 +140,13 @@ class Pass:
         with self.ledger.kind("log-probabilities"):
             if grad:
                 self.ledger.hold(rows)
-            first = min(CHUNK_ROWS, self.pack.scored)
-            after = min(CHUNK_ROWS, self.pack.scored - first)
-            # fp32 logits and what is made of them, while some of the chunk before is still there
-            copies = (5, 2) if self.shape.logit_cap else (3, 1)
-            rows_at_once = max(copies[0] * first, copies[0] * after + copies[1] * first if after else 0)
-            states = 3 * first * self.shape.hidden * self.b if grad else 0
-            self.ledger.briefly(4 * rows_at_once * self.shape.vocab + states)
+            chunk = min(CHUNK_ROWS, self.pack.scored)
+            columns = min(self.shape.vocab, max(self.settings.tile // max(chunk, 1), 1))
+            # fp32 logits and their exponentials, of a tile; soft-capped ones with what their slope needs
+            copies = 5 if self.shape.logit_cap else 3
+            # p W in fp32 and in the head's type
+            states = chunk * self.shape.hidden * (4 + 2 * self.b) if grad else 0
+            self.ledger.briefly(4 * copies * chunk * columns + states)
         self.ledger.drop(rows)
 
     def _head_backward(self) -> None:

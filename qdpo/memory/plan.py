@@ -11,9 +11,11 @@ from qdpo.hardware import GIB
 from qdpo.memory.cards import Card
 from qdpo.memory.data import Lengths
 from qdpo.memory.disk import Disk, disk
-from qdpo.memory.estimate import Estimate, Settings, estimate
+from qdpo.memory.estimate import Estimate, estimate
 from qdpo.memory.find import Base
-from qdpo.memory.parts import adapter_weights, checkpointed_layers, host_loading, optimizer_bytes
+from qdpo.memory.layers import as_it_will_run
+from qdpo.memory.parts import adapter_weights, checkpointed_layers, host_loading, kept_layers, optimizer_bytes
+from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.memory.timing import Duration, duration
 from qdpo.memory.verdict import Verdict, judge
@@ -24,7 +26,7 @@ class Plan:
     """What a run will need.
 
     Attributes:
-        config: the run's configuration.
+        config: the run's configuration, with numbers in place of `auto`.
         base: the base's shape, and where it was found.
         card: the card that it is for.
         card_reason: why this one.
@@ -80,6 +82,7 @@ class Plan:
                 "tokens_per_micro_batch": self.config.packing.tokens_per_micro_batch,
                 "tokens_without_grad": self.config.packing.tokens_without_grad,
                 "checkpointed_layers": checkpointed_layers(self.base.shape, self.config),
+                "kept_layers": kept_layers(self.base.shape, self.config),
                 "optim": self.config.train.optim,
             },
             "memory": {**asdict(self.estimate), "total": self.estimate.total},
@@ -92,6 +95,7 @@ class Plan:
                 "training": asdict(self.duration.training),
                 "reference": asdict(self.duration.reference),
                 "evaluation": asdict(self.duration.evaluation),
+                "samples": asdict(self.duration.samples),
                 "seconds": self.duration.seconds if steps is not None else None,
                 "efficiency": self.card.efficiency,
             },
@@ -111,6 +115,7 @@ def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: L
     """
     dtype, reason, b = compute_type(config, card)
     shape = base.shape
+    config = as_it_will_run(config, shape, card, lengths)
     settings = settings_for(config, card, lengths)
     found = estimate(shape, settings)
     verdict = judge(config, card, found, lambda changed: estimate(shape, settings_for(changed, card, lengths)))
@@ -129,34 +134,6 @@ def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: L
         host,
         about_optimizer(shape, config, card, found),
     )
-
-
-def settings_for(config: RunConfig, card: Card, lengths: Lengths) -> Settings:
-    """What the estimate needs to know of a run on a card."""
-    return Settings(
-        config,
-        compute_type(config, card)[2],
-        lengths.train_packs(config),
-        lengths.scoring_packs(config),
-        lengths.several(config),
-        cuda=not card.is_cpu,
-    )
-
-
-def compute_type(config: RunConfig, card: Card) -> tuple[str, str, int]:
-    """The compute type on a card, why, and its bytes: `qdpo.hardware.choose_dtype` without torch."""
-    wanted = config.model.dtype
-    if wanted != "auto":
-        why = "set by model.dtype"
-        if wanted == "bfloat16" and card.capability is not None and card.capability < (8, 0):
-            why += ", which this card only emulates: --set model.dtype=float16"
-        return wanted, why, 4 if wanted == "float32" else 2
-    if card.capability is None:
-        return "float32", "CPU", 4
-    version = f"{card.capability[0]}.{card.capability[1]}"
-    if card.capability >= (8, 0):
-        return "bfloat16", f"compute capability {version}", 2
-    return "float16", f"compute capability {version} has no bfloat16", 2
 
 
 def about_optimizer(shape: Shape, config: RunConfig, card: Card, found: Estimate) -> str:

@@ -9,7 +9,8 @@ from qdpo.config.schema import RunConfig
 from qdpo.memory.cards import Card
 from qdpo.memory.data import Lengths
 from qdpo.memory.lengths import PackShape, cut
-from qdpo.memory.parts import checkpointed_layers
+from qdpo.memory.parts import checkpointed_layers, kept_layers
+from qdpo.memory.sampling import Speed, answers
 from qdpo.memory.shapes import Shape
 
 BANDWIDTH_REACHED = 0.8
@@ -53,6 +54,7 @@ class Duration:
         training: all of them.
         reference: the reference pass.
         evaluation: all evaluations.
+        samples: the written answers of all evaluations.
     """
 
     steps: int | None
@@ -60,11 +62,12 @@ class Duration:
     training: Work
     reference: Work
     evaluation: Work
+    samples: Work
 
     @property
     def seconds(self) -> float:
         """All together."""
-        return self.training.seconds + self.reference.seconds + self.evaluation.seconds
+        return self.training.seconds + self.reference.seconds + self.evaluation.seconds + self.samples.seconds
 
 
 def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengths) -> Duration:
@@ -95,9 +98,22 @@ def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengt
 
     heldout = scoring(lengths.heldout_rows, lengths.heldout)
     evaluations = 2 + (steps or 1) // config.train.eval_every
+    answered = answers(shape, config, b, cpu=card.is_cpu, adapter=True, speed=speed_of(card)).seconds * evaluations
+    # the base answers once
+    answered += answers(shape, config, b, cpu=card.is_cpu, adapter=False, speed=speed_of(card)).seconds
     return Duration(
-        steps, step, step.times(steps or 1), scoring(visited, lengths.train) + heldout, heldout.times(evaluations)
+        steps,
+        step,
+        step.times(steps or 1),
+        scoring(visited, lengths.train) + heldout,
+        heldout.times(evaluations),
+        Work(seconds=answered),
     )
+
+
+def speed_of(card: Card) -> Speed:
+    """What a card reaches."""
+    return Speed(card.tflops * 1e12 * card.efficiency, card.bandwidth * BANDWIDTH_REACHED, LAUNCH_SECONDS)
 
 
 def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackShape, again: float | None) -> Work:
@@ -120,7 +136,9 @@ def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackSha
     flops = runs * (forward + 2.0 * adapter * tokens) + (0 if again is None else 4.0 * adapter * tokens)
     flops += (2.0 if again is None else 4.0) * shape.embedding * pack.scored
     quantized = config.model.quantization == "nf4"
-    moved = runs * (shape.linear * (0.5 + 2 * b if quantized else b))
+    # a 4-bit weight is read, written in the compute type, and read again; one that is kept is read
+    fresh = 1 - kept_layers(shape, config) / shape.layers if quantized else 0.0
+    moved = runs * shape.linear * (fresh * (0.5 + b) + b)
     moved += (runs if again is None else runs + 1) * tokens * shape.layers * _elementwise(shape, b)
     seconds = flops / (card.tflops * 1e12 * card.efficiency) + moved / (card.bandwidth * BANDWIDTH_REACHED)
     if not card.is_cpu:

@@ -99,9 +99,9 @@ def knobs(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield f"packing.tokens_without_grad={wide}", with_changes(config, "packing", tokens_without_grad=wide)
     if not train.gradient_checkpointing:
         changed = with_changes(config, "train", gradient_checkpointing=True)
-        yield "train.gradient_checkpointing=true", with_changes(changed, "packing", checkpoint_layers=None)
-    if packing.checkpoint_layers is not None:
-        yield "packing.checkpoint_layers=null", with_changes(config, "packing", checkpoint_layers=None)
+        yield "train.gradient_checkpointing=true", with_changes(changed, "packing", checkpoint_layers="auto")
+    if packing.checkpoint_layers != "auto":
+        yield "packing.checkpoint_layers=auto", with_changes(config, "packing", checkpoint_layers="auto")
     small = min(packing.tokens_without_grad, 4096)
     while micro > 512:
         micro //= 2

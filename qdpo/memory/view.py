@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qdpo.hardware import GIB
-from qdpo.memory.parts import checkpointed_layers
+from qdpo.memory.parts import checkpointed_layers, kept_layers
 from qdpo.memory.plan import Plan
 
 WIDTH = 30
@@ -23,7 +23,9 @@ def lines(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
 
 def _head(plan: Plan) -> list[str]:
     config, shape = plan.config, plan.base.shape
-    layers = f"{checkpointed_layers(shape, config)} of {shape.layers} layers checkpointed"
+    layers = f"{checkpointed_layers(shape, config)} of {shape.layers} layers computed twice"
+    if kept := kept_layers(shape, config):
+        layers += f", weights of {kept} kept dequantized"
     engine = (
         [] if config.engine == "packed" else ["engine      trl: not planned; these figures are the packed engine's"]
     )
@@ -78,6 +80,7 @@ def _time(plan: Plan) -> list[str]:
     rows.append(f"  training    {time.steps:,} steps, {_seconds(time.training.seconds)}")
     rows.append(f"  reference   {_seconds(time.reference.seconds)}")
     rows.append(f"  evaluation  {_seconds(time.evaluation.seconds)}")
+    rows.append(f"  answers     {_seconds(time.samples.seconds)}")
     rows.append(f"  together    {_seconds(time.seconds)}, without download and loading")
     return rows
 

@@ -8,6 +8,7 @@ that brings no pack is ordinary SDPA, so that generation and other code keep wor
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdpo.packing.layout import Pack, Segment
+from qdpo.packing.transfer import all_to_device
 
 NAME = "qdpo_packed"
 
@@ -40,6 +42,10 @@ def register(name: str = NAME, function: Callable[..., tuple[Tensor, None]] | No
 def install(model: nn.Module, name: str = NAME) -> str | None:
     """Let every attention layer of a model go through `packed_attention`.
 
+    In this process torch's SDPA is kept off cuDNN from then on: on Hopper and Blackwell it would be the first choice,
+    and it plans every new shape for a second or more. Nearly every pack is a new shape. FlashAttention and the others
+    take them at once.
+
     Args:
         model: any transformers model.
         name: the implementation; another one than `NAME` gives a model its own attention back.
@@ -48,6 +54,7 @@ def install(model: nn.Module, name: str = NAME) -> str | None:
         The implementation that was in use.
     """
     register()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     before = None
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -147,12 +154,14 @@ def _looped(
         if segment.prefix_length:
             prefix = slice(segment.prefix_start, segment.prefix_start + segment.prefix_length)
             k, v = torch.cat([key[:, :, prefix], k], 2), torch.cat([value[:, :, prefix], v], 2)
-        mask = _segment_mask(pack, segment, window, query.device)
+        mask = _segment_mask(pack, segment, window, query, softcap)
         outputs.append(_attend(query[:, :, own], k, v, mask, scale, softcap))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous()
 
 
-def _segment_mask(pack: Pack, segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
+def _segment_mask(
+    pack: Pack, segment: Segment, window: int | None, query: Tensor, softcap: float | None
+) -> Tensor | None:
     """(length, prefix + length) mask, causal from the lower right, or None where plain causal is the same.
 
     Within [prefix | own] the distance in the row is the distance in positions, so a window needs no more than this.
@@ -162,76 +171,103 @@ def _segment_mask(pack: Pack, segment: Segment, window: int | None, device: torc
         window = None
     if segment.prefix_length == 0 and window is None:
         return None
-    place = ("segment", segment.prefix_length, segment.length, window)
+    place = ("segment", segment.prefix_length, segment.length, window, query.dtype)
     if place not in pack.cache:
-        positions = torch.arange(total, device=device)
-        distance = positions[segment.prefix_length :, None] - positions[None]
+        positions = torch.arange(total, device=query.device)
+        distance = positions[segment.prefix_length :, None] - positions
         mask = distance >= 0
-        pack.cache[place] = mask if window is None else mask & (distance < window)
+        pack.cache[place] = _as_taken(mask if window is None else mask & (distance < window), query.dtype, softcap)
     return pack.cache[place]
+
+
+def _as_taken(mask: Tensor, dtype: torch.dtype, softcap: float | None) -> Tensor:
+    """A bool mask in the form that the attention takes at no further cost.
+
+    Memory-efficient attention adds a mask of the scores' type, with strides that are multiples of 8, and would turn any
+    other one into that anew in every layer (ATen's transformers/attention.cpp). The formula with soft-capping takes
+    bool.
+    """
+    if softcap is not None:
+        return mask
+    width = mask.shape[-1]
+    bias = torch.zeros(*mask.shape[:-1], -(-width // 8) * 8, dtype=dtype, device=mask.device)[..., :width]
+    return bias.masked_fill_(~mask, float("-inf"))
 
 
 def _batched(
     query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))  # (N, H, D)
+    rows = [t[0].transpose(0, 1) for t in (query, key, value)]  # (N, H, D)
+    outputs = []
+    for number, group in enumerate(_groups(pack, query.device)):
+        place = ("mask", number, window, query.dtype)
+        if place not in pack.cache:
+            mask = group.mask(window)
+            pack.cache[place] = None if mask is None else _as_taken(mask, query.dtype, softcap)
+        outputs.append(_of_group(rows, group, pack.cache[place], scale, softcap))
+    return torch.cat(outputs).index_select(0, pack.cache["order"])[None]
+
+
+def _of_group(rows: list[Tensor], group: _Group, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """(B * L, H, D) attention of a group; its padded queries, keys and values are gone when this returns."""
+    queries, keys, values = (
+        t.index_select(0, places.reshape(-1)).view(len(places), -1, *t.shape[1:]).transpose(1, 2)
+        for t, places in zip(rows, (group.queries, group.keys, group.keys), strict=True)
+    )
+    attended = _attend(queries, keys, values, mask, scale, softcap)
     # values may be narrower than queries (multi-head latent attention)
-    output = q.new_empty(*q.shape[:2], v.shape[-1])
-    for group in _groups(pack, window, query.device):
-        batch, longest = group.queries.shape
-        qs, ks, vs = (
-            t[places.reshape(-1)].view(batch, -1, *t.shape[1:]).transpose(1, 2)
-            for t, places in ((q, group.queries), (k, group.keys), (v, group.keys))
-        )
-        attended = _attend(qs, ks, vs, group.mask, scale, softcap)
-        flat = attended.transpose(1, 2).reshape(batch * longest, *output.shape[1:])
-        output = output.index_copy(0, group.destination, flat[group.kept])
-    return output[None]
+    return attended.transpose(1, 2).reshape(-1, *attended.shape[1::2])
 
 
+@dataclass(frozen=True)
 class _Group:
     """Segments of one kind as a padded batch of B rows.
 
     Attributes:
         queries: (B, L) places in the packed row; padding repeats the last token.
         keys: (B, P + L) places of [prefix, padded on the left | own].
-        mask: (B, 1, L, P + L), or None for plain causal.
-        kept: indices of real queries in the flattened (B * L).
-        destination: their places in the packed row.
+        prefixes: (B, 1) tokens of each segment's prefix.
     """
 
-    def __init__(self, segments: list[Segment], window: int | None, device: torch.device) -> None:
-        start, length, prefix_start, prefix_length = (
-            torch.tensor([getattr(s, name) for s in segments], device=device)[:, None]
-            for name in ("start", "length", "prefix_start", "prefix_length")
-        )
-        longest, prefix = int(length.max()), int(prefix_length.max())
-        own = torch.arange(longest, device=device)
-        before = torch.arange(prefix, device=device)
-        self.queries = start + torch.minimum(own, length - 1)
+    queries: Tensor
+    keys: Tensor
+    prefixes: Tensor
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """(B, 1, L, P + L) bool: which keys a query sees; None where plain causal is the same."""
+        longest, width = self.queries.shape[1], self.keys.shape[1]
+        prefix = width - longest
+        if prefix == 0 and (window is None or longest <= window):
+            return None
+        columns = torch.arange(width, device=self.keys.device)
         # the prefix is right-aligned, so that distances to the completion are distances in positions
-        aligned = prefix_start + torch.clamp(before - (prefix - prefix_length), min=0)
-        self.keys = torch.cat([aligned, self.queries], 1)
-        self.kept = (own < length).reshape(-1).nonzero()[:, 0]
-        self.destination = self.queries.reshape(-1)[self.kept]
-        distance = torch.arange(prefix, prefix + longest, device=device)[:, None] - torch.arange(
-            prefix + longest, device=device
-        )
-        causal = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        self.mask: Tensor | None = None
-        if prefix or (window is not None and longest > window):
-            real = torch.cat(
-                [before >= prefix - prefix_length, torch.ones_like(own, dtype=torch.bool).expand(len(segments), -1)], 1
+        distance = columns[prefix:, None] - columns
+        visible = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        return (visible & (columns >= prefix - self.prefixes)[:, None])[:, None]
+
+
+def _groups(pack: Pack, device: torch.device) -> list[_Group]:
+    """The prefixes and the completions as padded batches; where their rows go is left in the pack's cache (`order`).
+
+    All of it is worked out on the host and sent in one copy.
+    """
+    if "groups" not in pack.cache:
+        kinds = [[s for s in pack.segments if not s.prefix_length], [s for s in pack.segments if s.prefix_length]]
+        parts: list[Tensor] = []
+        order = torch.empty(pack.n_tokens, dtype=torch.long)
+        begin = 0
+        for segments in filter(None, kinds):
+            start, length, prefix_start, prefixes = (
+                torch.tensor([getattr(s, name) for s in segments])[:, None]
+                for name in ("start", "length", "prefix_start", "prefix_length")
             )
-            self.mask = (causal[None] & real[:, None])[:, None]
-
-
-def _groups(pack: Pack, window: int | None, device: torch.device) -> list[_Group]:
-    place = ("groups", window)
-    if place not in pack.cache:
-        kinds = (
-            [s for s in pack.segments if not s.prefix_length],
-            [s for s in pack.segments if s.prefix_length],
-        )
-        pack.cache[place] = [_Group(kind, window, device) for kind in kinds if kind]
-    return pack.cache[place]
+            own, before = torch.arange(int(length.max())), torch.arange(int(prefixes.max()))
+            queries = start + torch.minimum(own, length - 1)
+            aligned = prefix_start + torch.clamp(before - (len(before) - prefixes), min=0)
+            real = own < length
+            order[queries[real]] = begin + torch.arange(queries.numel()).view_as(queries)[real]
+            begin += queries.numel()
+            parts += [queries, torch.cat([aligned, queries], 1), prefixes]
+        *moved, pack.cache["order"] = all_to_device([*parts, order], device)
+        pack.cache["groups"] = [_Group(*moved[i : i + 3]) for i in range(0, len(moved), 3)]
+    return pack.cache["groups"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
+from qdpo.packing.fuse import Fusion
 from qdpo.packing.layout import Pack, build_pack
 from qdpo.packing.logps import PackScores, hidden_of, score_pack
 from qdpo.packing.masks import masks_for
@@ -51,12 +52,14 @@ class Engine:
         device: where it is.
         autocast: makes the context of a forward pass (mixed precision or none).
         way: how pairs are laid out, see `WAYS`; `qdpo.packing.probe` decides it.
+        fusion: which of its modules run as single functions.
     """
 
     model: nn.Module
     device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     way: str = "packed"
+    fusion: Fusion = field(default_factory=Fusion)
 
     def score(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> PackScores:
         """Score pairs in one pass; carries gradients where they are enabled."""
@@ -72,7 +75,8 @@ class Engine:
                 hidden, targets, sequence = predicting_padded(self.model, pairs, self.device)
                 return Predicting(hidden, targets, None, sequence)
             pack, mask = self._pack(pairs, indices)
-            return Predicting(hidden_of(self.model, pack, mask)[pack.rows], pack.targets, pack.scored, pack.sequence)
+            hidden = hidden_of(self.model, pack, mask).index_select(0, pack.rows)
+            return Predicting(hidden, pack.targets, pack.scored, pack.sequence)
 
     def _pack(
         self, pairs: Sequence[TokenPair], indices: Sequence[int]

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qdpo.packing.decoding import is_decoding
+from qdpo.packing.kept import kept_weight
+
 
 class Frozen:
     """The weight of a frozen linear layer.
@@ -22,7 +25,10 @@ class Frozen:
         self.module = module
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """(out, in) in a type; a 4-bit weight is dequantized anew at every call."""
+        """(out, in) in a type; a 4-bit weight is dequantized anew at every call, unless its values are kept."""
+        kept = kept_weight(self.module)
+        if kept is not None:
+            return kept.to(dtype)
         state = getattr(self.module.weight, "quant_state", None)
         if state is None:
             return self.module.weight.to(dtype)
@@ -32,8 +38,13 @@ class Frozen:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) to (N, out)."""
-        bias = self.module.bias
-        return F.linear(x, self.weight(x.dtype), bias.to(x.dtype) if bias is not None else None)
+        bias = self.module.bias.to(x.dtype) if self.module.bias is not None else None
+        state = getattr(self.module.weight, "quant_state", None)
+        if state is not None and is_decoding():
+            from bitsandbytes import matmul_4bit
+
+            return matmul_4bit(x, self.module.weight, state, bias=bias)
+        return F.linear(x, self.weight(x.dtype), bias)
 
 
 def is_frozen_linear(module: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qdpo.packing.casts import Casts
 from qdpo.packing.frozen import Frozen, is_frozen_linear
 from qdpo.packing.fused_linear import FusedLora
 from qdpo.packing.fused_mlp import ACTIVATIONS, FusedMlp, activate
@@ -40,12 +41,17 @@ class Fusion:
         counts: modules by kind: `lora`, `mlp`, `norm`.
         left: modules of these kinds that behaved differently and were left alone, by kind.
         modules: the replaced modules.
+        calls: how often they ran so far, by kind: as one function (`lora`, `mlp`), or as they were before
+            (`lora plain`, `mlp plain`), which happens where types or dropout do not allow the function.
+        casts: the adapter's weights in the type of the computation.
         skips_unscored: whether the last layer's MLP leaves out the rows that predict nothing.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     modules: list[nn.Module] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    casts: Casts = field(default_factory=Casts)
     skips_unscored: bool = False
     _hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -93,16 +99,28 @@ def fuse(
     unused = _mlps_before_a_residual(model)
     for module in model.modules():
         if linear and _is_lora(module):
-            _try(fusion, "lora", module, _lora_forward)
+            _try(fusion, "lora", module, partial(_lora_forward, fusion))
         elif mlp and _is_gated_mlp(module):
-            _try(fusion, "mlp", module, partial(_mlp_forward, output_unused=id(module) in unused))
+            _try(fusion, "mlp", module, partial(_mlp_forward, fusion, output_unused=id(module) in unused))
         elif norm and _is_rms_norm(module):
             _try(fusion, "norm", module, _norm_forward)
     if skip_unscored and last is not None and any(module is last for module in fusion.modules):
         last.forward = types.MethodType(on_scored_rows(last.forward.__func__), last)  # type: ignore[attr-defined]
         fusion._hooks.append(tell_scored_rows(model))
         fusion.skips_unscored = True
+    for module in fusion.modules:
+        fusion.casts.add([parameter for parameter in module.parameters() if parameter.requires_grad])
+    if fusion.casts.weights:
+        fusion._hooks.append(_cast_before_each_pass(model, fusion.casts))
+    fusion.calls.clear()
     return fusion
+
+
+def _cast_before_each_pass(model: Any, casts: Casts) -> RemovableHandle:
+    """Before the backbone runs, the adapters are cast, all at once."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = casts.weights[0].device.type
+    return inner.base_model.register_forward_pre_hook(lambda *args: casts.refresh(device))
 
 
 def _try(fusion: Fusion, kind: str, module: nn.Module, make: Callable[[Any], Callable[..., Tensor] | None]) -> None:
@@ -201,7 +219,7 @@ def _mlps_before_a_residual(model: nn.Module) -> set[int]:
 # ----------------------------------------------------------------------------------------------------- fused forwards
 
 
-def _lora_forward(module: Any) -> Callable[..., Tensor]:
+def _lora_forward(fusion: Fusion, module: Any) -> Callable[..., Tensor]:
     frozen = Frozen(module.get_base_layer())
     plain = type(module).forward
 
@@ -216,13 +234,15 @@ def _lora_forward(module: Any) -> Callable[..., Tensor]:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight
             dtype = _dtype_for(x, a, b)
             if dtype is not None and _compute_type_fits(frozen.module, dtype):
-                return FusedLora.apply(x, a, b, frozen, self.scaling[name], dtype)
+                fusion.calls["lora"] += 1
+                return FusedLora.apply(x, a, b, frozen, self.scaling[name], dtype, fusion.casts)
+        fusion.calls["lora plain"] += 1
         return plain(self, x, *args, **kwargs)
 
     return forward
 
 
-def _mlp_forward(module: Any, output_unused: bool) -> Callable[..., Tensor] | None:
+def _mlp_forward(fusion: Fusion, module: Any, output_unused: bool) -> Callable[..., Tensor] | None:
     kind = _activation(module)
     if kind is None:
         return None
@@ -241,7 +261,9 @@ def _mlp_forward(module: Any, output_unused: bool) -> Callable[..., Tensor] | No
             dtype = _dtype_for(x, *weights)
             if dtype is not None and all(_compute_type_fits(layer.module, dtype) for layer in frozen):
                 scales = tuple(layer.scaling[name] for layer, name in zip(layers, names, strict=True))
-                return FusedMlp.apply(x, frozen, scales, kind, dtype, output_unused, *weights)
+                fusion.calls["mlp"] += 1
+                return FusedMlp.apply(x, frozen, scales, kind, dtype, output_unused, fusion.casts, *weights)
+        fusion.calls["mlp plain"] += 1
         return plain(self, x)
 
     return forward

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdpo.packing.casts import Casts
 from qdpo.packing.frozen import Frozen
 
 
@@ -30,6 +31,10 @@ class LoraWeights:
     def __init__(self, a: Tensor, b: Tensor, scale: float) -> None:
         self.a, self.b, self.scale = a, b, scale
 
+    def scaled(self, value: Tensor) -> Tensor:
+        """The value times the scale, in place."""
+        return value if self.scale == 1.0 else value.mul_(self.scale)
+
 
 def lora_forward(x: Tensor, frozen: Frozen, lora: LoraWeights) -> tuple[Tensor, Tensor]:
     """(N, out) output and (N, r) projection x A^T."""
@@ -41,8 +46,8 @@ def lora_forward(x: Tensor, frozen: Frozen, lora: LoraWeights) -> tuple[Tensor, 
 
 def lora_weight_gradients(g: Tensor, x: Tensor, projected: Tensor, lora: LoraWeights) -> tuple[Tensor, Tensor, Tensor]:
     """From (N, out) gradients: (N, r) gradient of x A^T, (r, in) of A, (out, r) of B."""
-    inner = (g @ lora.b).mul_(lora.scale)
-    return inner, inner.t() @ x, (g.t() @ projected).mul_(lora.scale)
+    inner = lora.scaled(g @ lora.b)
+    return inner, inner.t() @ x, lora.scaled(g.t() @ projected)
 
 
 def lora_input_gradient(g: Tensor, inner: Tensor, frozen: Frozen, lora: LoraWeights) -> Tensor:
@@ -54,22 +59,24 @@ class FusedLora(torch.autograd.Function):
     """y = x W^T + b + s (x A^T) B^T for x of any shape (..., in)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, frozen: Frozen, scale: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, frozen: Frozen, scale: float, dtype: torch.dtype, casts: Casts
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        lora = LoraWeights(a.to(dtype), b.to(dtype), scale)
+        lora = LoraWeights(casts(a, dtype), casts(b, dtype), scale)
         with torch.autocast(x.device.type, enabled=False):
             y, projected = lora_forward(rows, frozen, lora)
         ctx.save_for_backward(rows, projected, a, b)
-        ctx.frozen, ctx.scale, ctx.shape, ctx.type = frozen, scale, x.shape, x.dtype
+        ctx.frozen, ctx.scale, ctx.shape, ctx.type, ctx.casts = frozen, scale, x.shape, x.dtype, casts
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, projected, a, b = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1]).to(rows.dtype)
-        lora = LoraWeights(a.to(rows.dtype), b.to(rows.dtype), ctx.scale)
+        lora = LoraWeights(ctx.casts(a, rows.dtype), ctx.casts(b, rows.dtype), ctx.scale)
         inner, grad_a, grad_b = lora_weight_gradients(g, rows, projected, lora)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = lora_input_gradient(g, inner, ctx.frozen, lora).view(ctx.shape).to(ctx.type)
-        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None
+        return grad_x, grad_a.to(a.dtype), grad_b.to(b.dtype), None, None, None, None

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qdpo.packing.casts import Casts
 from qdpo.packing.frozen import Frozen
 from qdpo.packing.fused_linear import LoraWeights, lora_forward, lora_input_gradient, lora_weight_gradients
 from qdpo.packing.recompute import running_again
@@ -51,10 +52,11 @@ class FusedMlp(torch.autograd.Function):
         kind: str,
         dtype: torch.dtype,
         output_unused_when_recomputed: bool,
+        casts: Casts,
         *weights: Tensor,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        gate, up, down = _adapters(weights, scales, dtype)
+        gate, up, down = _adapters(weights, scales, dtype, casts)
         with torch.autocast(x.device.type, enabled=False):
             e, e_projected = lora_forward(rows, layers[0], gate)
             v, v_projected = lora_forward(rows, layers[1], up)
@@ -66,12 +68,13 @@ class FusedMlp(torch.autograd.Function):
                 y, y_projected = lora_forward(product, layers[2], down)
         ctx.save_for_backward(rows, e, v, e_projected, v_projected, y_projected, *weights)
         ctx.layers, ctx.scales, ctx.kind, ctx.shape, ctx.type = layers, scales, kind, x.shape, x.dtype
+        ctx.casts = casts
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, e, v, e_projected, v_projected, y_projected, *weights = ctx.saved_tensors
-        gate, up, down = _adapters(weights, ctx.scales, rows.dtype)
+        gate, up, down = _adapters(weights, ctx.scales, rows.dtype, ctx.casts)
         gate_layer, up_layer, down_layer = ctx.layers
         g = grads[0].reshape(-1, grads[0].shape[-1]).to(rows.dtype)
         activated = activate(ctx.kind, e)
@@ -86,13 +89,13 @@ class FusedMlp(torch.autograd.Function):
         gradients = (grad_gate_a, grad_gate_b, grad_up_a, grad_up_b, grad_down_a, grad_down_b)
         return (
             grad_x.view(ctx.shape).to(ctx.type),
-            *(None,) * 5,
+            *(None,) * 6,
             *(gradient.to(weight.dtype) for gradient, weight in zip(gradients, weights, strict=True)),
         )
 
 
 def _adapters(
-    weights: tuple[Tensor, ...] | list[Tensor], scales: tuple[float, float, float], dtype: torch.dtype
+    weights: tuple[Tensor, ...] | list[Tensor], scales: tuple[float, float, float], dtype: torch.dtype, casts: Casts
 ) -> list[LoraWeights]:
-    cast = [weight.to(dtype) for weight in weights]
+    cast = [casts(weight, dtype) for weight in weights]
     return [LoraWeights(cast[2 * i], cast[2 * i + 1], scales[i]) for i in range(3)]

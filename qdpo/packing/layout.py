@@ -8,7 +8,7 @@ it predicts nothing. Many pairs follow one another in one row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qdpo.data.pairs import TokenPair
 from qdpo.data.tokenise import common_prefix
+from qdpo.packing.transfer import all_to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class Pack:
     def to(self, device: torch.device) -> Pack:
         """The same pack on a device."""
         names = ("input_ids", "position_ids", "rows", "scored_rows", "targets", "scored", "sequence")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return Pack(**moved, segments=self.segments, indices=self.indices)
+        moved = all_to_device([getattr(self, name) for name in names], device)
+        fields: dict[str, Any] = dict(zip(names, moved, strict=True))
+        return replace(self, **fields, cache={})
 
 
 def packed_tokens(pair: TokenPair) -> int:

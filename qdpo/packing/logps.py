@@ -28,6 +28,9 @@ CHUNK_ROWS = 256
 TILE = {"cpu": 2**18, "cuda": 2**23}
 """Logits that exist at once. 1 MB of fp32 stays near a CPU; a GPU takes 256 rows of 32,768 in one product."""
 
+WIDENED_ROWS = 1024
+"""Rows of a half-precision head that are widened at once where the device has no product with fp32 results."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -124,6 +127,29 @@ def _linear_in(output: Any) -> nn.Linear | None:
     return None
 
 
+def logits_of(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(S, V) products in a type that may be wider than what is multiplied, never rounded to the narrower one.
+
+    In bf16 a logit of 10 is rounded by up to 0.03, and a log-probability with it; the sums are in fp32 anyway.
+
+    Args:
+        hidden: (S, H).
+        weight: (V, H), of the same type.
+        dtype: of the result: the operands' or fp32.
+    """
+    if hidden.dtype == dtype:
+        return hidden @ weight.t()
+    if hidden.device.type == "cuda":
+        return torch.mm(hidden, weight.t(), out_dtype=dtype)
+    # only CUDA has such a product; elsewhere the vocabulary is widened part by part
+    logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
+    wide = hidden.to(dtype)
+    for begin in range(0, weight.shape[0], WIDENED_ROWS):
+        part = slice(begin, begin + WIDENED_ROWS)
+        logits[:, part] = wide @ weight[part].to(dtype).t()
+    return logits
+
+
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -174,10 +200,10 @@ class _Sums:
         self.best = torch.zeros_like(targets)
         self.weights = torch.zeros_like(hidden, dtype=exact) if with_grad else None
         self.slope = torch.ones_like(total)
-        width = max(TILE[hidden.device.type] // rows, 1)
+        width = max(TILE.get(hidden.device.type, TILE["cuda"]) // rows, 1)
         for first in range(0, vocabulary, width):
             weight = head.weight[first : first + width]
-            z = (hidden @ weight.t()).to(exact)
+            z = logits_of(hidden, weight, exact)
             if head.bias is not None:
                 z += head.bias[first : first + width]
             if head.scale != 1.0:
@@ -279,7 +305,7 @@ def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | 
         pack: on the model's device.
         mask: what `qdpo.packing.masks` makes, for a model with its own attention.
     """
-    scores = score_tokens(hidden_of(model, pack, mask)[pack.rows], head_of(model), pack.targets)
+    scores = score_tokens(hidden_of(model, pack, mask).index_select(0, pack.rows), head_of(model), pack.targets)
     return sum_per_sequence(scores, pack.scored, pack.sequence, 2 * pack.n_pairs)
 
 
@@ -310,9 +336,13 @@ def sum_per_sequence(scores: TokenScores, scored: Tensor | None, sequence: Tenso
         # order is not always the same.
         values = values.to(torch.float64)
         zeros = torch.zeros(count, dtype=torch.float64, device=values.device)
-        return zeros.index_add(0, sequence, values if scored is None else values[scored]).to(scores.logps.dtype)
+        return zeros.index_add(0, sequence, values if scored is None else values.index_select(0, scored)).to(
+            scores.logps.dtype
+        )
 
-    tokens = torch.bincount(sequence, minlength=count).to(scores.logps.dtype)
+    # not bincount: on a GPU the host would wait for it
+    tokens = torch.zeros(count, dtype=scores.logps.dtype, device=sequence.device)
+    tokens.index_add_(0, sequence, tokens.new_ones(len(sequence)))
     return PackScores(
         summed(scores.logps), tokens, summed(scores.mean_logit), summed(scores.entropy), summed(scores.top1)
     )

@@ -33,6 +33,9 @@ FLOOR = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bf
 """Relative differences (root mean square) that are rounding even when two paddings happen to agree exactly. Norms and
 RoPE compute in fp32 in fp64 models too. A wrong mask gives 0.05 and more."""
 
+VARLEN = "packed varlen"
+"""What the way `packed` is called in `Decision.errors` when its attention is one variable-length kernel."""
+
 WINDOW = 12
 """A sliding window is shrunk to this during the probe, so that short pairs reach beyond it."""
 
@@ -104,8 +107,9 @@ def decide(
         if why is None and (seen := _visible(model, pairs, device)) <= 2 * limit:
             why = f"a wrong layout would change the result by {seen:.1e} only, too little to be told from rounding"
         if why is None:
-            for way, kind in (*_kernels(model, device, kernel), ("packed_mask", "own"), ("packed_masks", "own")):
-                tried_as = "packed varlen" if kind == "varlen" else way
+            kinds = _kernels(model, device, kernel, errors)
+            for way, kind in (*kinds, ("packed_mask", "own"), ("packed_masks", "own")):
+                tried_as = VARLEN if kind == "varlen" else way
                 try:
                     attention.install(model, {"varlen": varlen.NAME, "sdpa": attention.NAME, "own": own}[kind])
                     gap = _difference(_rows_of_packed(model, pairs, device, way), separate)
@@ -119,6 +123,8 @@ def decide(
                 if gap <= limit:
                     how = WAYS[way] + (", attention in one variable-length kernel" if kind == "varlen" else "")
                     reason = f"{how}: differs from separate rows by {gap:.1e}, two paddings by {noise:.1e}"
+                    if isinstance(without := errors.get(VARLEN), str):
+                        reason += f" (without the variable-length kernel: {without})"
                     return Decision(way, reason, noise, errors, kind)
         attention.install(model, own)
         if why is None:
@@ -129,13 +135,19 @@ def decide(
         return Decision("unshared", f"{WAYS['unshared']}: {why}", noise, errors)
 
 
-def _kernels(model: nn.Module, device: torch.device, known: str | None) -> list[tuple[str, str]]:
-    """The way `packed` with each kernel worth trying, the fastest first."""
+def _kernels(
+    model: nn.Module, device: torch.device, known: str | None, errors: dict[str, float | str]
+) -> list[tuple[str, str]]:
+    """The way `packed` with each kernel worth trying, the fastest first; what speaks against one goes into `errors`."""
     varlen.register()
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    wanted = known == "varlen" or (known is None and varlen.is_faster(model, device, dtype))
+    try:
+        wanted = known == "varlen" or (known is None and varlen.is_faster(model, device, dtype))
+    except Exception as problem:  # whatever this card, driver and torch say of the kernel, there is the other way
+        errors[VARLEN] = f"not timed: {type(problem).__name__}: {first_line(problem, 200)}"
+        wanted = False
     return [("packed", "varlen")] * wanted + [("packed", "sdpa")]
 
 

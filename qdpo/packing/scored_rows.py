@@ -28,7 +28,7 @@ def on_scored_rows(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         rows = getattr(self, "scored_rows", None)
         if rows is None or x.ndim != 3:
             return forward(self, x)
-        y = forward(self, x[:, rows])
+        y = forward(self, x.index_select(1, rows))
         return y.new_zeros(*x.shape[:2], y.shape[-1]).index_copy(1, rows, y)
 
     return pruned

@@ -4,12 +4,18 @@ Queries stay where they are in the row; the keys of every segment are gathered a
 aligned at the lower right that is the segment's mask, and since distances there are distances in positions, a sliding
 window is the kernel's own. No mask is made and nothing is padded. It needs CUDA of compute capability 8.0, half
 precision and scores without soft-capping; a layer that does not fit goes through `qdpo.packing.attention`.
+
+torch 2.10 has neither scale nor window, and the probe takes the other way; 2.11 cannot share a key among queries and
+gets it once for each of them; from 2.12 on everything is there.
 """
 
 from __future__ import annotations
 
+import inspect
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +26,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.packing import attention
 from qdpo.packing.attention import packed_attention
 from qdpo.packing.layout import Pack, build_pack
+from qdpo.packing.transfer import all_to_device
 
 NAME = "qdpo_packed_varlen"
 
@@ -60,8 +67,8 @@ def varlen_attention(
     window = -1 if sliding_window is None or plan.longest_key <= sliding_window else sliding_window - 1
     output = kernel(
         q,
-        k[plan.keys],
-        v[plan.keys],
+        k.index_select(0, plan.keys),
+        v.index_select(0, plan.keys),
         plan.query_ends,
         plan.key_ends,
         plan.longest_query,
@@ -87,13 +94,30 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     )
 
 
-def kernel(*arguments: Any, **options: Any) -> Tensor:
-    """`torch.nn.attention.varlen.varlen_attn`."""
+def kernel(query: Tensor, key: Tensor, value: Tensor, *lengths: Any, enable_gqa: bool, **options: Any) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn`; where that has no `enable_gqa`, with every shared key repeated.
+
+    Raises:
+        NotImplementedError: this torch's function lacks another option.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    output = varlen_attn(*arguments, **options)
+    known = _parameters(varlen_attn)
+    if missing := [name for name in options if name not in known]:
+        raise NotImplementedError(f"torch {torch.__version__}'s varlen_attn has no {' and no '.join(missing)}")
+    if "enable_gqa" in known:
+        options["enable_gqa"] = enable_gqa
+    elif enable_gqa:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    output = varlen_attn(query, key, value, *lengths, **options)
     assert isinstance(output, Tensor)  # a pair only where return_aux is asked for
     return output
+
+
+@cache
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 @dataclass(frozen=True)
@@ -124,12 +148,9 @@ def _plan(pack: Pack, device: torch.device) -> Plan:
         queries = [segment.length for segment in pack.segments]
         keys = [segment.prefix_length + segment.length for segment in pack.segments]
 
-        def ends(lengths: list[int]) -> Tensor:
-            return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-
-        pack.cache["varlen"] = Plan(
-            torch.tensor(places, device=device), ends(queries), ends(keys), max(queries), max(keys)
-        )
+        lists = (places, [0, *accumulate(queries)], [0, *accumulate(keys)])
+        order, query_ends, key_ends = all_to_device([torch.tensor(values) for values in lists], device)
+        pack.cache["varlen"] = Plan(order, query_ends.int(), key_ends.int(), max(queries), max(keys))
     return pack.cache["varlen"]
 
 

@@ -29,6 +29,7 @@ from qdpo import console
 from qdpo.errors import DataError
 from qdpo.files import manifest_problems, sweep, write_json
 from qdpo.training.guards import check_saved
+from qdpo.training.optimizer import load_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -201,7 +202,7 @@ def write_optimizer(optimizer: Any, folder: Path) -> None:
 def read_optimizer(optimizer: Any, folder: Path) -> None:
     """Load what `write_optimizer` wrote."""
     tensors = load((folder / "optimizer.safetensors").read_bytes())
-    optimizer.load_state_dict(_join(json.loads((folder / "optimizer.json").read_text()), tensors))
+    load_state(optimizer, _join(json.loads((folder / "optimizer.json").read_text()), tensors))
 
 
 def _split(value: Any) -> tuple[dict[str, torch.Tensor], Any]:

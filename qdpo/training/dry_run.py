@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.config.resolve import Resolved, to_yaml
 from qdpo.config.schema import RunConfig
-from qdpo.errors import QdpoError
+from qdpo.cuda import check_gpu
+from qdpo.errors import QdpoError, UnavailableError
 from qdpo.files import free_bytes
 from qdpo.hardware import GIB, Device, choose_dtype, find_device
 from qdpo.libraries import quiet_libraries
@@ -51,6 +52,10 @@ def describe(resolved: Resolved, folder: Path) -> int:
     say(f"plan           {_plan(config, device, data)}")
     for remark in config.notes:
         console.note(remark)
+    try:
+        check_gpu(config, device)
+    except UnavailableError as error:
+        console.note(f"a run would be refused: {error.message}")
     console.good("nothing was downloaded, and no run directory was made")
     return 0
 

@@ -17,7 +17,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
-from qdpo.packing.engine import Engine, evaluating
+from qdpo.packing.engine import Engine
 from qdpo.packing.layout import Pack, build_pack
 from qdpo.training.losses import LossSettings, PairLogps, pair_losses
 
@@ -76,7 +76,7 @@ def check_targets(policy: nn.Module, config: LoraSection) -> Check:
 
 
 def check_policy_is_reference(
-    engine: Engine, policy: PeftModel, pairs: Sequence[TokenPair], loss: LossSettings, *, fresh: bool
+    engine: Engine, policy: PeftModel, pairs: Sequence[TokenPair], loss: LossSettings, *, budget: int, fresh: bool
 ) -> Check:
     """Before training, the policy with its adapter and the reference give the same log-probabilities.
 
@@ -85,13 +85,13 @@ def check_policy_is_reference(
         policy: with its adapter.
         pairs: a few training pairs.
         loss: for the value of the loss, which is ln 2 for `sigmoid`.
+        budget: tokens of a pass.
         fresh: the adapter is new; one that training continues from differs from the base, and only finiteness is
             checked.
     """
-    with torch.no_grad(), evaluating(engine.model):
-        scores = engine.score(pairs, range(len(pairs)))
-        with policy.disable_adapter():
-            base = engine.score(pairs, range(len(pairs)))
+    scores = engine.score_all(pairs, budget)
+    with policy.disable_adapter():
+        base = engine.score_all(pairs, budget)
     if not (torch.isfinite(scores.logps).all() and torch.isfinite(base.logps).all()):
         rows = [pair.row for pair in pairs]
         raise TrainingError(

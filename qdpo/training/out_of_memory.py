@@ -57,6 +57,7 @@ class Budgets:
         tokens_without_grad: of a pass without.
         halved: what happened, for run.json.
         remember: called after every change with what should be kept.
+        give_back: frees memory that only buys speed, and says what was done; None when there is none left.
     """
 
     config: RunConfig
@@ -65,6 +66,7 @@ class Budgets:
     tokens_without_grad: int = field(init=False)
     halved: list[dict[str, Any]] = field(default_factory=list)
     remember: Callable[[dict[str, Any]], None] = lambda found: None
+    give_back: Callable[[], str | None] = lambda: None
 
     def __post_init__(self) -> None:
         self.tokens_per_micro_batch = self.config.packing.tokens_per_micro_batch
@@ -112,6 +114,11 @@ class Budgets:
                 return results[0]
             # only now are the failed pass's activations free: the exception held them
             clear_device_cache(garbage_collection=True)
+            if (given := self.give_back()) is not None:
+                console.warn(
+                    f"out of memory in {when}: {given}, and again from the start of it; the result stays the same"
+                )
+                continue
             self._halve(kind, need(), when)
 
     def score_all(self, engine: Engine, pairs: Sequence[TokenPair], when: str) -> Any:
@@ -195,7 +202,8 @@ def settings_to_try(config: RunConfig, sequence: int) -> list[str]:
         length += f" --set data.max_prompt_length={shorter // 2}"
     options = [
         (not config.train.gradient_checkpointing, "train.gradient_checkpointing=true"),
-        (config.packing.checkpoint_layers is not None, "packing.checkpoint_layers=null"),
+        (config.packing.checkpoint_layers != "auto", "packing.checkpoint_layers=auto"),
+        (config.packing.keep_dequantized not in (0, "auto"), "packing.keep_dequantized=auto"),
         (config.model.quantization == "none", "model.quantization=nf4"),
         (True, length),
         (config.lora.r > 1, f"lora.r={config.lora.r // 2}"),

@@ -28,12 +28,19 @@ from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.errors import ConfigError, QdpoError
 
+ON_GPUS = "cuda:nccl,cpu:gloo"
+"""Who carries what between processes with a GPU each. NCCL takes nothing that lies in the machine's memory, as the
+scores of an evaluation and all pickled objects do: these go by gloo, and wait for no GPU."""
+
 
 def begin() -> None:
-    """Join the other processes that a launcher has started; all but the first fall silent."""
+    """Join the other processes that a launcher has started, each with its GPU; all but the first fall silent."""
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    if torch.cuda.is_available():
+        PartialState(backend=ON_GPUS)
+    else:
+        PartialState(cpu=True)
     if not is_first():
         console.silence()
 
@@ -111,7 +118,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """The sum of a tensor, on a GPU or not, over all processes."""
     if world() == 1:
         return values
     values = values.clone()
@@ -120,7 +127,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every process' value, in the order of the processes."""
+    """Every process' value, in the order of the processes; its tensors must be on the CPU."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()

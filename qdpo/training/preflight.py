@@ -13,7 +13,14 @@ from qdpo.hardware import GIB
 if TYPE_CHECKING:
     import torch
 
-STATE_BYTES = {"paged_adamw_32bit": 8.0, "adamw_torch": 8.0, "paged_adamw_8bit": 2.1, "adamw_8bit": 2.1}
+STATE_BYTES = {
+    "auto": 8.0,
+    "paged_adamw_32bit": 8.0,
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "paged_adamw_8bit": 2.1,
+    "adamw_8bit": 2.1,
+}
 """Bytes of optimizer state per trained parameter: two moments, in 8 bits with a scale per 256 of them."""
 SMALLEST_8BIT = 4096
 """bitsandbytes keeps the moments of smaller tensors in 32 bits."""

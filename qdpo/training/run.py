@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo import __version__, console
+from qdpo.allocator import allocator, expand_segments
 from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
@@ -23,6 +24,7 @@ from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_room
+from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
@@ -70,6 +72,7 @@ def train(
         Stopped: a signal came while there was nothing to save.
     """
     begin = time.monotonic()
+    expand_segments()
     stop = stop or Stop()
     config = resolved.config
     if config.backend == "unsloth":
@@ -130,7 +133,8 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
     else:
         budgets = token_budgets(run)
         train_split, heldout = reference_pass(run, engine, policy, data, budgets)
-        trainer, terminal = build_trainer(run, policy, tokenizer, train_split, heldout, data, loss, budgets)
+        trainer, terminal = build_trainer(run, policy, engine, tokenizer, train_split, heldout, data, loss, budgets)
+        use_memory(run, trainer, data)
     add_outside(trainer, stop, mirror)
     with contextlib.closing(terminal):
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
@@ -178,6 +182,7 @@ def describe(device: Device) -> dict[str, Any]:
         "name": device.name,
         "capability": list(device.capability) if device.capability else None,
         "memory_bytes": device.memory,
+        "allocator": allocator() if device.kind == "cuda" else None,
     }
 
 

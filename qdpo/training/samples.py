@@ -16,6 +16,7 @@ Decoding is greedy and leaves every random number generator alone: a run trains 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -32,6 +34,8 @@ from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.errors import first_line
 from qdpo.files import append, explained
+from qdpo.hardware import is_out_of_memory
+from qdpo.packing.decoding import decoding
 from qdpo.packing.engine import evaluating
 from qdpo.training.callbacks import step_of
 
@@ -90,29 +94,50 @@ def choose_prompts(
     return list(chosen.values())
 
 
-def greedy(model: nn.Module, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> tuple[list[int], bool]:
-    """The likeliest continuation, token by token, with a cache where the model has one.
+def greedy(
+    model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int
+) -> list[tuple[list[int], bool]]:
+    """The likeliest continuations of n prompts, token by token and all at once, with a cache where the model has one.
+
+    Prompts are padded on the left, so that every one's next token is predicted in the last column. A model that carries
+    a state from token to token, or cannot be told positions, would take padding for text: there it is one by one.
 
     Args:
         model: the *ForCausalLM, in evaluation mode.
-        ids: the prompt.
+        prompts: their ids.
         ends: ids that end an answer.
-        new_tokens: tokens at the most.
+        new_tokens: tokens of an answer at the most.
 
     Returns:
-        The tokens without the one that ended them, and whether one did.
+        Of each prompt the tokens without the one that ended them, and whether one did.
     """
-    device = next(model.parameters()).device
-    made: list[int] = []
-    step, cache = list(ids), None
-    while len(made) < new_tokens:
-        out = model(input_ids=torch.tensor([step], device=device), past_key_values=cache, use_cache=True)
-        token, cache = int(out.logits[0, -1].argmax()), getattr(out, "past_key_values", None)
-        if token in ends:
-            return made, True
-        made.append(token)
-        step = [token] if cache is not None else [*ids, *made]
-    return made, False
+    known = inspect.signature(model.forward).parameters
+    if len(prompts) > 1 and (getattr(model, "_is_stateful", False) or "position_ids" not in known):
+        return [greedy(model, [prompt], ends, new_tokens)[0] for prompt in prompts]
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    made: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    step, cache = ids, None
+    with decoding():
+        for _ in range(new_tokens):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
+            settings = {"position_ids": positions, "logits_to_keep": 1}
+            settings = {name: value for name, value in settings.items() if name in known}
+            out = model(input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True, **settings)
+            tokens, cache = out.logits[:, -1].argmax(-1), getattr(out, "past_key_values", None)
+            for number, token in enumerate(tokens.tolist()):
+                # an answer that has ended goes along with the others, and nobody looks at it
+                ended[number] = ended[number] or token in ends
+                if not ended[number]:
+                    made[number].append(token)
+            if all(ended):
+                break
+            ids = torch.cat([ids, tokens[:, None]], 1)
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+            step = tokens[:, None] if cache is not None else ids
+    return list(zip(made, ended, strict=True))
 
 
 class SamplesCallback(TrainerCallback):
@@ -138,6 +163,7 @@ class SamplesCallback(TrainerCallback):
     ) -> None:
         self.path, self.prompts, self.tokenizer = path, list(prompts), tokenizer
         self.ends, self.new_tokens, self.autocast = ends, new_tokens, autocast
+        self.at_once = len(self.prompts)
         self.base: list[tuple[str, bool]] = []
         self.shown: list[str] = []
 
@@ -154,7 +180,7 @@ class SamplesCallback(TrainerCallback):
             return
         try:
             rows = self.answers(kwargs["model"], state.global_step)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (RuntimeError, MemoryError, TypeError, ValueError, AttributeError, IndexError) as error:
             console.warn(f"no samples from here on: the model cannot continue a prompt ({first_line(error, 200)})")
             self.prompts = []
             return
@@ -167,8 +193,8 @@ class SamplesCallback(TrainerCallback):
         with torch.no_grad(), evaluating(policy), self.autocast():
             if not self.base:
                 with policy.disable_adapter():
-                    self.base = [self._answer(model, prompt) for prompt in self.prompts]
-            made = [self._answer(model, prompt) for prompt in self.prompts]
+                    self.base = self._answers(model)
+            made = self._answers(model)
         return [
             {
                 "step": step,
@@ -186,9 +212,22 @@ class SamplesCallback(TrainerCallback):
             )
         ]
 
-    def _answer(self, model: nn.Module, prompt: Prompt) -> tuple[str, bool]:
-        made, ended = greedy(model, prompt.ids, self.ends, self.new_tokens)
-        return self._text(made), ended
+    def _answers(self, model: nn.Module) -> list[tuple[str, bool]]:
+        """The answers to all prompts: together, or to fewer at a time when memory runs out."""
+        while True:
+            made: list[tuple[list[int], bool]] = []
+            try:
+                for first in range(0, len(self.prompts), self.at_once):
+                    prompts = [prompt.ids for prompt in self.prompts[first : first + self.at_once]]
+                    made += greedy(model, prompts, self.ends, self.new_tokens)
+                return [(self._text(ids), ended) for ids, ended in made]
+            except Exception as error:
+                if not is_out_of_memory(error) or self.at_once == 1:
+                    raise
+            # only now is what the failed passes held free: the exception held it
+            clear_device_cache(garbage_collection=True)
+            self.at_once = -(-self.at_once // 2)
+            console.warn(f"out of memory in the samples: {self.at_once} prompts at a time from here on")
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

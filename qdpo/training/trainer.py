@@ -6,23 +6,27 @@ packed tokens; how it is cut never changes the mathematics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from qdpo import console
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import TrainingError
-from qdpo.hardware import GIB
+from qdpo.hardware import is_out_of_memory
+from qdpo.memory.parts import LORA, is_paged, optimizer_bytes, step_temporaries
 from qdpo.packing.engine import Engine, nll, text_pairs
 from qdpo.packing.layout import packed_tokens
 from qdpo.packing.logps import PackScores
+from qdpo.packing.transfer import to_device
+from qdpo.packing.used import Products, Used, check_used
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
@@ -54,13 +58,13 @@ class DpoTrainer(WholeCheckpoints):
     Args:
         policy: the model with its adapter.
         args: transformers' arguments; per_device_train_batch_size is the global batch.
+        engine: runs the policy's model; the one that was probed and checked, so that what trains is what was tested.
         train: what to learn from.
         heldout: what to evaluate on.
         text: held-out plain texts as ids, possibly none.
         loss: the loss and its constants.
         budgets: tokens of a pass.
         try_longest: run the run's longest micro-batch before the first step, so that too little memory shows at once.
-        way: how pairs are laid out, see `qdpo.packing.engine.WAYS`.
         base_name: what the adapter names as its base.
         keep: checkpoints to keep.
         callbacks: besides the Trainer's own.
@@ -70,6 +74,7 @@ class DpoTrainer(WholeCheckpoints):
         self,
         policy: PeftModel,
         args: TrainingArguments,
+        engine: Engine,
         *,
         train: Split,
         heldout: Split,
@@ -77,12 +82,12 @@ class DpoTrainer(WholeCheckpoints):
         loss: LossSettings,
         budgets: Budgets,
         try_longest: bool = False,
-        way: str = "packed",
         base_name: str,
         keep: int,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.policy = policy
+        self.engine = engine
         self.train_split = train
         self.heldout = heldout
         self.text = text
@@ -94,6 +99,8 @@ class DpoTrainer(WholeCheckpoints):
         self.train_metrics = Metrics()
         self.tokens_seen = 0
         self.skips = Skips()
+        self.used: Used | None = None
+        self.longest: list[int] = []
         self.watch = StepWatch([])
         self.heldout_logps: dict[int, Tensor] = {}
         super().__init__(
@@ -108,11 +115,7 @@ class DpoTrainer(WholeCheckpoints):
             # gradients are summed in `training_step`; DistributedDataParallel would look for its own forward pass
             self.accelerator.prepare_model = lambda model, **settings: model
         self.add_callback(GuardCallback(self))
-        self.add_callback(LongestFirst(self))
         self.sampler = EpochSampler(len(train.pairs), args.seed)
-        self.engine = Engine(
-            policy.get_base_model(), next(policy.parameters()).device, self.compute_loss_context_manager, way
-        )
 
     # ------------------------------------------------------------------------------------------------------- the data
 
@@ -124,7 +127,8 @@ class DpoTrainer(WholeCheckpoints):
             batch_size=size,
             sampler=self.sampler,
             drop_last=n >= size,
-            collate_fn=lambda indices: {"indices": torch.tensor(indices)},
+            # plain numbers, which accelerate does not move to the GPU, where they would have to be read back
+            collate_fn=lambda indices: {"indices": indices},
         )
         # accelerate would give every process other batches; all take the same one, and share its pairs
         return loader if parallel.world() > 1 else self.accelerator.prepare(loader)
@@ -144,15 +148,21 @@ class DpoTrainer(WholeCheckpoints):
             The step's loss, a scalar without gradient.
 
         Raises:
-            TrainingError: a log-probability or loss is not finite.
+            TrainingError: a log-probability or loss is not finite, or what is fused did not run so.
             MemoryShortageError: not even a single pair fits.
         """
         model.train()
-        indices = inputs["indices"].tolist()
+        indices: list[int] = inputs["indices"]
         if parallel.world() > 1:
             # each process draws dropout of its own, and the same again after a resume
             torch.manual_seed(parallel.seed(self.args.seed, self.state.global_step))
-        total = self._within_memory(indices, f"step {self.state.global_step + 1}")
+        counting = Products() if self.used is None else contextlib.nullcontext()
+        self.engine.fusion.calls.clear()
+        with counting:
+            total = self._within_memory(indices, f"step {self.state.global_step + 1}")
+        if isinstance(counting, Products):
+            self.used = Used.of(self.engine.fusion, counting)
+            check_used(self.engine.model, self.engine.fusion, self.used)
         pairs = [self.train_split.pairs[i] for i in indices]
         self.tokens_seen += sum(len(pair.prompt) * 2 + len(pair.chosen) + len(pair.rejected) for pair in pairs)
         with parallel.failing_together():
@@ -190,7 +200,7 @@ class DpoTrainer(WholeCheckpoints):
         The metrics and the watch see each micro-batch.
         """
         pairs = [self.train_split.pairs[i] for i in indices]
-        reference = self.train_split.reference[indices].to(self.engine.device)
+        reference = self.train_split.reference[indices]
         mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
         groups = self._cut(pairs)
         coupled = self._coupled_gradients(pairs, reference, mean_chosen) if self.loss_settings.couples_pairs else None
@@ -198,7 +208,7 @@ class DpoTrainer(WholeCheckpoints):
         self.watch = StepWatch([pair.row for pair in pairs])
         for group in groups:
             scores = self.engine.score([pairs[i] for i in group], group)
-            batch = pair_logps(scores, reference[group], mean_chosen)
+            batch = pair_logps(scores, to_device(reference[group], self.engine.device), mean_chosen)
             if coupled is None:
                 losses = pair_losses(batch, self.loss_settings)
                 loss = losses.sum() / len(pairs)
@@ -224,7 +234,7 @@ class DpoTrainer(WholeCheckpoints):
         """Losses that sort the whole batch: their gradient for each log-probability, from a pass without gradients."""
         with torch.random.fork_rng(devices=[self.engine.device] if self.engine.device.type == "cuda" else []):
             scores = self.budgets.score_all(self.engine, pairs, f"step {self.state.global_step + 1}")
-        batch = pair_logps(to_device(scores, self.engine.device), reference, mean_chosen)
+        batch = pair_logps(scores_on(scores, self.engine.device), reference, mean_chosen)
         return logp_gradients(batch, self.loss_settings)
 
     def run_longest(self) -> None:
@@ -233,22 +243,52 @@ class DpoTrainer(WholeCheckpoints):
         Raises:
             MemoryShortageError: not even a single pair fits.
         """
+        budget = 0
+        with self._as_if_nothing_happened():
+            while budget != self.budgets.tokens_per_micro_batch:
+                # after a smaller budget, another micro-batch may be the longest
+                budget = self.budgets.tokens_per_micro_batch
+                self.longest = max(self._micro_batches(), key=self._tokens)
+                self._within_memory(self.longest, "the longest micro-batch, tried first")
+
+    def describe_longest(self) -> str:
+        """The longest micro-batch in words, once it was run."""
+        return f"the longest micro-batch ({self._tokens(self.longest):,} tokens, {len(self.longest)} pairs)"
+
+    def peak_of_longest(self) -> int | None:
+        """Peak bytes of tensors on the card in the longest micro-batch, None where it does not fit."""
+        with self._as_if_nothing_happened():
+            return peak_on_card(lambda: self._passes(self.longest))
+
+    def peak_of_scoring(self) -> int | None:
+        """The same in the longest pass of an evaluation."""
+        budget = self.budgets.tokens_without_grad
+        groups = [[self.heldout.pairs[i] for i in group] for group in self.engine.cut(self.heldout.pairs, budget)]
+        longest = max(groups, key=lambda group: tokens_of(self.engine, group))
+        return peak_on_card(lambda: self.engine.score_all(longest, budget))
+
+    def bytes_to_come(self) -> int:
+        """What a step will hold on the card beyond the passes: optimizer state, and gradients of earlier passes."""
+        weights, optim = self.trained_weights, str(getattr(self.args.optim, "value", self.args.optim))
+        state = 0.0 if is_paged(optim) else optimizer_bytes(optim, weights) + step_temporaries(optim, weights)
+        return int(state) + LORA * weights
+
+    @property
+    def trained_weights(self) -> int:
+        """Weights of the adapter."""
+        return sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
+
+    @contextlib.contextmanager
+    def _as_if_nothing_happened(self) -> Iterator[None]:
+        """Passes inside leave no gradient, no metric, and the random numbers where they were."""
         state, sums = random_state(self.engine.device), dict(self.train_metrics.sums)
         self.policy.train()
-        budget = 0
-        while budget != self.budgets.tokens_per_micro_batch:
-            # after a smaller budget, another micro-batch may be the longest
-            budget = self.budgets.tokens_per_micro_batch
-            indices = max(self._micro_batches(), key=self._tokens)
-            self._within_memory(indices, "the longest micro-batch, tried first")
-        self.policy.zero_grad()
-        set_random_state(state)
-        self.train_metrics.sums = sums
-        tokens, pairs = self._tokens(indices), len(indices)
-        peak = ""
-        if self.engine.device.type == "cuda":
-            peak = f": {torch.cuda.max_memory_allocated() / GIB:.2f} GiB at its peak"
-        console.good(f"memory: the longest micro-batch ({tokens:,} tokens, {pairs} pairs) fits{peak}")
+        try:
+            yield
+        finally:
+            self.policy.zero_grad()
+            set_random_state(state)
+            self.train_metrics.sums = sums
 
     def _tokens(self, indices: list[int]) -> int:
         return tokens_of(self.engine, [self.train_split.pairs[i] for i in indices])
@@ -324,16 +364,23 @@ class EpochCallback(TrainerCallback):
         self.trainer.sampler.epoch = state.global_step // per_epoch
 
 
-class LongestFirst(TrainerCallback):
-    """Runs the longest micro-batch before anything else, where the trainer is asked to."""
-
-    def __init__(self, trainer: DpoTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        """Try it."""
-        if self.trainer.try_longest:
-            self.trainer.run_longest()
+def peak_on_card(run: Callable[[], object]) -> int | None:
+    """Peak bytes of tensors on the card while something runs, all that was there before included; None where it does
+    not fit."""
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    else:
+        fits = True
+    if not fits:
+        # only now are the failed pass's activations free: the exception held them
+        clear_device_cache(garbage_collection=True)
+        return None
+    return torch.cuda.max_memory_allocated()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -373,7 +420,7 @@ def joined(parts: list[tuple[list[int], PackScores]]) -> PackScores:
     return PackScores(*(column.reshape(-1) for column in columns))
 
 
-def to_device(scores: PackScores, device: torch.device) -> PackScores:
+def scores_on(scores: PackScores, device: torch.device) -> PackScores:
     """The same scores on a device."""
     parts = (scores.logps, scores.tokens, scores.logits, scores.entropy, scores.top1)
     return PackScores(*(part.to(device) for part in parts))

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 import qdpo
+from qdpo import cuda
 from qdpo.cli import doctor
 
 ROOT = Path(qdpo.__file__).parents[1]
 
 HEALTHY: dict[str, Any] = {
     "device": {"kind": "cuda", "name": "Example GPU", "capability": [7, 5], "memory_bytes": 16 << 30},
+    "cuda": {"summary": "driver 580.65.06, which runs CUDA up to 13.0", "absence": None},
     "dtype": {"compute": "float16", "reason": "compute capability 7.5 has no bfloat16"},
     "nf4": {"ok": True, "detail": "9.3% off the exact product"},
     "telemetry": {"qdpo": "none", "trl_and_hub": "off"},
@@ -58,6 +60,8 @@ def test_this_machine() -> None:
     assert report["problems"] == []
     assert report["nf4"]["ok"]
     assert "off the exact product" in report["nf4"]["detail"]
+    assert report["cuda"]["torch"].startswith("2.")
+    assert (report["cuda"]["absence"] is None) == report["cuda"]["usable"]
     assert report["dtype"]["compute"] in ("bfloat16", "float16", "float32")
     assert report["telemetry"] == {"qdpo": "none", "trl_and_hub": "off"}
     assert report["versions"]["torch"].startswith("2.")
@@ -70,10 +74,38 @@ def test_report_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "cuda: Example GPU, compute capability 7.5, 16.0 GiB" in shown
     assert "float16: compute capability 7.5 has no bfloat16" in shown
+    assert "driver 580.65.06, which runs CUDA up to 13.0" in shown
+    assert "--allow-cpu" not in shown
     assert "works: 9.3% off" in shown
     assert "everything that training needs is here" in shown
     for part in doctor.OPTIONAL:
         assert part.module in shown
+
+
+def test_without_a_gpu_the_reason_is_in_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = {**HEALTHY, "cuda": {"summary": "no NVIDIA driver", "absence": "CUDA_VISIBLE_DEVICES hides every GPU"}}
+    monkeypatch.setattr(subprocess, "run", child(0, json.dumps(absent)))
+    assert run_doctor() == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "none: CUDA_VISIBLE_DEVICES hides every GPU; presets that are made for one need --allow-cpu here" in shown
+
+
+def test_what_does_not_fit_together_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the child, with a machine made up: a build of torch without CUDA beside a card."""
+    stack = cuda.Stack(False, "2.13.0+cpu", None, "580.65.06", (13, 0), 1, None, None, (), ((13, 0),), None)
+    monkeypatch.setattr(cuda, "look", lambda: stack)
+    doctor.probe()
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(subprocess, "run", child(0, printed))
+    assert run_doctor() == 69
+    said = capsys.readouterr()
+    assert "error: torch 2.13.0+cpu is a build without CUDA, beside NVIDIA driver 580.65.06" in said.err
+    assert "hint: install the build of torch" in said.err
+    assert "everything that training needs is here" not in said.out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from training.tiny import Tiny, make_rows, train_until, write_rows
 
 import qdpo
@@ -124,9 +125,12 @@ def files(tmp_path: Path) -> Path:
 
 
 TRAIN = ["--preset", "{preset}", "--run-dir", "{tmp}/run"]
+OURS = ["--preset", "garrulus-t4", "--model", "{model}", "--data", "{rows}"]
 MISTAKES = {
     "no preset": ([], 64, "which preset?"),
     "unknown preset": (["--preset", "garulus"], 78, "garulus"),
+    "a GPU's preset without one": (["--preset", "garrulus-a40", "--auto"], 69, "garrulus-a40 is made for a GPU"),
+    "a GPU's preset on another model": ([*OURS, "--run-dir", "{tmp}/run"], 69, "made for a GPU (NVIDIA T4 (16 GB))"),
     "resume without a folder": (["--resume"], 64, "--resume needs --run-dir"),
     "resume of nothing": (["--resume", "--run-dir", "{tmp}/nothing"], 66, "holds no run"),
     "a foreign folder": (["--preset", "{preset}", "--run-dir", "{data}"], 73, "not empty"),
@@ -165,7 +169,10 @@ def test_a_mistake_is_explained_in_its_own_words_with_its_exit_code(
     monkeypatch.delenv("QDPO_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
     arguments, code, part = MISTAKES[mistake]
-    places = {"preset": tiny.preset, "rows": tiny.train, "tmp": tmp_path, "models": models, "data": files}
+    places = {"preset": tiny.preset, "model": tiny.model, "rows": tiny.train}
+    places |= {"tmp": tmp_path, "models": models, "data": files}
+    # these presets are made for a card; that there is none is part of the mistake
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["train", *(argument.format(**places) for argument in arguments)]) == code
     said = capsys.readouterr()
     assert said.out == ""
@@ -175,6 +182,28 @@ def test_a_mistake_is_explained_in_its_own_words_with_its_exit_code(
     assert "internal error" not in said.err
     assert "Traceback" not in said.err
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_preset_for_a_gpu_trains_on_a_cpu_where_that_is_allowed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = tmp_path / "run"
+    short = ["model.dtype=float32", "train.max_steps=1", "train.pairs_per_step=2", "data.max_rows=8", "samples.count=0"]
+    begin = ["--preset", "garrulus-t4", "--model", str(tiny.model), "--data", str(tiny.train)]
+    begin += [word for setting in [*short, "data.template=auto"] for word in ("--set", setting)]
+    assert main(["train", *begin, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "a run would be refused: garrulus-t4 is made for a GPU (NVIDIA T4 (16 GB)), and torch sees none: " in said
+    assert main(["train", *begin, "--run-dir", str(run)]) == 69
+    assert not run.exists()
+    assert main(["train", *begin, "--run-dir", str(run), "--allow-cpu"]) == 0
+    resume = ["--run-dir", str(run), "--resume", "--set", "train.max_steps=2", "--allow-change", "train.max_steps"]
+    record = (run / "run.json").read_bytes()
+    assert main(["train", *resume]) == 69
+    assert (run / "run.json").read_bytes() == record
+    assert main(["train", *resume, "--allow-cpu"]) == 0
+    assert json.loads((run / "run.json").read_text())["result"]["steps"] == 2
 
 
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tiny: Tiny, models: Path, tmp_path: Path) -> None:

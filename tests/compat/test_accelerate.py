@@ -88,8 +88,11 @@ def test_training_takes_the_same_steps(tmp_path: Path) -> None:
 def test_undo_gives_the_trainer_back(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     loss, gradient, _ = measured(trainer)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     done = qdpo.accelerate(trainer)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
     done.undo()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     again, mine, _ = measured(trainer)
     assert done.packed == 0
     assert again == loss

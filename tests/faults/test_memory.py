@@ -17,7 +17,11 @@ from qdpo.errors import MemoryShortageError
 from qdpo.training.checkpoint import newest_whole, whole_checkpoint
 from qdpo.training.trainer import DpoTrainer
 
-FAST = ("train.max_steps=6", "train.save_every=2", "train.eval_every=3", "samples.count=0", "model.quantization=none")
+FAST = (
+    *("train.max_steps=6", "train.save_every=2", "train.eval_every=3", "samples.count=0", "model.quantization=none"),
+    # nothing to give back but the size of the passes
+    "packing.checkpoint_layers=1",
+)
 # eight pairs of about 60 tokens: one micro-batch
 WHOLE = "packing.tokens_per_micro_batch=1000"
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
@@ -217,7 +221,7 @@ def test_nothing_left_to_halve(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shortage = Shortage(lambda number: number >= 4)
     with with_callbacks(change=shortage), pytest.raises(MemoryShortageError) as caught:
-        train_tiny(tiny, run, *FAST, WHOLE)
+        train_tiny(tiny, run, *FAST, WHOLE, "packing.checkpoint_layers=auto")
     assert caught.value.exit_code == 71
     assert "out of memory in step 4, in a pass of a single pair (row " in caught.value.message
     assert caught.value.hint is not None
@@ -237,6 +241,18 @@ def test_memory_that_runs_out_elsewhere_is_explained(tiny: Tiny, tmp_path: Path)
     with with_callbacks(Full()), pytest.raises(MemoryShortageError, match="out of memory in step 3") as caught:
         train_tiny(tiny, tmp_path / "run", *FAST)
     assert "--set train.optim=paged_adamw_8bit" in str(caught.value.hint)
+
+
+def test_layers_are_given_back_before_passes_are_made_smaller(
+    undisturbed: TinyRun, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with with_callbacks(change=Shortage({2, 3})):
+        run = train_tiny(tiny, tmp_path / "run", *FAST, WHOLE, "packing.checkpoint_layers=auto")
+    said = capsys.readouterr().err
+    given = "out of memory in step 2: 1 of 2 layers are computed twice instead of 0, and again from the start of it"
+    assert said.index(given) < said.index("out of memory in step 2: packing.tokens_per_micro_batch")
+    assert len(run.record["memory"]["halved"]) == 1
+    same(run, undisturbed)
 
 
 def longest_first(trainer: DpoTrainer) -> None:

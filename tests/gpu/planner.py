@@ -16,7 +16,7 @@ from qdpo.memory.cards import card_of
 from qdpo.memory.data import Lengths
 from qdpo.memory.estimate import estimate
 from qdpo.memory.meter import peak_bytes
-from qdpo.memory.plan import compute_type, settings_for
+from qdpo.memory.settings import compute_type, settings_for
 from qdpo.memory.shapes import Shape
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.packing.engine import Engine

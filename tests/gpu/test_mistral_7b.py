@@ -20,7 +20,7 @@ from qdpo.hardware import GIB, find_device
 from qdpo.memory.cards import card_of
 from qdpo.memory.data import lengths_for
 from qdpo.memory.estimate import estimate
-from qdpo.memory.plan import settings_for
+from qdpo.memory.settings import settings_for
 from qdpo.memory.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA

@@ -15,7 +15,7 @@ from qdpo.memory.cards import card_of
 from qdpo.memory.data import lengths_for
 from qdpo.memory.estimate import estimate
 from qdpo.memory.find import find_base
-from qdpo.memory.plan import settings_for
+from qdpo.memory.settings import settings_for
 from qdpo.memory.verdict import with_changes
 
 pytestmark = needs.CUDA

@@ -111,7 +111,7 @@ def config_of(rank: int, checkpointed: int | None) -> RunConfig:
             "model": {"name": "random", "quantization": "none"},
             "lora": {"r": rank},
             "data": {"name": "random"},
-            "packing": {"checkpoint_layers": checkpointed},
+            "packing": {"checkpoint_layers": "auto" if checkpointed is None else checkpointed},
         }
     )
 

@@ -57,7 +57,7 @@ def test_half_precision_on_a_4_bit_base(base: str, tiny: Tiny, dtype: str, check
     # what the engine leaves alone in this type, it leaves alone in a run too
     config = with_changes(config, "packing", fused_mlp=not fusion.left["mlp"], fused_norm=not fusion.left["norm"])
     checkpoint_layers(model, checkpointed)
-    config = with_changes(config, "packing", checkpoint_layers=checkpointed)
+    config = with_changes(config, "packing", checkpoint_layers="auto" if checkpointed is None else checkpointed)
     engine = Engine(model, CPU, partial(torch.autocast, "cpu", half))
     pairs = pairs_of(BATCHES[2])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from qdpo.memory.find import find_base
 from qdpo.memory.plan import plan
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach, disable_dropout
+from qdpo.packing import logps
 from qdpo.packing.engine import Engine
 
 CPU = Device("cpu", "CPU", None, 1)
@@ -36,14 +37,31 @@ class Types(TorchDispatchMode):
         super().__init__()
         self.seen: set[torch.dtype] = set()
         self.products: set[torch.dtype] = set()
+        self.logits: set[torch.dtype] = set()
+        self.in_head = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         found = {leaf.dtype for leaf in tree_leaves([args, kwargs, result]) if isinstance(leaf, torch.Tensor)}
         self.seen |= found
         if func.overloadpacket.__name__ in ("mm", "addmm_"):
-            self.products |= found
+            if self.in_head:
+                self.logits |= found
+            else:
+                self.products |= found
         return result
+
+    def watching(self, logits_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """The head's product, known as such."""
+
+        def watched(*args: Any) -> torch.Tensor:
+            self.in_head = True
+            try:
+                return logits_of(*args)
+            finally:
+                self.in_head = False
+
+        return watched
 
 
 def graph_types(root: Any) -> set[torch.dtype]:
@@ -67,7 +85,9 @@ def graph_types(root: Any) -> set[torch.dtype]:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"{c[0]}.{c[1]}")
-def test_one_half_precision_type_in_the_whole_step(capability: tuple[int, int], tiny: Tiny) -> None:
+def test_one_half_precision_type_in_the_whole_step(
+    capability: tuple[int, int], tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dtype, reason = choose_dtype("auto", Device("cuda", "a card", capability, 16 * GIB))
     assert dtype == (torch.bfloat16 if capability >= (8, 0) else torch.float16)
     assert f"{capability[0]}.{capability[1]}" in reason
@@ -86,11 +106,14 @@ def test_one_half_precision_type_in_the_whole_step(capability: tuple[int, int], 
     scores = step.engine.score(pairs, range(4))
     kept = graph_types(scores.logps.grad_fn)
     assert dtype in kept
-    with Types() as types:
+    types = Types()
+    monkeypatch.setattr(logps, "logits_of", types.watching(logps.logits_of))
+    with types:
         step()
     other = HALF - {dtype}
     assert not other & (types.seen | kept)
     assert types.products == {dtype}  # every matrix product of the step is in half precision
+    assert types.logits == {torch.float32}  # but the logits', which are not rounded to it
 
     model = policy.get_base_model()
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -128,4 +151,5 @@ def test_garrulus_t4_fits_15_gib(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.dtype[0] == "float16"
     # embeddings and head are counted in 16 bits, not in 4
     assert found.estimate.parts["embedding, head, norms"] == 2 * base.shape.unquantized
-    assert "paging is not needed" in found.optimizer
+    assert found.config.train.optim == "adamw_torch"  # paging is not needed
+    assert found.optimizer == "both Adam states are 0.34 GB, on the card"

@@ -12,8 +12,10 @@ from qdpo.memory.cards import CARDS, card_for, card_named, card_of
 from qdpo.memory.data import Lengths, lengths_for
 from qdpo.memory.estimate import estimate
 from qdpo.memory.find import find_base
+from qdpo.memory.layers import as_it_will_run
 from qdpo.memory.lengths import PairLengths, cut
-from qdpo.memory.plan import Plan, plan, settings_for
+from qdpo.memory.plan import Plan, plan
+from qdpo.memory.settings import settings_for
 from qdpo.memory.verdict import TIGHT, with_changes
 
 
@@ -37,15 +39,36 @@ def test_the_named_knob_gives_what_it_says() -> None:
     assert (after.verdict.kind == "fits") == knob.fits
 
 
+LEAST = ("packing.checkpoint_layers=31", "packing.keep_dequantized=0", "train.optim=paged_adamw_32bit")
+"""Garrulus with the least memory: nothing is left to the run."""
+
+
 def test_three_verdicts() -> None:
-    need = planned("garrulus-a40", "80").estimate.total / GIB
-    kinds = [planned("garrulus-a40", f"{gib:.3f}").verdict.kind for gib in (need * 1.2, need * 1.02, need * 0.9)]
+    need = planned("garrulus-a40", "80", *LEAST).estimate.total / GIB
+    sizes = (need * 1.2, need * 1.02, need * 0.9)
+    kinds = [planned("garrulus-a40", f"{gib:.3f}", *LEAST).verdict.kind for gib in sizes]
     assert kinds == ["fits", "tight", "does not fit"]
 
 
+def test_what_is_left_to_the_run_grows_with_the_card_and_never_keeps_a_run_from_fitting() -> None:
+    need = planned("garrulus-a40", "80", *LEAST).estimate.total / GIB
+    found = [planned("garrulus-a40", f"{gib:.2f}") for gib in (need * 1.06, 15, 24, 30, 45, 80)]
+    assert [plan.verdict.kind for plan in found] == ["fits"] * 6
+    recomputed = [plan.config.packing.checkpoint_layers for plan in found]
+    kept = [plan.config.packing.keep_dequantized for plan in found]
+    assert recomputed == sorted(recomputed, reverse=True)
+    assert recomputed[0] > 0
+    assert recomputed[-1] == 0
+    assert kept == sorted(kept)
+    assert kept[0] == 0
+    assert kept[-1] == 32
+    assert not any(again and keep for again, keep in zip(recomputed, kept, strict=True))
+    assert [plan.config.train.optim for plan in found[::5]] == ["paged_adamw_32bit", "adamw_torch_fused"]
+
+
 def test_knobs_that_change_nothing_learned_come_first() -> None:
-    need = planned("garrulus-a40", "80").estimate.total / GIB
-    knob = planned("garrulus-a40", f"{need * 0.97:.3f}").verdict.knob
+    need = planned("garrulus-a40", "80", *LEAST).estimate.total / GIB
+    knob = planned("garrulus-a40", f"{need * 0.97:.3f}", *LEAST).verdict.knob
     assert knob is not None
     assert knob.setting.startswith("packing.")
     assert not knob.learns_less
@@ -56,7 +79,8 @@ def test_auto_fits_and_uses_the_card(gpu: str) -> None:
     config = resolve("zephyr-7b-qlora", ["lora.r=16"]).config
     base, card, lengths = find_base(config.model.name), card_named(gpu), lengths_for(config)
     chosen, choices = choose(config, base.shape, card, lengths)
-    assert estimate(base.shape, settings_for(chosen, card, lengths)).total <= (1 - TIGHT) * card.memory
+    ran = as_it_will_run(chosen, base.shape, card, lengths)
+    assert estimate(base.shape, settings_for(ran, card, lengths)).total <= (1 - TIGHT) * card.memory
     again = resolve("zephyr-7b-qlora", ["lora.r=16", *(c.setting for c in choices)]).config
     assert (again.packing, again.train) == (chosen.packing, chosen.train)
     assert all(choice.reason for choice in choices)
@@ -65,10 +89,11 @@ def test_auto_fits_and_uses_the_card(gpu: str) -> None:
 def test_a_larger_card_is_never_slower_and_paging_is_for_small_ones() -> None:
     config = resolve("zephyr-7b-qlora").config
     base, lengths = find_base(config.model.name), lengths_for(config)
-    layers = [choose(config, base.shape, card_named(gpu), lengths)[0] for gpu in ("10", "h200")]
-    assert layers[0].packing.checkpoint_layers > (layers[1].packing.checkpoint_layers or 0)
-    assert layers[0].train.optim == "paged_adamw_32bit"  # 2.7 GB of states do not fit beside the rest in 10 GiB
-    assert layers[1].train.optim == "adamw_torch"
+    cards = [card_named(gpu) for gpu in ("10", "h200")]
+    ran = [as_it_will_run(choose(config, base.shape, card, lengths)[0], base.shape, card, lengths) for card in cards]
+    assert ran[0].packing.checkpoint_layers > ran[1].packing.checkpoint_layers
+    assert ran[0].train.optim == "paged_adamw_32bit"  # 2.7 GB of states do not fit beside the rest in 10 GiB
+    assert ran[1].train.optim == "adamw_torch_fused"
 
 
 def test_longer_pairs_and_larger_budgets_need_more() -> None:
@@ -108,6 +133,7 @@ def test_constants_that_are_kept_here_so_that_torch_is_not_imported() -> None:
 
     assert attention.LOOP_FROM == real_attention.LOOP_FROM
     assert passes.CHUNK_ROWS == logps.CHUNK_ROWS
+    assert passes.TILE == logps.TILE
 
 
 def test_cards() -> None:

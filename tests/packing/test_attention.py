@@ -96,6 +96,26 @@ def test_ordinary_passes_keep_working(name: str, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False), generated)
 
 
+@pytest.mark.parametrize("flash", [True, False])
+def test_cudnn_is_kept_out_and_the_other_kernels_are_left_alone(flash: bool) -> None:
+    """cuDNN plans every new shape of a pack for a second or more on Hopper and Blackwell."""
+    cuda = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()
+    try:
+        cuda.enable_cudnn_sdp(True)
+        cuda.enable_flash_sdp(flash)
+        attention.register()
+        assert cuda.cudnn_sdp_enabled()  # another's attention, as long as no model has this one
+        others = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
+        attention.install(build("llama"))
+        assert not cuda.cudnn_sdp_enabled()
+        assert (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()) == others
+        assert others == (flash, True, True)
+    finally:
+        cuda.enable_cudnn_sdp(before[0])
+        cuda.enable_flash_sdp(before[1])
+
+
 def test_the_window_counts_positions_not_places() -> None:
     model = build("mistral_window")
     attention.install(model)

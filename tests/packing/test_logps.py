@@ -10,6 +10,8 @@ import torch
 from packing.toys import build, in_float64, make_pairs, separate_logps
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdpo.errors import TrainingError
 from qdpo.packing import attention, logps
@@ -84,14 +86,64 @@ def test_only_log_probabilities_carry_a_gradient() -> None:
     assert not any(part.requires_grad for part in (scores.entropy, scores.mean_logit, scores.top1))
 
 
-def test_half_precision_sums_in_fp32() -> None:
-    head, (hidden, targets) = make_head(), inputs()
-    half = Head(head.weight.bfloat16(), None, None, 1.0)
-    scores = score_tokens(hidden.detach().bfloat16(), half, targets)
-    assert scores.logps.dtype == scores.entropy.dtype == scores.mean_logit.dtype == torch.float32
-    logits = hidden.detach().bfloat16().float() @ half.weight.float().t()
-    expected = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(scores.logps, expected, rtol=0, atol=0.05)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_sums_in_fp32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities of a half-precision head beside those in float64, for logits of three nats (one sigma)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(3001, 256, generator=generator) * 3 / 16).to(dtype)
+    hidden = torch.randn(300, 256, generator=generator).to(dtype).requires_grad_()
+    exact = torch.log_softmax(hidden.detach().double() @ weight.double().t(), -1)
+    targets = torch.multinomial(exact.exp(), 1, generator=generator)[:, 0]
+    expected = exact.gather(1, targets[:, None])[:, 0]
+
+    def errors() -> tuple[float, float]:
+        scores = score_tokens(hidden, Head(weight, None, None, 1.0), targets)
+        assert scores.logps.dtype == scores.entropy.dtype == scores.mean_logit.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(scores.logps.sum(), hidden)
+        slope = weight.double()[targets] - exact.exp() @ weight.double()
+        return float((scores.logps.detach() - expected).abs().max()), float((gradient - slope).norm() / slope.norm())
+
+    error, wrong = errors()
+    monkeypatch.setattr(logps, "logits_of", lambda h, w, wanted: (h @ w.t()).to(wanted))
+    rounded, rounded_wrong = errors()
+    print(
+        f"log-probabilities within {error:.1e}, rounded logits {rounded:.1e}; gradient {wrong:.1e}, {rounded_wrong:.1e}"
+    )
+    assert error < 1e-5
+    assert rounded > 100 * error
+    assert wrong < torch.finfo(dtype).eps
+    assert wrong <= rounded_wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_that_are_exact_already_stay_as_they_are(dtype: torch.dtype) -> None:
+    """Parity with TRL is to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(rows, 64, generator=generator, dtype=dtype) for rows in (9, 2500))
+    assert torch.equal(logps.logits_of(hidden, weight, dtype), hidden @ weight.t())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_cuda_multiplies_half_precision_into_fp32(dtype: torch.dtype) -> None:
+    """On a card that does not exist: the operator is chosen, and no result is in half precision."""
+    with FakeTensorMode(), Products() as seen:
+        hidden, weight = (torch.empty(rows, 64, dtype=dtype, device="cuda") for rows in (9, 2500))
+        logits = logps.logits_of(hidden, weight, torch.float32)
+    assert (logits.dtype, logits.shape) == (torch.float32, (9, 2500))
+    assert seen.operators == ["mm.dtype"]
+
+
+class Products(TorchDispatchMode):
+    """Lists the matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in function._opname:
+            self.operators.append(f"{function._opname}.{function._overloadname}")
+        return function(*args, **(kwargs or {}))
 
 
 def test_sums_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:

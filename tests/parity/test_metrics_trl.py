@@ -75,6 +75,7 @@ def make_trainer(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder
     return DpoTrainer(
         policy,
         arguments,
+        Engine(policy.get_base_model(), torch.device("cpu")),
         train=split,
         heldout=split,
         text=[],

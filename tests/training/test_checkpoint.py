@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from qdpo.training import checkpoint
 
 OPTIMIZERS = {
     "torch": torch.optim.AdamW,
+    "torch fused": partial(torch.optim.AdamW, fused=True),
     "bitsandbytes 32 bit": bnb.optim.AdamW32bit,
     "bitsandbytes 8 bit": bnb.optim.AdamW8bit,
 }

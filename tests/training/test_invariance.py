@@ -79,6 +79,27 @@ def test_gradient_checkpointing_does_not_change_the_run(whole, tiny: Tiny, tmp_p
     assert_same_run(train_tiny(tiny, tmp_path / "run", *overrides), whole("sigmoid"))
 
 
+@pytest.fixture(scope="module")
+def least(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The run with the least memory: both layers are computed twice, no weight is kept."""
+    folder = tmp_path_factory.mktemp("least") / "run"
+    return train_tiny(tiny, folder, "packing.checkpoint_layers=2", "packing.keep_dequantized=0", *budget(TWO_PAIRS))
+
+
+@pytest.mark.parametrize(("recomputed", "kept"), [("1", "0"), ("0", "0"), ("0", "1"), ("0", "2"), ("auto", "auto")])
+def test_no_number_of_layers_changes_a_bit(
+    recomputed: str, kept: str, least: TinyRun, tiny: Tiny, tmp_path: Path
+) -> None:
+    overrides = (f"packing.checkpoint_layers={recomputed}", f"packing.keep_dequantized={kept}", *budget(TWO_PAIRS))
+    run = train_tiny(tiny, tmp_path / "run", *overrides)
+    assert run.record["quantization"]["method"] == "nf4"
+    expected = tuple(0 if number == "auto" else int(number) for number in (recomputed, kept))
+    assert (run.record["engine"]["checkpointed_layers"], run.record["engine"]["kept_layers"]) == expected
+    assert run.losses == least.losses
+    assert run.measured() == least.measured()
+    assert run.sha256 == least.sha256
+
+
 def test_the_learning_rate_does_change_the_run(whole, tiny: Tiny, tmp_path: Path) -> None:
     """The comparison above would notice a change of a thousandth."""
     other = train_tiny(tiny, tmp_path / "run", "train.learning_rate=1.001e-3", *budget(ONE_PACK), PLAIN_ADAM)

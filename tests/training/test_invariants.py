@@ -39,7 +39,7 @@ def policy() -> PeftModel:
 
 def check_equal(policy: PeftModel, *, fresh: bool = True, loss: LossSettings | None = None) -> invariants.Check:
     engine = Engine(policy.get_base_model(), torch.device("cpu"))
-    return invariants.check_policy_is_reference(engine, policy, GOOD, loss or LossSettings(), fresh=fresh)
+    return invariants.check_policy_is_reference(engine, policy, GOOD, loss or LossSettings(), budget=64, fresh=fresh)
 
 
 def test_a_sound_start_passes_every_check(policy: PeftModel) -> None:

@@ -150,6 +150,84 @@ def test_a_signal_to_the_launcher_saves_and_a_resume_ends_the_same(
     assert weights[0] == weights[1]
 
 
+AS_ON_TWO_GPUS = """
+import os, sys
+import accelerate.state
+import torch
+import torch.distributed as dist
+from qdpo.errors import TrainingError
+from qdpo.training import parallel
+from qdpo.training.metrics import Metrics
+
+# Two cards that torch says are there. In the place of NCCL stands gloo, let in for CUDA tensors only: as with NCCL, a
+# CPU tensor has no backend then.
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+chosen = []
+torch.cuda.set_device = lambda device: chosen.append(torch.device(device).index)
+accelerate.state.check_cuda_p2p_ib_support = lambda: True
+start = dist.init_process_group
+
+def without_nccl(backend, **settings):
+    devices = "cuda:nccl" if backend == "nccl" else backend
+    start(devices.replace("nccl", "gloo"), **settings)
+
+dist.init_process_group = without_nccl
+if len(sys.argv) > 1:
+    parallel.ON_GPUS = sys.argv[1]
+parallel.begin()
+rank = int(os.environ["RANK"])
+assert chosen == [rank], chosen  # an object's bytes would else be laid on the first card by every process
+kinds = {device.type for device in dist.group.WORLD._device_types}
+assert "cuda" in kinds
+
+# the first evaluation: scores lie in memory
+metrics = Metrics()
+metrics.add("entropy", torch.tensor(3.0 + rank), torch.tensor(1.0 + rank))
+assert metrics.read() == {"entropy": 7 / 3}
+assert parallel.summed(torch.tensor([1, rank])).tolist() == [2, 1]
+
+assert parallel.gathered({"rank": rank, "scores": torch.tensor([rank])}) == [
+    {"rank": 0, "scores": torch.tensor([0])}, {"rank": 1, "scores": torch.tensor([1])}
+]
+assert parallel.from_first(["mine", None][rank]) == "mine"
+assert parallel.agreed([None, 15][rank]) == 15
+parallel.wait()
+with parallel.first_goes_first():
+    pass
+try:
+    with parallel.failing_together():
+        if rank:
+            raise TrainingError("of the second")
+except TrainingError as error:
+    assert error.message == "of the second"
+else:
+    raise AssertionError("the first has not heard of it")
+parallel.end()
+"""
+
+
+def as_on_two_gpus(tmp_path: Path, *backends: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "two_gpus.py"
+    script.write_text(AS_ON_TWO_GPUS)
+    command = [*LAUNCHER, "--nproc-per-node=2", str(script), *backends]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_on_gpus_what_lies_in_memory_goes_by_a_backend_that_takes_it(tmp_path: Path) -> None:
+    done = as_on_two_gpus(tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nccl_alone_would_refuse_what_lies_in_memory(tmp_path: Path) -> None:
+    """The negative control: the group that accelerate makes when it is not told otherwise."""
+    done = as_on_two_gpus(tmp_path, "nccl")
+    assert done.returncode != 0
+    assert "metrics.read()" in done.stderr
+    assert "No backend type associated with device type cpu" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [("train.pairs_per_step=1", "cannot share 1 pairs per step"), ("engine=trl", "trains in one process")],

@@ -11,7 +11,7 @@ from training.tiny import StopAt, Stopped, Tiny, TinyRun, train_tiny, train_unti
 from qdpo.training import checkpoint, run_folder
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
-OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch")
+OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused")
 
 
 def test_a_seed_gives_the_same_adapter_twice(tiny: Tiny, tmp_path: Path) -> None:

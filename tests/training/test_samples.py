@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packing import sweep
+from packing.toys import ARCHITECTURES, build, words
+from torch.utils._python_dispatch import TorchDispatchMode
 from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tiny, train_until, write_rows
 
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import load_template
 from qdpo.evaluation.chat import Sampling, answer
 from qdpo.evaluation.trained import load_trained
+from qdpo.hardware import Device
+from qdpo.model.load import load_base
+from qdpo.model.lora import attach
+from qdpo.packing import attention
+from qdpo.packing.fuse import fuse
 from qdpo.training.samples import FILE, SamplesCallback, choose_prompts, greedy
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
@@ -142,9 +154,153 @@ def test_a_model_without_a_cache_is_run_on_all_of_it() -> None:
             logits[0, -1, input_ids.shape[1]] = 1
             return type("Output", (), {"logits": logits})()
 
-    assert greedy(Counting(), [5, 5], frozenset({6}), 10) == ([2, 3, 4, 5], True)
+    assert greedy(Counting(), [[5, 5]], frozenset({6}), 10) == [([2, 3, 4, 5], True)]
     assert seen == [2, 3, 4, 5, 6]
-    assert greedy(Counting(), [5, 5], frozenset(), 2) == ([2, 3], False)
+    assert greedy(Counting(), [[5, 5]], frozenset(), 2) == [([2, 3], False)]
+
+
+# ------------------------------------------------------------------------------------------------------ several at once
+
+PROMPTS = [words(random.Random(length), length) for length in (13, 4, 9)]
+"""Of different lengths, and longer than the toys' sliding windows."""
+TOKENS = 12
+
+
+def continued(model: Any, prompt: list[int]) -> list[int]:
+    """The likeliest continuation of one prompt: no cache, no mask, no padding."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(TOKENS):
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+# Besides the toys: learned positions, sinks beside alternating windows, no positions, a state.
+@pytest.mark.parametrize(
+    ("name", "installed"),
+    [(name, installed) for name in ARCHITECTURES for installed in (False, True)]
+    + [(name, False) for name in ("gpt2", "opt", "gpt_oss", "bloom", "mamba")],
+)
+def test_prompts_answered_together_are_answered_as_each_alone(name: str, installed: bool) -> None:
+    model = build(name, torch.float32) if name in ARCHITECTURES else sweep.build(name)
+    expected = [continued(model, prompt) for prompt in PROMPTS]
+    if installed:
+        attention.install(model)
+    assert [ids for ids, _ in greedy(model, PROMPTS, frozenset(), TOKENS)] == expected
+    # one that ends early, or at its first token, leaves the others as they are
+    ends = frozenset({expected[1][2], expected[2][0]})
+    until = [next((i for i, token in enumerate(ids) if token in ends), TOKENS) for ids in expected]
+    wanted = [(ids[:end], end < TOKENS) for ids, end in zip(expected, until, strict=True)]
+    assert wanted[2] == ([], True)
+    assert greedy(model, PROMPTS, ends, TOKENS) == wanted
+
+
+@pytest.mark.parametrize("left_out", ["attention_mask", "position_ids"])
+def test_padding_that_the_model_is_not_told_of_would_be_seen(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sweep.build("gpt2")
+    expected = [continued(model, prompt) for prompt in PROMPTS]
+    plain = model.forward
+    monkeypatch.setattr(model, "forward", functools.wraps(plain)(lambda **kw: plain(**{**kw, left_out: None})))
+    assert [ids for ids, _ in greedy(model, PROMPTS, frozenset(), TOKENS)] != expected
+
+
+@pytest.mark.parametrize("why", ["a state", "no positions"])
+def test_a_model_that_would_read_padding_as_text_answers_one_by_one(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama", torch.float32)
+    plain, rows = model.forward, set()
+
+    def told(input_ids: torch.Tensor, position_ids: Any = None, **settings: Any) -> Any:
+        rows.add(input_ids.shape[0])
+        return plain(input_ids=input_ids, **settings)
+
+    def untold(input_ids: torch.Tensor, **settings: Any) -> Any:
+        return told(input_ids, **settings)
+
+    monkeypatch.setattr(model, "forward", told if why == "a state" else untold)
+    monkeypatch.setattr(model, "_is_stateful", why == "a state", raising=False)
+    assert [ids for ids, _ in greedy(model, PROMPTS, frozenset(), TOKENS)] == [continued(model, p) for p in PROMPTS]
+    assert rows == {1}
+
+
+def test_only_the_last_columns_logits_are_made() -> None:
+    model, widths = build("llama", torch.float32), []
+    model.lm_head.register_forward_hook(lambda module, args, output: widths.append(tuple(output.shape[:2])))
+    greedy(model, PROMPTS, frozenset(), 3)
+    assert widths == [(3, 1)] * 3
+
+
+class Launches(TorchDispatchMode):
+    """Counts bitsandbytes' operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "bitsandbytes":
+            self.counts[function._opname] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapter", [True, False], ids=["policy", "base"])
+def test_no_weight_is_dequantized_for_a_token(adapter: bool, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve_tiny(tiny).config
+    policy = attach(load_base(config.model, Device("cpu", "CPU", None, 1)).model, config.lora, 0).eval()
+    fusion = fuse(policy)
+    assert fusion.counts == {"lora": 14, "mlp": 2, "norm": 5}
+    model, prompts = policy.get_base_model(), [[0, 60, 61, 62], [0, 63]]
+
+    def launches(tokens: int) -> tuple[Counter[str], Any]:
+        context = contextlib.nullcontext() if adapter else policy.disable_adapter()
+        with torch.no_grad(), context, Launches() as seen:
+            answers = greedy(model, prompts, frozenset(), tokens)
+        return seen.counts, answers
+
+    counts, answers = launches(5)
+    assert counts == {"gemm_4bit": 5 * 14}
+    monkeypatch.setattr("qdpo.packing.frozen.is_decoding", lambda: False)
+    as_in_training, same = launches(5)
+    assert as_in_training["dequantize_4bit"] == 5 * 14
+    assert "gemm_4bit" not in as_in_training
+    assert same == answers
+
+
+def test_a_pass_of_the_reference_rounds_as_training_does(tiny: Tiny) -> None:
+    """However few its rows are: only what decodes takes the other product."""
+    config = resolve_tiny(tiny).config
+    policy = attach(load_base(config.model, Device("cpu", "CPU", None, 1)).model, config.lora, 0).eval()
+    fuse(policy)
+    ids = torch.tensor([[0]])
+    with torch.no_grad(), Launches() as without:
+        policy(input_ids=ids)
+    with Launches() as training:
+        policy(input_ids=ids)
+    assert without.counts == training.counts
+    assert without.counts["dequantize_4bit"] == 14
+    assert "gemm_4bit" not in without.counts
+
+
+def test_fewer_prompts_at_a_time_when_memory_runs_out(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_trained(run.folder)
+    made: list[int] = []
+
+    def short(model: Any, prompts: list[list[int]], *args: Any) -> Any:
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        made.append(len(prompts))
+        return greedy(model, prompts, *args)
+
+    callback = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    expected = callback.answers(trained.policy, 3)
+    monkeypatch.setattr("qdpo.training.samples.greedy", short)
+    again = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    assert again.answers(trained.policy, 3) == expected
+    assert made == [1] * 6
+    said = capsys.readouterr().err
+    assert "out of memory in the samples: 2 prompts at a time from here on" in said
+    assert "out of memory in the samples: 1 prompts at a time from here on" in said
 
 
 def test_the_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     from qdpo.packing.fuse import fuse
     from qdpo.packing.gradient_check import check_gradients
     from qdpo.packing.probe import decide
-    from qdpo.packing.recompute import checkpoint_layers, decoder_layers
+    from qdpo.packing.recompute import checkpoint_layers
     from qdpo.training.invariants import Check
 
     packing = run.config.packing
@@ -105,7 +105,6 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
     if decision.way != "packed":
         console.note(f"engine: {decision.reason}")
-    engine = Engine(model, run.device.torch, autocast, decision.way)
     fusion = fuse(
         model,
         linear=packing.fused_lora,
@@ -113,11 +112,12 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         norm=packing.fused_norm,
         skip_unscored=packing.skip_unscored,
     )
-    wanted = packing.checkpoint_layers if run.config.train.gradient_checkpointing else 0
-    checkpointed = checkpoint_layers(model, wanted)
+    engine = Engine(model, run.device.torch, autocast, decision.way, fusion)
+    # `auto` begins with the least memory; `use_memory` takes what is left once the longest micro-batch is known
+    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
+    checkpointed = checkpoint_layers(model, wanted if run.config.train.gradient_checkpointing else 0)
     gap = check_gradients(engine, fusion, own)
-    layers = f"{checkpointed} of {len(decoder_layers(model))} layers checkpointed"
-    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}; {layers}").say())
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}").say())
     run.save(
         engine={
             **decision.as_dict(),
@@ -172,5 +172,7 @@ def run_checks(
         invariants.check_targets(policy, run.config.lora).say(),
         invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
         invariants.check_prefix(data.train[: 4 * invariants.SAMPLE]).say(),
-        invariants.check_policy_is_reference(engine, policy, sample, loss, fresh=fresh).say(),
+        invariants.check_policy_is_reference(
+            engine, policy, sample, loss, budget=run.config.packing.tokens_without_grad, fresh=fresh
+        ).say(),
     ]

@@ -86,6 +86,8 @@ def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
         "dtype": record["dtype"]["compute"],
         "attention": f"{engine.way}, {record['engine']['attention']}, {record['engine'].get('kernel')}",
     }
+    if record["dtype"]["compute"] in ("float16", "bfloat16"):
+        identity["head"] = "logits in fp32"
     if run.config.backend != "hf":
         identity["backend"] = json.dumps(record["backend"])
     if run.config.reference == "start" and adapter is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from qdpo.data.prepare import Prepared
+    from qdpo.packing.engine import Engine
     from qdpo.training.losses import LossSettings
     from qdpo.training.mirror import Mirror
     from qdpo.training.out_of_memory import Budgets
@@ -38,7 +39,8 @@ def training_arguments(run: Run) -> dict[str, Any]:
         "lr_scheduler_type": train.lr_scheduler_type,
         # transformers reads a warmup below 1 as a share of all steps
         "warmup_steps": train.warmup_steps or train.warmup_ratio,
-        "optim": train.optim,
+        # `use_memory` chooses it, once the longest micro-batch is known
+        "optim": "adamw_torch" if train.optim == "auto" else train.optim,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
@@ -70,6 +72,7 @@ def training_arguments(run: Run) -> dict[str, Any]:
 def build_trainer(
     run: Run,
     policy: PeftModel,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     train: Split,
     heldout: Split,
@@ -80,12 +83,14 @@ def build_trainer(
     """The trainer with its callbacks, and the display, which must be closed whatever happens."""
     from transformers import TrainingArguments
 
+    from qdpo.training.stages.used import UsedCallback
     from qdpo.training.trainer import DpoTrainer, EpochCallback
 
     config = run.config
     trainer = DpoTrainer(
         policy,
         TrainingArguments(**training_arguments(run)),
+        engine,
         train=train,
         heldout=heldout,
         text=data.text,
@@ -93,13 +98,13 @@ def build_trainer(
         budgets=budgets,
         # a CPU has no memory of its own to run out of, and there the pass would only take time
         try_longest=run.device.kind == "cuda",
-        way=run.record["engine"]["way"],
         base_name=config.model.name,
         keep=config.train.keep,
         callbacks=first_callbacks(run, tokenizer, data),
     )
     trainer.run_id = run.record["id"]
     trainer.add_callback(EpochCallback(trainer))
+    trainer.add_callback(UsedCallback(trainer, run))
     return trainer, add_callbacks(run, trainer)
 
 
@@ -154,11 +159,11 @@ def add_callbacks(run: Run, trainer: DpoTrainer | TrlTrainer) -> TerminalCallbac
     from qdpo.training.verdict_line import VerdictCallback
 
     config = run.config
-    taken = str(getattr(trainer.args.optim, "value", trainer.args.optim))
-    if taken != config.train.optim:
-        console.note(f"optim {config.train.optim}: backend {config.backend} takes {taken} on this {run.device.kind}")
-    elif run.device.kind == "cpu" and config.train.optim.startswith("paged"):
-        console.note(f"optim {config.train.optim}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
+    taken, wanted = str(getattr(trainer.args.optim, "value", trainer.args.optim)), config.train.optim
+    if wanted not in ("auto", taken):
+        console.note(f"optim {wanted}: backend {config.backend} takes {taken} on this {run.device.kind}")
+    elif run.device.kind == "cpu" and wanted.startswith("paged"):
+        console.note(f"optim {wanted}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
     trainer.remove_callback(PrinterCallback)
     if config.train.load_best != "none":
         trainer.add_callback(SaveBestCallback())
