@@ -45,7 +45,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 class TorchHead:
-    """The contract of TRL's `ChunkedLogProbFunction` (1.15 and 1.16), with all logits at once and torch's own gradients."""
+    """The contract of TRL's `ChunkedLogProbFunction`, with all logits at once and torch's own gradients."""
 
     @staticmethod
     def apply(
