@@ -41,7 +41,11 @@ FAULTS = {
     "mapping for text": ("about: {a: b}", 6, ["about: expected text", "a mapping"]),
     "text for a list": ("loss:\n  loss_type: discopop", 7, ["a list from sigmoid", "write [discopop]"]),
     "mapping for a list": ("loss:\n  loss_type: {a: b}", 7, ["a list from sigmoid", "a mapping"]),
-    "wrong choice": ("train:\n  optim: paged_adamw", 7, ["one of auto, adamw_torch_fused", "did you mean `paged_adamw"]),
+    "wrong choice": (
+        "train:\n  optim: paged_adamw",
+        7,
+        ["one of auto, adamw_torch_fused", "did you mean `paged_adamw"],
+    ),
     "wrong choice in a list": ("loss:\n  loss_type:\n    - sigmoid\n    - hing", 9, ["loss_type[1]", "`hinge`"]),
     "empty list": ("loss:\n  loss_type: []", 7, ["at least one item"]),
     "number in a list of text": ("notes:\n  - a\n  - 7", 8, ["notes[1]: expected text", 'write "7" in quotes']),

@@ -27,7 +27,7 @@ GARRULUS = {
     "train.learning_rate": 5e-5,
     "train.lr_scheduler_type": "cosine",
     "train.warmup_steps": 100,
-    "train.optim": "paged_adamw_32bit",
+    "train.optim": "auto",  # the source's paged_adamw_32bit where its state does not fit, else the same AdamW
     "train.gradient_checkpointing": True,
 }
 QLORA = {"lora.r": 128, "lora.lora_alpha": 128, "lora.lora_dropout": 0.05, "model.double_quant": False}
@@ -74,7 +74,7 @@ STATED = {
         "train.learning_rate": 5e-6,
         "train.lr_scheduler_type": "cosine",
         "train.warmup_ratio": 0.1,
-        "train.optim": "paged_adamw_32bit",
+        "train.optim": "auto",
         "train.seed": 42,
     },
     "zephyr-7b-alpha": {

@@ -47,14 +47,17 @@ class Case:
         return "-".join((self.card, self.preset, *(option.strip("-") for option in self.options)))
 
 
+FEW = "--set=train.pairs_per_step=4"
+"""Pairs of a step whose every pair is a micro-batch of its own."""
+
 RECOMPUTED = ("--set=packing.checkpoint_layers=1", "--set=packing.keep_dequantized=0")
 
 CASES = [
-    Case("t4", "garrulus-t4", "float16", ("--long", *RECOMPUTED)),
+    Case("t4", "garrulus-t4", "float16", ("--long", FEW, *RECOMPUTED)),
     Case("a100", "zephyr-7b-gemma", "bfloat16", ("--kernel=varlen",)),
     Case("a40", "garrulus-a40", "bfloat16", RECOMPUTED),
-    Case("rtx4090", "zephyr-7b-qlora", "bfloat16", ("--long",)),
-    Case("h200", "garrulus-a40", "bfloat16", ("--kernel=varlen", "--long")),
+    Case("rtx4090", "zephyr-7b-qlora", "bfloat16", ("--long", FEW)),
+    Case("h200", "garrulus-a40", "bfloat16", ("--kernel=varlen", "--long", FEW)),
     Case("rtx5090", "neuralhermes-7b", "bfloat16", ("--set=model.dtype=float16",)),
 ]
 
@@ -172,7 +175,7 @@ def test_free_memory_is_used(library: Path) -> None:
 
 
 def test_where_memory_is_short_layers_are_computed_twice_and_it_holds(library: Path) -> None:
-    case = Case("t4", "garrulus-t4", "float16", ("--long", "--memory=2.1"))
+    case = Case("t4", "garrulus-t4", "float16", ("--long", FEW, "--memory=2.1"))
     seen = rehearse(library, case, 4)
     assert seen["record"]["failure"] is None
     engine = seen["record"]["engine"]

@@ -262,6 +262,7 @@ def test_accuracy_of_ties_is_explained(example: Any) -> None:
 
 
 def test_paging_is_not_claimed_on_a_cpu(example: Any) -> None:
+    example.config.setdefault("train", {})["optim"] = "paged_adamw_32bit"
     assert "(without paging, which needs CUDA)" in render_card(example.write())
     example.run["hardware"]["kind"] = "cuda"
     assert "without paging" not in render_card(example.write())
