@@ -110,14 +110,20 @@ def resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_memory() -> int:
-    """Bytes of the machine's memory that programs may still take, within the limit of a control group."""
-    pages = {}
-    with contextlib.suppress(OSError):
+def machine_available() -> int | None:
+    """Bytes of the machine's memory that programs may still take by the kernel's estimate; None where it is unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            pages[name] = int(value.split()[0]) * 1024
-    available = pages.get("MemAvailable", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def available_memory() -> int:
+    """The same within the limit of a control group; all memory of the machine where it is unknown."""
+    available = machine_available()
+    if available is None:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -285,19 +285,14 @@ def _problem(message: str, hint: str) -> dict[str, str]:
 
 def _memory() -> dict[str, int | None]:
     """Bytes of memory in the machine, what is available of them, and the limit of this container, where known."""
-    available = None
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    from qdpo.hardware import machine_available
+
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no limit is written as the word `max`
         limit = None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"total_bytes": total, "available_bytes": available, "limit_bytes": limit}
+    return {"total_bytes": total, "available_bytes": machine_available(), "limit_bytes": limit}
 
 
 def _hub_cache() -> Path:

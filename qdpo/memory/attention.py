@@ -20,7 +20,6 @@ class Call:
         batch: rows B.
         own: query tokens L, padding included.
         total: key tokens, prefix and own, padding included.
-        real: query tokens that are not padding, over the batch.
         masked: it takes an explicit mask.
         copied: keys and values are copied for it: they are no plain part of the packed row.
     """
@@ -28,7 +27,6 @@ class Call:
     batch: int
     own: int
     total: int
-    real: int
     masked: bool
     copied: bool
 
@@ -38,15 +36,14 @@ def calls(pack: PackShape, window: int | None) -> tuple[list[Call], bool]:
     segments = pack.segments
     if pack.tokens >= LOOP_FROM * len(pack.pairs):
         return [
-            Call(1, own, own + prefix, own, bool(prefix) or _cuts(window, own), bool(prefix))
-            for own, prefix in segments
+            Call(1, own, own + prefix, bool(prefix) or _cuts(window, own), bool(prefix)) for own, prefix in segments
         ], True
     found = []
     for kind in ([s for s in segments if not s[1]], [s for s in segments if s[1]]):
         if kind:
             own, prefix = max(s[0] for s in kind), max(s[1] for s in kind)
             masked = bool(prefix) or _cuts(window, own)
-            found.append(Call(len(kind), own, own + prefix, sum(s[0] for s in kind), masked, True))
+            found.append(Call(len(kind), own, own + prefix, masked, True))
     return found, False
 
 
@@ -169,10 +166,9 @@ class Attention:
         """
         b, heads = self.b, self.shape.heads
         wide = 3 * self.row
-        held = 0.0 if self.looped else sum(call.batch * call.own * self.shape.q * b for call in self.calls)
-        padded = held
+        # the gradient of all groups' outputs, one after the other
+        padded = 0.0 if self.looped else sum(call.batch * call.own * self.shape.q * b for call in self.calls)
         ledger.hold(padded)
-        held = 0.0
         for number, call in enumerate(reversed(self.calls)):
             queries = call.batch * call.own * self.shape.q * b
             keys = call.batch * call.total * self.shape.q * b
@@ -182,10 +178,9 @@ class Attention:
                 extra += squares * (8 + b) if b < 4 else squares * 8
             if not self.looped:
                 extra += queries
-            ledger.briefly(held + extra + (self.row if number else 0))
+            ledger.briefly(extra + (self.row if number else 0))
             if number == 0:
                 ledger.hold(wide)
-                held = 0.0
             ledger.briefly(extra + self.row)
         ledger.drop(padded + self.kept + self.row)  # with the output's gradient
         if self.repeated:
