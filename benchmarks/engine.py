@@ -29,10 +29,10 @@ from torch import Tensor
 
 from benchmarks import measure, models, packed, stock, workloads
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine
+from qdpo.engine.layout import packed_tokens, padded_tokens
 from qdpo.hardware import cpu_name
-from qdpo.memory.meter import peak_bytes
-from qdpo.packing.engine import Engine
-from qdpo.packing.layout import packed_tokens, padded_tokens
+from qdpo.planner.meter import peak_bytes
 from qdpo.training.metrics import Metrics
 
 PAIRS = {"W1": 8, "W2": 8, "W3": 16, "W4": 8, "winogrande": 16, "preference": 8}

@@ -1,4 +1,4 @@
-"""Clocks. Memory is measured by `qdpo.memory.meter`."""
+"""Clocks. Memory is measured by `qdpo.planner.meter`."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from qdpo.data.pairs import TokenPair
-from qdpo.packing import attention, varlen
-from qdpo.packing.engine import Engine
-from qdpo.packing.fuse import fuse
-from qdpo.packing.microbatch import cut
-from qdpo.packing.recompute import checkpoint_layers
+from qdpo.engine import attention, varlen
+from qdpo.engine.engine import Engine
+from qdpo.engine.fuse import fuse
+from qdpo.engine.microbatch import cut
+from qdpo.engine.recompute import checkpoint_layers
 from qdpo.training.losses import LossSettings, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.trainer import pair_logps

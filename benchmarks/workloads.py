@@ -9,7 +9,7 @@ from pathlib import Path
 from qdpo.config.schema import DataSection
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import prepare
-from qdpo.packing.layout import packed_tokens
+from qdpo.engine.layout import packed_tokens
 
 SYNTHETIC = {
     "W1": "prompt 512, answers 32-64 tokens",

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdpo.errors import DiskError, OutputError, QdpoError
+from qdpo.errors import DiskError, InputMissingError, OutputError, QdpoError
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
@@ -78,6 +78,23 @@ def append(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step, readable by people, without NaN (which is not JSON)."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputMissingError: the file is missing or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputMissingError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise InputMissingError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputMissingError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
 
 
 def sync_folder(folder: Path) -> None:

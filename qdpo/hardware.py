@@ -7,7 +7,10 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +135,15 @@ def available_memory() -> int:
         with contextlib.suppress(OSError, ValueError):
             available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
     return max(available, 0)
+
+
+def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
+    """The context of a forward pass: autocast on a GPU in half precision, as the trainer has it, else none."""
+    import torch
+
+    if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return partial(torch.autocast, "cuda", dtype)
+    return contextlib.nullcontext
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,13 @@ LONGEST_PATH = 4095
 """Bytes of a whole path on Linux."""
 
 
+def cache_folder(part: str) -> Path:
+    """`QDPO_CACHE`, or `qdpo` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), and a part below it."""
+    root = os.environ.get("QDPO_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdpo"
+    return base.expanduser() / part
+
+
 def output_path(text: str | os.PathLike[str], option: str) -> Path:
     """The path that a user means, `~` expanded.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qdpo.data.pairs import Message
     from qdpo.evaluation.chat import Sampling
-    from qdpo.evaluation.trained import Trained
+    from qdpo.run.trained import Trained
 
 HELP = "Talk to the result of a run. An empty line or Ctrl-D ends; /reset forgets the conversation."
 
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
     from qdpo.errors import UsageError
     from qdpo.evaluation.chat import Sampling
-    from qdpo.evaluation.trained import load_trained
     from qdpo.libraries import quiet_libraries
+    from qdpo.run.trained import load_trained
 
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise UsageError("--max-new-tokens must be at least 1, --temperature at least 0, --top-p above 0 and at most 1")

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table on stdout, and write the JSON."""
     from qdpo.evaluation import run as evaluation
-    from qdpo.training import run_folder
+    from qdpo.run import folder as run_folder
 
     _check(args)
     if args.run:
@@ -98,7 +98,7 @@ def configuration(args: argparse.Namespace) -> RunConfig:
     from qdpo.cli.train import replacements
     from qdpo.config.resolve import resolve
     from qdpo.config.schema import DataSection
-    from qdpo.training import run_folder
+    from qdpo.run import folder as run_folder
 
     # one file of pairs is evaluated whole
     overrides = [*replacements(args.model, args.pairs), *(["data.max_rows=null"] if args.pairs else [])]
@@ -111,7 +111,7 @@ def configuration(args: argparse.Namespace) -> RunConfig:
 
 def adapter_of(args: argparse.Namespace) -> Path | None:
     """The adapter that the command line means."""
-    from qdpo.evaluation import trained
+    from qdpo.run import trained
 
     return trained.adapter_of(args.run) if args.run else args.adapter
 

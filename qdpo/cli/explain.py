@@ -19,9 +19,9 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from qdpo.console import out
-    from qdpo.report.measured import evidence_of
-    from qdpo.report.record import read_run
-    from qdpo.report.verdicts import judge
+    from qdpo.run.record import read_run
+    from qdpo.verdicts.measured import evidence_of
+    from qdpo.verdicts.rules import judge
 
     verdicts = judge(evidence_of(read_run(args.run.expanduser())))
     if args.json:

@@ -39,18 +39,18 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.config.resolve import resolve
     from qdpo.errors import UsageError
     from qdpo.export.gguf.sizes import gguf_bytes
-    from qdpo.memory.auto import choose
-    from qdpo.memory.cards import card_for
-    from qdpo.memory.data import lengths_for
-    from qdpo.memory.find import find_base
-    from qdpo.memory.plan import plan
-    from qdpo.memory.view import lines
+    from qdpo.planner.auto import choose
+    from qdpo.planner.cards import card_for
+    from qdpo.planner.data import lengths_for
+    from qdpo.planner.find import find_base
+    from qdpo.planner.plan import plan
+    from qdpo.planner.view import lines
 
     if args.preset is None:
         raise UsageError("which preset?", "qdpo plan --preset garrulus-t4; `qdpo presets` lists them")
     config = resolve(args.preset, [*replacements(args.model, args.data), *args.overrides]).config
     if args.calibrate:
-        from qdpo.memory.calibrate import calibrate
+        from qdpo.planner.calibrate import calibrate
 
         if args.gpu is not None:
             raise UsageError("--calibrate measures on this machine", "leave --gpu out")

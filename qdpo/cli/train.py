@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, stop: Stop) -> int:
     from qdpo.paths import output_path
-    from qdpo.training import lock
+    from qdpo.run import lock
 
     if args.run_dir is not None:
         # before anything that takes long to import
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
     from qdpo import cuda
     from qdpo.config.resolve import resolve
     from qdpo.errors import ConfigError, UsageError
-    from qdpo.training import run_folder
+    from qdpo.run import folder as run_folder
 
     mirror = None if args.mirror is None else output_path(args.mirror, "--mirror")
     if args.resume and args.auto:
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace, stop: Stop) -> int:
     if not (args.dry_run or args.allow_cpu):
         cuda.check_gpu(resolved.config)
     if args.auto:
-        from qdpo.memory.auto import choose_here
+        from qdpo.planner.auto import choose_here
 
         resolved = resolve(preset, [*overrides, *choose_here(resolved.config)])
     if resolved.config.model.trust_remote_code and not args.trust_remote_code:

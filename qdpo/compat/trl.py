@@ -22,14 +22,14 @@ from torch import Tensor
 
 from qdpo import console
 from qdpo.data.pairs import TokenPair
+from qdpo.engine import attention
+from qdpo.engine.engine import WAYS
+from qdpo.engine.fuse import Fusion, fuse
+from qdpo.engine.layout import Pack, build_pack
+from qdpo.engine.logps import head_of, hidden_of, score_tokens
+from qdpo.engine.masks import masks_for
+from qdpo.engine.probe import Decision, decide
 from qdpo.errors import UnavailableError
-from qdpo.packing import attention
-from qdpo.packing.engine import WAYS
-from qdpo.packing.fuse import Fusion, fuse
-from qdpo.packing.layout import Pack, build_pack
-from qdpo.packing.logps import head_of, hidden_of, score_tokens
-from qdpo.packing.masks import masks_for
-from qdpo.packing.probe import Decision, decide
 
 TESTED = ("1.15", "1.17")
 """TRL versions that the tests have run against: from the first, below the second. 1.14 asks for log-probabilities in

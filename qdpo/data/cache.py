@@ -28,13 +28,6 @@ KEPT = 16
 """Entries that are kept; the least recently used go first."""
 
 
-def cache_folder() -> Path:
-    """`QDPO_CACHE`, or `qdpo` in the user's cache folder; tokenised data in `data` below."""
-    base = os.environ.get("QDPO_CACHE")
-    root = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qdpo"
-    return root.expanduser() / "data"
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identifies a tokenizer by all that decides on ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

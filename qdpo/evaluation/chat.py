@@ -10,7 +10,7 @@ from typing import Any
 
 from qdpo.data.pairs import Message
 from qdpo.data.tokenise import Tokeniser
-from qdpo.evaluation.trained import Trained
+from qdpo.run.trained import Trained
 
 
 @dataclass(frozen=True)

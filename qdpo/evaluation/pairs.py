@@ -41,10 +41,10 @@ def heldout_pairs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, limit: 
     Raises:
         DataError: the data cannot be used.
     """
-    from qdpo.data.cache import cache_folder
     from qdpo.data.prepare import prepare
+    from qdpo.paths import cache_folder
 
-    data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+    data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder("data"))
     return _chosen(data.heldout[:limit], data.heldout_report)
 
 

@@ -14,7 +14,7 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
-from qdpo.training import run_folder
+from qdpo.run import folder as run_folder
 
 FOLDER = "evaluation"
 """Folder of a run directory for what was evaluated after training."""
@@ -52,7 +52,7 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
 def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:
     from rich.progress import Progress
 
-    from qdpo.report.pairs import write_pairs
+    from qdpo.run.pairs import write_pairs
 
     config = subject.config
     with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:

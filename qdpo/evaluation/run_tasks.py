@@ -13,9 +13,9 @@ from qdpo.errors import InputMissingError
 from qdpo.evaluation import benchmarks
 from qdpo.evaluation.harness import Harness, Row, Settings
 from qdpo.evaluation.tasks import entries
-from qdpo.evaluation.trained import load_adapted, tokenizer_of
 from qdpo.files import MANIFEST, manifest_problems, sha256_file
 from qdpo.hardware import Device, find_device
+from qdpo.run.trained import load_adapted, tokenizer_of
 
 if TYPE_CHECKING:
     from qdpo.model.load import Base
@@ -81,7 +81,7 @@ def run_merged(
         InputMissingError: there is no whole export.
         QdpoError: tasks, data or base cannot be had.
     """
-    from qdpo.export.source import read_json
+    from qdpo.files import read_json
     from qdpo.libraries import quiet_libraries
     from qdpo.model.load import load_base, load_tokenizer
 

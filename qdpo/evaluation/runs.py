@@ -10,8 +10,8 @@ from typing import Any
 from qdpo.config import fields, strict_yaml
 from qdpo.config.resolve import value_of
 from qdpo.errors import BusyError, InputMissingError, QdpoError
-from qdpo.report.record import RunRecord, all_ties, dig, read_run
-from qdpo.training import lock
+from qdpo.run import lock
+from qdpo.run.record import RunRecord, all_ties, dig, read_run
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 STEP = re.compile(r"step-(\d{6,})")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine, Predicting, evaluating
+from qdpo.engine.logps import Head, head_of, logits_of, score_tokens, sum_per_sequence
 from qdpo.errors import UnavailableError
-from qdpo.packing.engine import Engine, Predicting, evaluating
-from qdpo.packing.logps import Head, head_of, logits_of, score_tokens, sum_per_sequence
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits of each model that are held at a time: 33 MB in fp32."""
@@ -128,7 +128,7 @@ def token_kl(policy: tuple[Tensor, Side], base: tuple[Tensor, Side], head: Head)
 
 
 def _log_probabilities(hidden: Tensor, head: Head, side: Side) -> Tensor:
-    # as qdpo.packing.logps computes logits: factors in the head's own type, sums in at least fp32
+    # as qdpo.engine.logps computes logits: factors in the head's own type, sums in at least fp32
     with torch.autocast(hidden.device.type, enabled=False):
         if head.trained is not None:
             with side():

@@ -13,18 +13,18 @@ from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.evaluation.scoring import Side
-from qdpo.evaluation.trained import load_adapted, tokenizer_of
 from qdpo.files import sha256_file
 from qdpo.hardware import find_device
-from qdpo.training import run_folder
+from qdpo.run import folder as run_folder
+from qdpo.run.trained import load_adapted, tokenizer_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
     from qdpo.data.template import Template
+    from qdpo.engine.engine import Engine
     from qdpo.model.load import Base
-    from qdpo.packing.engine import Engine
 
 START = "start"
 """The name under which the adapter that training started from is loaded, where it is the reference."""
@@ -136,9 +136,9 @@ def _switched(policy: PeftModel) -> Iterator[None]:
 
 
 def _engine(base: Base, device: Any) -> Engine:
-    from qdpo.packing.engine import Engine
-    from qdpo.packing.probe import decide
-    from qdpo.training.stages.model import mixed_precision
+    from qdpo.engine.engine import Engine
+    from qdpo.engine.probe import decide
+    from qdpo.hardware import mixed_precision
 
     autocast = mixed_precision(device, base.dtype)
     decision = decide(base.model, device.torch, autocast)

@@ -38,7 +38,7 @@ from qdpo.evaluation.harness import Row, Settings
 from qdpo.evaluation.statistics import mcnemar_exact
 from qdpo.evaluation.tasks_table import markdown
 from qdpo.files import atomic_write, explained, write_json
-from qdpo.training import run_folder
+from qdpo.run import folder as run_folder
 
 FILE = "tasks.json"
 TABLES = "tasks.md"

@@ -14,9 +14,9 @@ from qdpo.export.merged import MergedModel, is_finite
 from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
 from qdpo.export.request import Request
-from qdpo.export.source import Run, read_json
+from qdpo.export.source import Run
 from qdpo.export.tensors import PlannedTensor, write_folder
-from qdpo.files import write_json
+from qdpo.files import read_json, write_json
 
 KINDS = {
     "trained": "the dequantised 4-bit base that the adapter was trained on",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from qdpo.export.adapter import Adapter
 from qdpo.export.merged import MergedModel
 from qdpo.export.nf4 import Quantization
 from qdpo.export.tensors import TensorFiles
-from qdpo.files import MANIFEST, manifest_problems
+from qdpo.files import MANIFEST, manifest_problems, read_json
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of runs, as config/schema.py has them."""
@@ -128,20 +127,3 @@ def _check_base(folder: Path, recorded: str | None) -> None:
             f"the weights in {folder} are not those that were trained on (their SHA-256 differs from run.json's)",
             "give the base back its old weights; a merge into other weights is another model",
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputMissingError: the file is missing or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputMissingError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise InputMissingError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise InputMissingError(f"{path} holds a {type(value).__name__}, not an object")
-    return value

@@ -69,7 +69,7 @@ def start(config: RunConfig) -> None:
         UnavailableError: it is not installed, cannot run here, or comes too late.
         ConfigError: see `check`.
     """
-    from qdpo.data.cache import cache_folder
+    from qdpo.paths import cache_folder
 
     check(config)
     early = [name for name in PATCHED if name in sys.modules]
@@ -80,7 +80,7 @@ def start(config: RunConfig) -> None:
         )
     os.environ.update(QUIET)
     # source that it writes and imports; by default it lands in the current folder
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder().parent / "unsloth"))
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder("unsloth")))
     console.note(f"backend: unsloth {installed_version()}; importing it takes a while")
     try:
         with talking_to_stderr():

@@ -14,7 +14,7 @@ from qdpo.report.data_section import training_data
 from qdpo.report.evaluation_section import evaluation
 from qdpo.report.front_matter import front_matter, license_fields
 from qdpo.report.procedure import procedure
-from qdpo.report.record import Published, RunRecord, all_ties, dig, read_run
+from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
 
 CARD = "README.md"
 

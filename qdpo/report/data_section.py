@@ -8,7 +8,7 @@ from typing import Any
 from qdpo.data.report import DataReport, contamination_sentence
 from qdpo.report import markdown as md
 from qdpo.report import names
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
 
 _PARTS = (("train", "Training"), ("heldout", "Held-out"))
 _FIELDS = (("Prompts", "prompt"), ("Chosen completions", "chosen"), ("Rejected completions", "rejected"))

@@ -8,8 +8,8 @@ from typing import Any
 from qdpo.evaluation.tasks_table import markdown
 from qdpo.evaluation.view import GROUPS, number, sentences, share
 from qdpo.report import markdown as md
-from qdpo.report.measured import HELDOUT, read_evaluations
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
+from qdpo.verdicts.measured import HELDOUT, read_evaluations
 
 TASKS = "tasks.json"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from qdpo.export.verify.report import card_section
 from qdpo.report import markdown as md
-from qdpo.report.measured import read_exports
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
+from qdpo.verdicts.measured import read_exports
 
 TITLES = {
     "safetensors": "Merged model",

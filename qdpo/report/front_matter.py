@@ -8,8 +8,8 @@ import yaml
 
 from qdpo.report import markdown as md
 from qdpo.report import names
-from qdpo.report.measured import HELDOUT, read_evaluations
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
+from qdpo.verdicts.measured import HELDOUT, read_evaluations
 
 # The identifiers that the hub knows; anything else has to be declared as `other` with a name.
 # fmt: off

@@ -6,7 +6,7 @@ import re
 
 from qdpo.config.schema import RunConfig
 from qdpo.report import markdown as md
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
 
 EMBEDDED = "quickstart"
 """The name of the base model and of the pairs that ship inside qdpo."""

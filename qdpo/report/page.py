@@ -16,7 +16,7 @@ from qdpo.report import markdown as md
 from qdpo.report import page_data as found
 from qdpo.report import page_sections as sections
 from qdpo.report.html import Markup, joined, json_data, tag
-from qdpo.report.record import RunRecord, read_run
+from qdpo.run.record import RunRecord, read_run
 
 PAGE = "report.html"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from qdpo.report import markdown as md
-from qdpo.report.measured import read_pairs
-from qdpo.report.record import RunRecord, all_ties
-from qdpo.report.trends import points
+from qdpo.run.record import RunRecord, all_ties
+from qdpo.verdicts.measured import read_pairs
+from qdpo.verdicts.trends import points
 
 POINTS = 1500
 """Points of a curve at the most; of a longer one every n-th is drawn."""

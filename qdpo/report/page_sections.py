@@ -12,10 +12,10 @@ from qdpo.export.verify.report import COLUMNS, cells
 from qdpo.report import markdown as md
 from qdpo.report import names
 from qdpo.report.html import Markup, items, joined, table, tag
-from qdpo.report.measured import HELDOUT, evidence_of, read_evaluations, read_exports, read_samples
 from qdpo.report.page_data import cut
-from qdpo.report.record import RunRecord, all_ties, dig
-from qdpo.report.verdicts import judge
+from qdpo.run.record import RunRecord, all_ties, dig
+from qdpo.verdicts.measured import HELDOUT, evidence_of, read_evaluations, read_exports, read_samples
+from qdpo.verdicts.rules import judge
 
 SAMPLES, SAMPLE_STEPS, SAMPLE_CHARACTERS = 8, 12, 1500
 RESULTS = (

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from qdpo import files
 from qdpo.config.schema import LossSection
 from qdpo.report import markdown as md
-from qdpo.report.record import RunRecord, all_ties, read_run
+from qdpo.run.record import RunRecord, all_ties, read_run
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 SIZE_INCHES, DPI = (10, 6), 100

@@ -6,7 +6,7 @@ from typing import Any
 
 from qdpo.config.schema import RunConfig
 from qdpo.report import markdown as md
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
 
 COLUMNS = (
     "Training Loss",

@@ -17,8 +17,8 @@ from qdpo.errors import InputMissingError, OutputError, QdpoError, UnavailableEr
 from qdpo.files import MANIFEST, manifest_problems
 from qdpo.report import markdown as md
 from qdpo.report.card import CARD, PLOTS, render_card
-from qdpo.report.measured import read_object
-from qdpo.report.record import Published
+from qdpo.run.record import Published
+from qdpo.verdicts.measured import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -8,7 +8,7 @@ from typing import Any
 from qdpo.report import markdown as md
 from qdpo.report import names
 from qdpo.report.exports import usage_of_exports
-from qdpo.report.record import RunRecord, dig
+from qdpo.run.record import RunRecord, dig
 
 
 def how_to_use(record: RunRecord) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qdpo.report import markdown as md
-from qdpo.report.measured import evidence_of, read_samples
-from qdpo.report.record import RunRecord
-from qdpo.report.verdicts import judge
+from qdpo.run.record import RunRecord
+from qdpo.verdicts.measured import evidence_of, read_samples
+from qdpo.verdicts.rules import judge
 
 SAMPLES = 4
 CHARACTERS = 600

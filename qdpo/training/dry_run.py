@@ -66,10 +66,10 @@ def _where(name: str) -> str:
 
 def _plan(config: RunConfig, device: Device, data: Prepared | None) -> str:
     """What `qdpo plan` says in one line; a model that the planner does not know is no obstacle."""
-    from qdpo.memory.cards import card_for, card_of
-    from qdpo.memory.data import lengths_for, lengths_from
-    from qdpo.memory.find import find_base
-    from qdpo.memory.plan import plan
+    from qdpo.planner.cards import card_for, card_of
+    from qdpo.planner.data import lengths_for, lengths_from
+    from qdpo.planner.find import find_base
+    from qdpo.planner.plan import plan
 
     card, reason = card_of(device), "found here"
     if device.kind == "cpu":

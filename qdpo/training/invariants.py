@@ -15,10 +15,10 @@ from qdpo import console
 from qdpo.config.schema import LoraSection
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
+from qdpo.engine.engine import Engine
+from qdpo.engine.layout import Pack, build_pack
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
-from qdpo.packing.engine import Engine
-from qdpo.packing.layout import Pack, build_pack
 from qdpo.training.losses import LossSettings, PairLogps, pair_losses
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from qdpo.packing.logps import PackScores
+from qdpo.engine.logps import PackScores
 from qdpo.training import parallel
 from qdpo.training.losses import PairLogps, reward_metrics
 

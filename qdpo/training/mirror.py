@@ -25,8 +25,8 @@ from qdpo.files import (
     staged_folder,
     sweep,
 )
-from qdpo.training import lock
-from qdpo.training.run_folder import RECORD
+from qdpo.run import lock
+from qdpo.run.folder import RECORD
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -16,11 +16,11 @@ from accelerate.utils.memory import clear_device_cache
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine
+from qdpo.engine.layout import packed_tokens
+from qdpo.engine.padded import longest
 from qdpo.errors import MemoryShortageError
 from qdpo.hardware import is_out_of_memory
-from qdpo.packing.engine import Engine
-from qdpo.packing.layout import packed_tokens
-from qdpo.packing.padded import longest
 from qdpo.training import parallel
 
 T = TypeVar("T")

@@ -27,9 +27,9 @@ from torch import Tensor
 from qdpo import console
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import fingerprint
+from qdpo.engine.engine import Engine
 from qdpo.errors import TrainingError
 from qdpo.files import atomic_write, digest_of, explained, write_json
-from qdpo.packing.engine import Engine
 from qdpo.training import parallel
 from qdpo.training.guards import name_rows
 from qdpo.training.out_of_memory import Budgets
@@ -46,12 +46,6 @@ SPOT_CHECKS = 16
 # Largest difference that rounding explains, relative to the value and in nats; by the bits of the compute type.
 TOLERANCE = {torch.float64: (1e-6, 1e-4), torch.float32: (1e-5, 1e-3), torch.float16: (2e-3, 0.05)}
 COARSE = (1e-2, 0.25)
-
-
-def cache_folder() -> Path:
-    """Where values are shared between runs: `$QDPO_CACHE/reference`, by default `~/.cache/qdpo/reference`."""
-    root = os.environ.get("QDPO_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "qdpo") / "reference"
 
 
 @dataclass

@@ -19,7 +19,8 @@ from qdpo.config.schema import RunConfig
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import atomic_write
 from qdpo.redact import redact_all
-from qdpo.training import parallel, run_folder
+from qdpo.run import folder as run_folder
+from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
 FREE = "no influence on the result"

@@ -18,7 +18,8 @@ from qdpo.errors import ConfigError
 from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
-from qdpo.training import parallel, run_folder, trackers
+from qdpo.run import folder as run_folder
+from qdpo.training import parallel, trackers
 from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting

@@ -32,11 +32,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import Message, TokenPair
+from qdpo.engine.decoding import decoding
+from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
 from qdpo.files import append, explained
 from qdpo.hardware import is_out_of_memory
-from qdpo.packing.decoding import decoding
-from qdpo.packing.engine import evaluating
 from qdpo.training.callbacks import step_of
 
 if TYPE_CHECKING:

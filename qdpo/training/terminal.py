@@ -20,7 +20,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
-from qdpo.report.record import all_ties
+from qdpo.run.record import all_ties
 
 EVAL_PREFIX = "eval_"
 MISSING = "n/a"

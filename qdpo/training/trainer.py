@@ -19,14 +19,14 @@ from transformers import TrainerCallback, TrainingArguments
 
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine, nll, text_pairs
+from qdpo.engine.layout import packed_tokens
+from qdpo.engine.logps import PackScores
+from qdpo.engine.transfer import to_device
+from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import TrainingError
 from qdpo.hardware import is_out_of_memory
-from qdpo.memory.parts import LORA, is_paged, optimizer_bytes, step_temporaries
-from qdpo.packing.engine import Engine, nll, text_pairs
-from qdpo.packing.layout import packed_tokens
-from qdpo.packing.logps import PackScores
-from qdpo.packing.transfer import to_device
-from qdpo.packing.used import Products, Used, check_used
+from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows

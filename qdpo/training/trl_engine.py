@@ -23,10 +23,10 @@ from qdpo import console
 from qdpo.config.schema import PackingSection, RunConfig
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine, text_nll
+from qdpo.engine.padded import longest
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
-from qdpo.packing.engine import Engine, text_nll
-from qdpo.packing.padded import longest
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, not_finite
 from qdpo.training.losses import COUPLED

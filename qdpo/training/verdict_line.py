@@ -9,9 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qdpo import console
 from qdpo.errors import QdpoError
-from qdpo.report.measured import evidence_of
-from qdpo.report.record import read_run
-from qdpo.report.verdicts import judge
+from qdpo.run.record import read_run
+from qdpo.verdicts.measured import evidence_of
+from qdpo.verdicts.rules import judge
 
 
 class VerdictCallback(TrainerCallback):

@@ -105,7 +105,7 @@ def test_other_schemas_and_a_base_alone(
 
 
 def test_the_numbers_of_pairs_are_those_of_plain_passes(run: TinyRun, tmp_path: Path) -> None:
-    from qdpo.evaluation.trained import load_trained
+    from qdpo.run.trained import load_trained
 
     write_rows(tmp_path / "b.jsonl", sentences())
     command = ["eval", "--run", str(run.folder), "--pairs", str(tmp_path / "b.jsonl"), "--set", "data.template=none"]

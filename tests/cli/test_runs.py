@@ -10,7 +10,7 @@ import pytest
 from training.tiny import Tiny, train_tiny, train_until
 
 from qdpo.cli.main import main
-from qdpo.training import lock
+from qdpo.run import lock
 
 
 @pytest.fixture(scope="module")

@@ -118,11 +118,3 @@ def test_old_entries_make_room(config: DataSection, tmp_path, monkeypatch: pytes
     for seed in range(4):
         prepare(config, byte_level(), seed, cache=tmp_path / "cache")
     assert len(entries(tmp_path / "cache")) == 2
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setenv("QDPO_CACHE", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "data"
-    monkeypatch.delenv("QDPO_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "qdpo" / "data"

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from packing.toys import build, make_pairs, separate_logps
+from engine.toys import build, make_pairs, separate_logps
 from peft import LoraConfig, get_peft_model
 
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.engine import Engine
+from qdpo.engine.probe import decide
 from qdpo.errors import UnavailableError
 from qdpo.evaluation.scoring import score_pairs
-from qdpo.packing.engine import Engine
-from qdpo.packing.probe import decide
 
 CPU = torch.device("cpu")
 

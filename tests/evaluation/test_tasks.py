@@ -17,7 +17,7 @@ from qdpo.cli.main import main
 from qdpo.evaluation import benchmarks, harness, tasks
 from qdpo.evaluation.run_tasks import groups_of
 from qdpo.evaluation.tasks_table import aligned, markdown
-from qdpo.evaluation.trained import load_trained
+from qdpo.run.trained import load_trained
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-evaluation-harness: pip install 'qdpo[eval]'"

@@ -18,7 +18,7 @@ from faults.preloaded import Process
 from faults.runs import SETTINGS, World, assert_whole, state_of, steps_saved, wait_for
 
 from qdpo.errors import BusyError
-from qdpo.training.lock import FILE, Holder, locked, refuse_if_busy
+from qdpo.run.lock import FILE, Holder, locked, refuse_if_busy
 
 STEPS = 40
 
@@ -116,7 +116,7 @@ def test_processes_that_start_together_have_one_winner_at_a_time(tmp_path: Path)
     program = (
         "import os, pathlib, sys, time\n"
         "from qdpo.errors import BusyError\n"
-        "from qdpo.training.lock import locked\n"
+        "from qdpo.run.lock import locked\n"
         "folder, held = pathlib.Path(sys.argv[1]), 0\n"
         "until = time.monotonic() + 1.5\n"
         "while time.monotonic() < until:\n"

@@ -14,7 +14,8 @@ from qdpo.cli.main import main
 from qdpo.config.resolve import resolve
 from qdpo.errors import ConfigError, InputMissingError, OutputError, QdpoError
 from qdpo.export.source import load_run
-from qdpo.training import lock, run_folder
+from qdpo.run import folder as run_folder
+from qdpo.run import lock
 
 NAMES = {
     "parent": "..",

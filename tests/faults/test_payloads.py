@@ -21,9 +21,9 @@ from training.tiny import Tiny, TinyRun, train_tiny, train_until
 from qdpo.cli.main import main
 from qdpo.config import presets
 from qdpo.config.resolve import resolve
-from qdpo.data.cache import cache_folder
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import write_manifest
+from qdpo.paths import cache_folder
 from qdpo.training.resume import find_checkpoint
 
 FAST = ("train.max_steps=2", "train.save_every=1", "train.eval_every=2", "samples.count=0")
@@ -218,7 +218,7 @@ def reference_table(world: World) -> int:
 
 def token_cache(world: World) -> int:
     """An object array, which NumPy unpickles, in the cache of tokenised data, with a manifest that fits."""
-    for folder in cache_folder().iterdir():
+    for folder in cache_folder("data").iterdir():
         array = np.empty(1, dtype=object)
         array[0] = Payload(world.canary)
         np.save(folder / "records.npy", array, allow_pickle=True)

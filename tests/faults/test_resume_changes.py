@@ -16,7 +16,7 @@ from qdpo.cli.main import main
 from qdpo.config import fields
 from qdpo.config.resolve import resolve
 from qdpo.errors import ConfigError, UsageError
-from qdpo.training import run_folder
+from qdpo.run import folder as run_folder
 from qdpo.training.resume import FREE, RESULT, VERDICTS, Comparison, settings_of
 
 SETTINGS = ("train.max_steps=6", "train.save_every=2", "train.eval_every=6", "samples.count=0")

@@ -14,16 +14,16 @@ from gpu.bases import random_model
 
 from benchmarks import measure
 from qdpo.config.schema import RunConfig
-from qdpo.hardware import Device
-from qdpo.memory.cards import card_of
-from qdpo.memory.meter import peak_bytes
-from qdpo.memory.sampling import answers
-from qdpo.memory.settings import compute_type
-from qdpo.memory.shapes import Shape
-from qdpo.memory.timing import speed_of
+from qdpo.hardware import Device, mixed_precision
 from qdpo.model.lora import attach, disable_dropout
+from qdpo.planner.cards import card_of
+from qdpo.planner.meter import peak_bytes
+from qdpo.planner.sampling import answers
+from qdpo.planner.settings import compute_type
+from qdpo.planner.shapes import Shape
+from qdpo.planner.timing import speed_of
 from qdpo.training.samples import Prompt, SamplesCallback
-from qdpo.training.stages.model import mixed_precision, set_up_engine
+from qdpo.training.stages.model import set_up_engine
 from qdpo.training.stages.state import Run
 
 

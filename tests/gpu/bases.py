@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
 from qdpo.hardware import GIB
-from qdpo.memory.lengths import PairLengths
-from qdpo.memory.shapes import Shape
 from qdpo.model.source import ASSETS
+from qdpo.planner.lengths import PairLengths
+from qdpo.planner.shapes import Shape
 
 TOY = Shape("mistral", 256, 2, 4, 2, 64, 512, 1600)
 """For rehearsals; more rows than the tokenizer has tokens, as in the real shapes."""

@@ -66,8 +66,8 @@ def mistral_7b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """
     from gpu.bases import require_space, write_base
 
-    from qdpo.memory.shapes import MISTRAL_7B
     from qdpo.model import weights
+    from qdpo.planner.shapes import MISTRAL_7B
 
     folder = tmp_path_factory.mktemp("mistral-7b-random")
     # the shards, and one export of the same size with its GGUF beside it

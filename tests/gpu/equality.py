@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks import models, packed, stock
 from qdpo.data.pairs import TokenPair
-from qdpo.memory.shapes import Shape
-from qdpo.packing.engine import Engine
+from qdpo.engine.engine import Engine
+from qdpo.planner.shapes import Shape
 from qdpo.training.metrics import Metrics
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from gpu.runs import LEAST_MEMORY, Done, configured, run
 
-from qdpo.packing import engine
-from qdpo.packing.layout import packed_tokens
+from qdpo.engine import engine
+from qdpo.engine.layout import packed_tokens
 
 Squeeze = Callable[[Done, Done], AbstractContextManager[object]]
 """Makes too little memory for the first of two runs and enough for the second."""

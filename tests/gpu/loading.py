@@ -13,10 +13,10 @@ from safetensors import safe_open
 from qdpo.config.schema import ModelSection
 from qdpo.export.nf4 import Quantization
 from qdpo.hardware import Device, choose_dtype
-from qdpo.memory.calibrate import tensor_bytes
-from qdpo.memory.parts import host_loading, weight_parts
-from qdpo.memory.shapes import Shape
 from qdpo.model.load import NF4_BLOCKSIZE, load_base
+from qdpo.planner.calibrate import tensor_bytes
+from qdpo.planner.parts import host_loading, weight_parts
+from qdpo.planner.shapes import Shape
 
 
 def load_nf4(folder: Path, shape: Shape, device: Device, compared: int) -> dict[str, Any]:

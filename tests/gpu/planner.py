@@ -8,16 +8,16 @@ import torch
 from gpu.bases import random_model, token_pairs
 
 from qdpo.config.schema import RunConfig
+from qdpo.engine.engine import Engine
 from qdpo.hardware import Device
-from qdpo.memory.calibrate import make_step, tensor_bytes
-from qdpo.memory.cards import card_of
-from qdpo.memory.data import Lengths
-from qdpo.memory.estimate import estimate
-from qdpo.memory.meter import peak_bytes
-from qdpo.memory.settings import compute_type, settings_for
-from qdpo.memory.shapes import Shape
 from qdpo.model.lora import attach, disable_dropout
-from qdpo.packing.engine import Engine
+from qdpo.planner.calibrate import make_step, tensor_bytes
+from qdpo.planner.cards import card_of
+from qdpo.planner.data import Lengths
+from qdpo.planner.estimate import estimate
+from qdpo.planner.meter import peak_bytes
+from qdpo.planner.settings import compute_type, settings_for
+from qdpo.planner.shapes import Shape
 from qdpo.training.stages import model as model_stage
 
 

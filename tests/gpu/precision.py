@@ -10,7 +10,7 @@ from gpu.runs import Done, configured, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from qdpo.packing import logps
+from qdpo.engine import logps
 
 
 class SeenTypes(TorchDispatchMode):
@@ -43,7 +43,7 @@ class SeenProducts(SeenTypes):
     """Notes the types of matrix products only.
 
     Attention's are not among them, and not those of the packed engine's logits, which are never rounded to half
-    precision (`qdpo.packing.logps`).
+    precision (`qdpo.engine.logps`).
     """
 
     def __init__(self) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from qdpo import __version__
 from qdpo.hardware import find_device
+from qdpo.run.folder import now, versions
 from qdpo.training.run import describe
-from qdpo.training.run_folder import now, versions
 
 
 def card_name() -> str:

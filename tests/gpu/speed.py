@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import engine, measure
-from qdpo.memory.shapes import Shape
+from qdpo.planner.shapes import Shape
 
 VARIANTS = "TRL;TRL cached;packed;packed cached;packed cached, no checkpointing"
 

@@ -13,7 +13,7 @@ from gpu.results import Results
 
 from qdpo.config.resolve import resolve
 from qdpo.hardware import find_device
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

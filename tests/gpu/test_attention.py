@@ -7,8 +7,8 @@ import torch
 from gpu import needs
 from gpu.results import Results
 
-from qdpo.packing import varlen
-from qdpo.packing.attention import packed_attention
+from qdpo.engine import varlen
+from qdpo.engine.attention import packed_attention
 
 pytestmark = [
     needs.CUDA,

@@ -19,7 +19,7 @@ from gpu.beside import PEERS, in_turns
 from gpu.results import Results
 from gpu.runs import run, run_outside
 
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

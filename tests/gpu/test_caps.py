@@ -14,7 +14,7 @@ from gpu.caps import SPREAD, auto_under_caps
 from gpu.results import Results
 
 from qdpo.hardware import GIB
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

@@ -17,11 +17,11 @@ from gpu.results import Results
 from gpu.runs import as_it_ran, configured, export, run
 
 from qdpo.hardware import GIB, find_device
-from qdpo.memory.cards import card_of
-from qdpo.memory.data import lengths_for
-from qdpo.memory.estimate import estimate
-from qdpo.memory.settings import settings_for
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.cards import card_of
+from qdpo.planner.data import lengths_for
+from qdpo.planner.estimate import estimate
+from qdpo.planner.settings import settings_for
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

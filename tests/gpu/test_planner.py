@@ -11,12 +11,12 @@ from gpu.results import Results
 from qdpo.config.presets import names
 from qdpo.config.resolve import resolve
 from qdpo.hardware import find_device
-from qdpo.memory.cards import card_of
-from qdpo.memory.data import lengths_for
-from qdpo.memory.estimate import estimate
-from qdpo.memory.find import find_base
-from qdpo.memory.settings import settings_for
-from qdpo.memory.verdict import with_changes
+from qdpo.planner.cards import card_of
+from qdpo.planner.data import lengths_for
+from qdpo.planner.estimate import estimate
+from qdpo.planner.find import find_base
+from qdpo.planner.settings import settings_for
+from qdpo.planner.verdict import with_changes
 
 pytestmark = needs.CUDA
 

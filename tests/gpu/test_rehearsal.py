@@ -33,10 +33,10 @@ from benchmarks import models, table, workloads
 from benchmarks.stock import own_head_runs
 from qdpo.config.resolve import resolve
 from qdpo.hardware import Device, find_device
-from qdpo.memory.data import lengths_from
-from qdpo.memory.lengths import PairLengths, lengths_of
-from qdpo.memory.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
 from qdpo.model.lora import attach, lora_layers
+from qdpo.planner.data import lengths_from
+from qdpo.planner.lengths import PairLengths, lengths_of
+from qdpo.planner.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tests themselves run")
 

@@ -9,7 +9,7 @@ from gpu import needs
 from gpu.results import Results
 from gpu.speed import benchmark, matmul_rate
 
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

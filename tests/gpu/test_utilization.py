@@ -16,7 +16,7 @@ from gpu.runs import configured, run
 from gpu.speed import matmul_rate
 from gpu.timed import utilization
 
-from qdpo.memory.shapes import MISTRAL_7B
+from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 

@@ -11,11 +11,11 @@ from gpu.runs import Done, as_it_ran
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_per_epoch
 from qdpo.hardware import find_device
-from qdpo.memory.cards import card_of
-from qdpo.memory.data import lengths_for
-from qdpo.memory.lengths import PackShape, cut
-from qdpo.memory.shapes import Shape
-from qdpo.memory.timing import pass_work
+from qdpo.planner.cards import card_of
+from qdpo.planner.data import lengths_for
+from qdpo.planner.lengths import PackShape, cut
+from qdpo.planner.shapes import Shape
+from qdpo.planner.timing import pass_work
 from qdpo.training.order import permutation
 
 WARM_UP = 3

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from qdpo.memory.shapes import Shape
-from qdpo.packing.engine import Engine
+from qdpo.engine.engine import Engine
+from qdpo.planner.shapes import Shape
 from qdpo.training.trainer import DpoTrainer
 
 LORA_OUTSIDE_THE_MLP = 4

@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 
 from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
-from qdpo.packing import attention
-from qdpo.packing.engine import Engine
-from qdpo.packing.layout import packed_tokens
+from qdpo.engine import attention
+from qdpo.engine.engine import Engine
+from qdpo.engine.layout import packed_tokens
 from qdpo.training.losses import LossSettings
 from qdpo.training.out_of_memory import Budgets
 from qdpo.training.trainer import DpoTrainer, Split

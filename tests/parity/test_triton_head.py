@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import qdpo
-from qdpo.packing.logps import Head, score_tokens
+from qdpo.engine.logps import Head, score_tokens
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux")
 

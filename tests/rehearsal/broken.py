@@ -26,7 +26,7 @@ def no_autocast() -> None:
 
 def unknown_argument() -> None:
     """torch's variable-length kernel does not know an argument, and nobody tried it before."""
-    from qdpo.packing import attention, probe, varlen
+    from qdpo.engine import attention, probe, varlen
 
     def kernel(*arguments: Any, **options: Any) -> Any:
         raise TypeError("varlen_attn() got an unexpected keyword argument 'enable_gqa'")
@@ -41,7 +41,7 @@ def unknown_argument() -> None:
 
 def dequantized_answers() -> None:
     """A decoded token takes the way of a training pass."""
-    from qdpo.packing import frozen
+    from qdpo.engine import frozen
 
     frozen.is_decoding = lambda: False
 
@@ -50,7 +50,7 @@ def waiting() -> None:
     """Packs are copied tensor by tensor from ordinary memory, and tokens are counted by bincount."""
     import torch
 
-    from qdpo.packing import attention, layout, logps
+    from qdpo.engine import attention, layout, logps
 
     def all_to_device(tensors: Any, device: Any) -> list[Any]:
         return [tensor.to(device, non_blocking=True) for tensor in tensors]

@@ -83,7 +83,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Any:
     from gpu.runs import configured
 
     from qdpo.config.resolve import resolve
-    from qdpo.memory.find import find_base
+    from qdpo.planner.find import find_base
 
     shape = find_base(resolve(options.preset, []).config.model.name).shape
     shape = dataclasses.replace(shape, layers=options.layers or shape.layers)
@@ -167,7 +167,7 @@ def nf4(module: Any, device: Any, dtype: Any, double_quant: bool) -> Any:
 
 def mark_phases(watch: Any, kernel: str) -> None:
     """Name the parts of a run, and answer what only values could."""
-    from qdpo.packing import fused_linear, fused_mlp, probe, varlen
+    from qdpo.engine import fused_linear, fused_mlp, probe, varlen
     from qdpo.training import invariants, run, samples, trainer
 
     def phase(owner: Any, function: str, name: str) -> None:

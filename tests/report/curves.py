@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdpo.report.evidence import Answers, Evidence, Lengths, Setup
+from qdpo.verdicts.evidence import Answers, Evidence, Lengths, Setup
 
 Course = Callable[[float], float]
 

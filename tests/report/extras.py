@@ -17,7 +17,7 @@ from qdpo.evaluation.summary import summarise
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.report import Report
 from qdpo.files import write_json, write_manifest
-from qdpo.report.pairs import write_pairs
+from qdpo.run.pairs import write_pairs
 
 
 def write_samples(run: Path, texts: list[tuple[str, str, str]], steps: tuple[int, ...] = (0, 120)) -> None:

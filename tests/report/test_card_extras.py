@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from report import extras
 
 from qdpo.report.card import render_card
-from qdpo.report.record import Published
+from qdpo.run.record import Published
 
 SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
 TEXTS = [

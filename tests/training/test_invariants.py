@@ -15,12 +15,12 @@ from transformers import TrainerCallback
 from qdpo.config.schema import LoraSection, ModelSection
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template, load_template
+from qdpo.engine import attention
+from qdpo.engine.engine import Engine
 from qdpo.errors import TrainingError
 from qdpo.hardware import find_device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach, lora_layers
-from qdpo.packing import attention
-from qdpo.packing.engine import Engine
 from qdpo.training import invariants
 from qdpo.training.losses import LossSettings
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from packing.toys import build
+from engine.toys import build
 
-from qdpo.packing import kept
-from qdpo.packing.recompute import checkpoint_layers, decoder_layers
+from qdpo.engine import kept
+from qdpo.engine.recompute import checkpoint_layers, decoder_layers
 from qdpo.training.stages import memory
 from qdpo.training.stages.memory import Layers, fill_card
 

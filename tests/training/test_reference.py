@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from packing.toys import build, make_pairs, separate_logps
+from engine.toys import build, make_pairs, separate_logps
 from peft import LoraConfig, get_peft_model
 
 from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
-from qdpo.packing import attention
-from qdpo.packing.engine import Engine
-from qdpo.packing.logps import PackScores
+from qdpo.engine import attention
+from qdpo.engine.engine import Engine
+from qdpo.engine.logps import PackScores
 from qdpo.training import reference
 from qdpo.training.out_of_memory import Budgets
-from qdpo.training.reference import Store, cache_folder, pair_key, reference_logps
+from qdpo.training.reference import Store, pair_key, reference_logps
 
 IDENTITY = {"weights": "abc", "dtype": "float32"}
 CONFIG = RunConfig(
@@ -185,13 +185,6 @@ def test_the_key_tells_prompt_from_completion() -> None:
     keys = {pair_key(TokenPair(0, *ids)) for ids in (([1, 2], [3], [4]), ([1], [2, 3], [4]), ([1, 2], [4], [3]))}
     assert len(keys) == 3
     assert pair_key(TokenPair(0, [1], [2], [3])) == pair_key(TokenPair(9, [1], [2], [3]))
-
-
-def test_the_cache_moves_with_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("QDPO_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path / "reference"
-    monkeypatch.delenv("QDPO_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "qdpo" / "reference"
 
 
 @pytest.mark.parametrize("damage", [b"", b"not safetensors at all", None], ids=["empty", "text", "cut"])

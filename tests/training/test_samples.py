@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from packing import sweep
-from packing.toys import ARCHITECTURES, build, words
+from engine import sweep
+from engine.toys import ARCHITECTURES, build, words
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tiny, train_until, write_rows
 
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import load_template
+from qdpo.engine import attention
+from qdpo.engine.fuse import fuse
 from qdpo.evaluation.chat import Sampling, answer
-from qdpo.evaluation.trained import load_trained
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach
-from qdpo.packing import attention
-from qdpo.packing.fuse import fuse
+from qdpo.run.trained import load_trained
 from qdpo.training.samples import FILE, SamplesCallback, choose_prompts, greedy
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
@@ -258,7 +258,7 @@ def test_no_weight_is_dequantized_for_a_token(adapter: bool, tiny: Tiny, monkeyp
 
     counts, answers = launches(5)
     assert counts == {"gemm_4bit": 5 * 14}
-    monkeypatch.setattr("qdpo.packing.frozen.is_decoding", lambda: False)
+    monkeypatch.setattr("qdpo.engine.frozen.is_decoding", lambda: False)
     as_in_training, same = launches(5)
     assert as_in_training["dequantize_4bit"] == 5 * 14
     assert "gemm_4bit" not in as_in_training

@@ -15,9 +15,9 @@ from parity.trl_cpu import install_torch_head
 from training.tiny import StopAt, Stopped, Tiny, TinyRun, resolve_tiny, train_tiny
 from transformers import LlamaModel
 
+from qdpo.engine.engine import Engine
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
-from qdpo.packing.engine import Engine
 from qdpo.training import run as run_module
 from qdpo.training import trl_engine
 from qdpo.training.stages import trainer as trainer_stage

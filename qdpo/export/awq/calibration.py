@@ -25,12 +25,14 @@ def calibration_ids(run: Run) -> list[list[int]]:
     """
     from transformers import AutoTokenizer
 
-    from qdpo.data.cache import cache_folder
     from qdpo.data.prepare import prepare
-    from qdpo.training import run_folder
+    from qdpo.paths import cache_folder
+    from qdpo.run import folder as run_folder
 
     config = run_folder.reopen(run.folder).config
-    prepared = prepare(config.data, AutoTokenizer.from_pretrained(run.adapter), config.train.seed, cache=cache_folder())
+    prepared = prepare(
+        config.data, AutoTokenizer.from_pretrained(run.adapter), config.train.seed, cache=cache_folder("data")
+    )
     count = len(prepared.train)
     if not count:
         raise DataError("the run has no training pairs to calibrate AWQ with")

@@ -20,9 +20,8 @@ from qdpo.export.folder import rounded, write_companions
 from qdpo.export.merged import HEAD, MergedModel
 from qdpo.export.output import export_folder
 from qdpo.export.request import Request
-from qdpo.export.source import read_json
 from qdpo.export.tensors import PlannedTensor, TensorFiles, write_folder
-from qdpo.files import write_json
+from qdpo.files import read_json, write_json
 
 SCRATCH = ".llmcompressor"
 

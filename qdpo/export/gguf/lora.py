@@ -16,7 +16,7 @@ from qdpo.export.gguf.families import Family, family_of, to_gguf
 from qdpo.export.merged import EMBEDDING, HEAD, require_finite
 from qdpo.export.output import export_folder
 from qdpo.export.request import Request
-from qdpo.export.source import read_json
+from qdpo.files import read_json
 
 TYPES = {"f32": Type.F32, "f16": Type.F16}
 

@@ -7,7 +7,7 @@ import math
 from gguf import GGML_QUANT_SIZES
 
 from qdpo.export.gguf.kinds import KINDS, tensor_type
-from qdpo.memory.shapes import Shape
+from qdpo.planner.shapes import Shape
 
 BYTES_PER_TOKEN = 24
 """Of the vocabulary in the file: a token's text with its length, score and kind."""

@@ -20,7 +20,7 @@ from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.pretokenizers import pre_tokenizer, steps
 from qdpo.export.gguf.sentencepiece import read_pieces
-from qdpo.export.source import read_json
+from qdpo.files import read_json
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEVER_MERGED = -1e6

@@ -8,7 +8,7 @@ from typing import Any
 from qdpo.console import say
 from qdpo.errors import InputMissingError
 from qdpo.export.output import RECORD
-from qdpo.export.source import Run, load_run, read_json
+from qdpo.export.source import Run, load_run
 from qdpo.export.verify.heldout import Heldout, read_heldout
 from qdpo.export.verify.integrity import check_integrity
 from qdpo.export.verify.limits import limits_of
@@ -16,6 +16,7 @@ from qdpo.export.verify.parity import Scores, margins, per_token, score, tokens_
 from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
 from qdpo.export.verify.target import Target
 from qdpo.export.verify.targets import targets_of
+from qdpo.files import read_json
 from qdpo.libraries import quiet_libraries
 
 

@@ -12,7 +12,6 @@ import torch
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.merged import MergedModel
 from qdpo.export.quiet import without_bars
-from qdpo.export.source import read_json
 from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.folder_target import FolderTarget, settings_problems
@@ -20,6 +19,7 @@ from qdpo.export.verify.scorers import Scorer
 from qdpo.export.verify.smoothing import compare_smoothed
 from qdpo.export.verify.target import torch_scorer
 from qdpo.export.whole import computing_dtype, model_with
+from qdpo.files import read_json
 
 INSTALL = "pip install 'qdpo[awq]'"
 

@@ -11,13 +11,14 @@ import torch
 
 from qdpo.export.folder import rounded
 from qdpo.export.merged import MergedModel
-from qdpo.export.source import Run, read_json
+from qdpo.export.source import Run
 from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.compare import compare_all
 from qdpo.export.verify.scorers import Encode, Scorer
 from qdpo.export.verify.target import template_in, torch_scorer
 from qdpo.export.whole import computing_dtype
+from qdpo.files import read_json
 
 
 @dataclass

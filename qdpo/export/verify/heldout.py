@@ -35,13 +35,13 @@ def read_heldout(run: Run, count: int) -> Heldout:
     """
     from transformers import AutoTokenizer
 
-    from qdpo.data.cache import cache_folder
     from qdpo.data.prepare import prepare
-    from qdpo.training import run_folder
+    from qdpo.paths import cache_folder
+    from qdpo.run import folder as run_folder
 
     config = run_folder.reopen(run.folder).config
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
-    prepared = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+    prepared = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder("data"))
     pairs = list(prepared.heldout[:count])
     ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
     prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]

@@ -12,7 +12,7 @@ from qdpo.export.verify.checks import Check
 
 def limits_of(run: Run) -> VerifySection:
     """The run's limits; the schema's own where its configuration cannot be read."""
-    from qdpo.training import run_folder
+    from qdpo.run import folder as run_folder
 
     try:
         return run_folder.reopen(run.folder).config.verify

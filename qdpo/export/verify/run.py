@@ -17,7 +17,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export.merged import MergedModel
 from qdpo.export.output import RECORD
-from qdpo.export.source import Run, load_run, read_json
+from qdpo.export.source import Run, load_run
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.heldout import Heldout, read_heldout
 from qdpo.export.verify.integrity import check_integrity
@@ -29,7 +29,7 @@ from qdpo.export.verify.target import Target, torch_scorer
 from qdpo.export.verify.targets import targets_of
 from qdpo.export.verify.tokens import check_tokens
 from qdpo.export.whole import merged_model
-from qdpo.files import atomic_write, write_json
+from qdpo.files import atomic_write, read_json, write_json
 from qdpo.libraries import quiet_libraries
 
 PARITY = "preference parity"
@@ -120,7 +120,7 @@ def find_run(folder: Path) -> Path:
 
 def measure(run: Run, count: int) -> tuple[Yardstick | None, str]:
     """Score base and trained policy on the run's held-out pairs; None and the reason where that is impossible."""
-    from qdpo.evaluation.trained import load_trained
+    from qdpo.run.trained import load_trained
 
     try:
         heldout = read_heldout(run, count)

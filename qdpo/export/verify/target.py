@@ -11,9 +11,9 @@ import torch
 
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.merged import MergedModel
-from qdpo.export.source import read_json
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.scorers import Encode, Scorer, TorchScorer
+from qdpo.files import read_json
 
 
 class Target(Protocol):

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
-    from qdpo.data.cache import cache_folder, tokenizer_digest
+    from qdpo.data.cache import tokenizer_digest
     from qdpo.data.hub import commit_of
     from qdpo.data.prepare import fingerprint, prepare
     from qdpo.model.load import load_tokenizer
+    from qdpo.paths import cache_folder
 
     config = run.config
     tokenizer = load_tokenizer(config.model)
     revision = commit_of(config.data.name, config.data.revision)
     with parallel.first_goes_first():
-        data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder())
+        data = prepare(config.data, tokenizer, config.train.seed, cache=cache_folder("data"))
     if data.template.source is not None:
         # what is saved beside the adapter, and exported, asks as the run has trained
         tokenizer.chat_template = data.template.source

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.hardware import GIB, available_memory
-from qdpo.memory.parts import LORA
+from qdpo.planner.parts import LORA
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -46,8 +46,8 @@ class Layers:
 
     def set(self, *, recomputed: int | None = None, kept: int | None = None) -> None:
         """Change either number."""
-        from qdpo.packing.kept import keep_dequantized
-        from qdpo.packing.recompute import checkpoint_layers
+        from qdpo.engine.kept import keep_dequantized
+        from qdpo.engine.recompute import checkpoint_layers
 
         if recomputed is not None:
             self.recomputed = checkpoint_layers(self.model, recomputed)
@@ -79,7 +79,7 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
     Raises:
         MemoryShortageError: not even a single pair fits.
     """
-    from qdpo.packing.recompute import decoder_layers
+    from qdpo.engine.recompute import decoder_layers
     from qdpo.training.invariants import Check
 
     packing, train = run.config.packing, run.config.train
@@ -116,7 +116,7 @@ def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
     """
     from transformers.training_args import OptimizerNames
 
-    from qdpo.memory.optimizer import AUTO, ChosenOptimizer, choose_optimizer
+    from qdpo.planner.optimizer import AUTO, ChosenOptimizer, choose_optimizer
 
     wanted, known = run.config.train.optim, run.record.get("optimizer") if run.resume else None
     if str(getattr(trainer.args.optim, "value", trainer.args.optim)) != ("adamw_torch" if wanted == AUTO else wanted):
@@ -147,7 +147,7 @@ def fill_card(trainer: DpoTrainer, layers: Layers, peak: int | None, limit: int)
     Returns:
         What was found, in words.
     """
-    from qdpo.packing.kept import bytes_to_keep
+    from qdpo.engine.kept import bytes_to_keep
 
     if layers.automatic[0]:
         fewest, fits, attempt = 0, layers.recomputed, 0
@@ -188,10 +188,10 @@ def fill_host(run: Run, trainer: DpoTrainer, layers: Layers, data: Prepared) -> 
         What the choice goes by, in words.
     """
     from qdpo.errors import UnavailableError
-    from qdpo.memory.cards import card_of
-    from qdpo.memory.data import lengths_from
-    from qdpo.memory.layers import CPU_SHARE, fewest_recomputed
-    from qdpo.memory.shapes import shape_of
+    from qdpo.planner.cards import card_of
+    from qdpo.planner.data import lengths_from
+    from qdpo.planner.layers import CPU_SHARE, fewest_recomputed
+    from qdpo.planner.shapes import shape_of
 
     tried = f"{trainer.describe_longest()} fits, " if trainer.longest else ""
     if not layers.automatic[0]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.errors import UnavailableError
 from qdpo.files import sha256_file
-from qdpo.hardware import Device
+from qdpo.hardware import mixed_precision
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from qdpo.data.prepare import Prepared
-    from qdpo.packing.engine import Engine
+    from qdpo.engine.engine import Engine
     from qdpo.training.losses import LossSettings
 
 
@@ -85,11 +81,11 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
     Raises:
         UnavailableError: only stock TRL can train this model.
     """
-    from qdpo.packing.engine import Engine
-    from qdpo.packing.fuse import fuse
-    from qdpo.packing.gradient_check import check_gradients
-    from qdpo.packing.probe import decide
-    from qdpo.packing.recompute import checkpoint_layers
+    from qdpo.engine.engine import Engine
+    from qdpo.engine.fuse import fuse
+    from qdpo.engine.gradient_check import check_gradients
+    from qdpo.engine.probe import decide
+    from qdpo.engine.recompute import checkpoint_layers
     from qdpo.training.invariants import Check
 
     packing = run.config.packing
@@ -128,15 +124,6 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         }
     )
     return engine
-
-
-def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
-    """The context of a forward pass: autocast on a GPU in half precision, as the trainer has it, else none."""
-    import torch
-
-    if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        return partial(torch.autocast, "cuda", dtype)
-    return contextlib.nullcontext
 
 
 def parameter_count(model: Any) -> int:

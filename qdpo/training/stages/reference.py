@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from qdpo.data.prepare import Prepared
-    from qdpo.packing.engine import Engine
+    from qdpo.engine.engine import Engine
     from qdpo.training.out_of_memory import Budgets
     from qdpo.training.trainer import Split
 
@@ -34,8 +34,9 @@ def reference_pass(
     run: Run, engine: Engine, policy: PeftModel, data: Prepared, budgets: Budgets
 ) -> tuple[Split, Split]:
     """Compute what the reference says of every pair that the run will look at."""
+    from qdpo.paths import cache_folder
     from qdpo.training.order import permutation, visited
-    from qdpo.training.reference import cache_folder, reference_logps
+    from qdpo.training.reference import reference_logps
     from qdpo.training.trainer import Split
 
     config = run.config
@@ -54,7 +55,7 @@ def reference_pass(
             start=config.reference == "start",
             identity=reference_identity(run, engine),
             pin=run.folder / "reference",
-            shared=cache_folder() if config.packing.reference_cache == "shared" else None,
+            shared=cache_folder("reference") if config.packing.reference_cache == "shared" else None,
         )
         for pairs, needed in (
             (data.train, sorted(wanted, key=place.__getitem__)),

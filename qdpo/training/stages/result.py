@@ -72,7 +72,7 @@ def save_pairs(run: Run, trainer: DpoTrainer | TrlTrainer, tokenizer: PreTrained
     """Write the held-out pairs as the final adapter sees them, for the report page."""
     import torch
 
-    from qdpo.report.pairs import write_pairs
+    from qdpo.run.pairs import write_pairs
     from qdpo.training.trainer import DpoTrainer
 
     if not isinstance(trainer, DpoTrainer):

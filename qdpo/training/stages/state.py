@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_for
 from qdpo.hardware import Device
-from qdpo.training import run_folder
+from qdpo.run import folder as run_folder
 
 if TYPE_CHECKING:
     from qdpo.training.invariants import Check

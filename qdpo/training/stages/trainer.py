@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
     from qdpo.data.prepare import Prepared
-    from qdpo.packing.engine import Engine
+    from qdpo.engine.engine import Engine
     from qdpo.training.losses import LossSettings
     from qdpo.training.mirror import Mirror
     from qdpo.training.out_of_memory import Budgets
@@ -127,11 +127,11 @@ def first_callbacks(run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared
     """
     import torch
 
+    from qdpo.hardware import mixed_precision
     from qdpo.training.callbacks import ScheduleCallback
     from qdpo.training.checkpointing import SavedStep
     from qdpo.training.invariants import FirstStepCallback
     from qdpo.training.samples import FILE, SamplesCallback, choose_prompts
-    from qdpo.training.stages.model import mixed_precision
 
     samples = SamplesCallback(
         run.folder / FILE,

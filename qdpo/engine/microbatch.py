@@ -1,0 +1,33 @@
+"""Cutting pairs into packs by a token budget: first-fit decreasing (Johnson 1973)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qdpo.data.pairs import TokenPair
+from qdpo.engine.layout import packed_tokens
+
+
+def cut(pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
+    """Group pairs so that no group exceeds the budget, except a single pair that does so alone.
+
+    Args:
+        pairs: what to group.
+        budget: packed tokens per group.
+
+    Returns:
+        Groups of positions in `pairs`, the group with the longest pair first.
+    """
+    sizes = [packed_tokens(pair) for pair in pairs]
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
+        for group, free in enumerate(room):
+            if sizes[i] <= free:
+                groups[group].append(i)
+                room[group] -= sizes[i]
+                break
+        else:
+            groups.append([i])
+            room.append(budget - sizes[i])
+    return groups

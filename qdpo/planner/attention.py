@@ -1,0 +1,188 @@
+"""What attention over a packed row takes and keeps (the sizes of `qdpo.engine.attention`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qdpo.planner.ledger import Ledger
+from qdpo.planner.lengths import PackShape
+from qdpo.planner.shapes import Shape
+
+# Packed tokens per pair from which the engine loops over segments (qdpo.engine.attention, which needs torch).
+LOOP_FROM = 192
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of scaled dot-product attention.
+
+    Attributes:
+        batch: rows B.
+        own: query tokens L, padding included.
+        total: key tokens, prefix and own, padding included.
+        masked: it takes an explicit mask.
+        copied: keys and values are copied for it: they are no plain part of the packed row.
+    """
+
+    batch: int
+    own: int
+    total: int
+    masked: bool
+    copied: bool
+
+
+def calls(pack: PackShape, window: int | None) -> tuple[list[Call], bool]:
+    """The calls for a pack in one layer, and whether they are a loop over segments (else: padded batches)."""
+    segments = pack.segments
+    if pack.tokens >= LOOP_FROM * len(pack.pairs):
+        return [
+            Call(1, own, own + prefix, bool(prefix) or _cuts(window, own), bool(prefix)) for own, prefix in segments
+        ], True
+    found = []
+    for kind in ([s for s in segments if not s[1]], [s for s in segments if s[1]]):
+        if kind:
+            own, prefix = max(s[0] for s in kind), max(s[1] for s in kind)
+            masked = bool(prefix) or _cuts(window, own)
+            found.append(Call(len(kind), own, own + prefix, masked, True))
+    return found, False
+
+
+def _cuts(window: int | None, total: int) -> bool:
+    return window is not None and total > window
+
+
+def mask_bytes(shape: Shape, pack: PackShape, b: int) -> float:
+    """Bytes of the masks of a pack, which are made in the first layer and kept for the others.
+
+    Args:
+        shape: the model's.
+        pack: the row.
+        b: bytes of an activation.
+    """
+    windows = {shape.window if shape.is_windowed(layer) else None for layer in range(shape.layers)}
+    masked = {
+        # in a loop, segments of the same lengths share one
+        (window, call if not looped else (call.own, call.total)): call
+        for window in windows
+        for found, looped in [calls(pack, window)]
+        for call in found
+        if call.masked
+    }
+    each = 1 if shape.score_cap else b
+    return float(sum(call.batch * call.own * -(-call.total // 8) * 8 * each for call in masked.values()))
+
+
+class Attention:
+    """Attention of one layer on one pack.
+
+    Args:
+        shape: the model's.
+        pack: the row.
+        b: bytes of an activation.
+        layer: number of the layer.
+    """
+
+    def __init__(self, shape: Shape, pack: PackShape, b: int, layer: int) -> None:
+        self.shape, self.b = shape, b
+        self.calls, self.looped = calls(pack, shape.window if shape.is_windowed(layer) else None)
+        self.row = pack.tokens * shape.q * b
+        """Bytes of all heads of the row."""
+        self.narrow = pack.tokens * shape.kv * b
+        """Bytes of its key (or value) heads."""
+        self.repeated = 2 * self.row if shape.heads > shape.kv_heads else 0
+        self.kept = 0.0
+        """Bytes that the backward pass needs, after `forward`."""
+
+    def forward(self, ledger: Ledger, keep: bool) -> None:
+        """From rotated queries, keys and values (held) to the output (held); what is not needed again is dropped."""
+        given = self.row + 2 * self.narrow
+        ledger.hold(self.repeated)
+        kept = outputs = 0.0
+        for call in self.calls:
+            queries = call.batch * call.own * self.shape.q * self.b
+            keys = call.batch * call.total * self.shape.q * self.b
+            copies = (2 * keys if call.copied else 0) + (0 if self.looped else queries)
+            ledger.hold(copies)
+            saved = copies + self._call(ledger, call, queries, keys, keep) + queries
+            kept += saved
+            if self.looped:
+                outputs += queries
+                ledger.drop(0 if keep else saved - queries)
+            else:
+                # flattened
+                outputs += queries
+                ledger.hold(queries)
+                ledger.drop(0 if keep else saved)
+        if self.looped:
+            ledger.hold(self.row)
+            ledger.briefly(self.row)
+            ledger.drop(0 if keep else outputs)
+        else:
+            # all groups one after the other, and the row taken from them
+            ledger.briefly(outputs + self.row)
+            ledger.hold(self.row)
+            ledger.drop(outputs)
+        if not keep:
+            ledger.drop(given + self.repeated)
+            return
+        if self.looped:
+            # queries, and keys and values of the prefixes, are parts of these
+            whole = self.row + (self.repeated or 2 * self.narrow)
+            ledger.drop(given + self.repeated - whole)
+            self.kept = kept + whole
+        else:
+            ledger.drop(given + self.repeated)
+            self.kept = kept
+
+    def _call(self, ledger: Ledger, call: Call, queries: float, keys: float, keep: bool) -> float:
+        """One call; returns what it holds besides its inputs and output, having taken the output too."""
+        squares = call.batch * self.shape.heads * call.own * call.total
+        mask = call.batch * call.own * call.total
+        if not self.shape.score_cap:
+            # one fp32 normaliser a query and head; the mask is the pack's, made once
+            saved = 4 * call.batch * call.own * self.shape.heads
+            ledger.hold(saved + queries)
+            return saved
+        # the product wants its batches side by side
+        copies = 0 if self.looped else queries + 2 * keys
+        tanh, soft = squares * self.b, squares * 4
+        cast = squares * self.b if self.b < 4 else 0
+        most = max(2 * squares * self.b, squares * self.b + soft + cast)
+        with ledger.kind("attention scores"):
+            ledger.briefly(copies + (tanh if keep else 0) + most)
+        if not keep:
+            ledger.hold(queries)
+            return 0.0
+        saved = tanh + soft + cast + mask
+        ledger.hold(copies + saved + queries)
+        if copies:
+            ledger.drop(copies)
+        return saved
+
+    def backward(self, ledger: Ledger) -> None:
+        """From the output's gradient (held) to those of queries, keys and values (held); `kept` is dropped.
+
+        The last segments come first, when everything kept is still there.
+        """
+        b, heads = self.b, self.shape.heads
+        wide = 3 * self.row
+        # the gradient of all groups' outputs, one after the other
+        padded = 0.0 if self.looped else sum(call.batch * call.own * self.shape.q * b for call in self.calls)
+        ledger.hold(padded)
+        for number, call in enumerate(reversed(self.calls)):
+            queries = call.batch * call.own * self.shape.q * b
+            keys = call.batch * call.total * self.shape.q * b
+            squares = call.batch * heads * call.own * call.total
+            extra = queries + 2 * keys
+            if self.shape.score_cap:
+                extra += squares * (8 + b) if b < 4 else squares * 8
+            if not self.looped:
+                extra += queries
+            ledger.briefly(extra + (self.row if number else 0))
+            if number == 0:
+                ledger.hold(wide)
+            ledger.briefly(extra + self.row)
+        ledger.drop(padded + self.kept + self.row)  # with the output's gradient
+        if self.repeated:
+            ledger.briefly(self.row + self.narrow)
+            ledger.drop(2 * (self.row - self.narrow))

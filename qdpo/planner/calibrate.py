@@ -1,0 +1,250 @@
+"""`--calibrate`: one forward, backward and step on the longest batch, and the measured peak beside the estimate."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qdpo import console
+from qdpo.config.schema import RunConfig
+from qdpo.hardware import GIB, Device, find_device
+from qdpo.planner.auto import choose
+from qdpo.planner.cards import card_of
+from qdpo.planner.data import lengths_from
+from qdpo.planner.estimate import Settings, estimate
+from qdpo.planner.meter import peak_bytes
+from qdpo.planner.optimizer import FUSED, choose_optimizer
+from qdpo.planner.settings import compute_type, settings_for
+from qdpo.planner.shapes import shape_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from qdpo.data.pairs import TokenPair
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Bytes of tensors.
+
+    Attributes:
+        loaded: of base and adapter, measured.
+        loaded_estimate: the same, estimated.
+        peak: while stepping, measured.
+        peak_estimate: the same, estimated.
+        pairs: of the batch.
+        tokens: packed tokens of the batch.
+        device: where it was measured.
+    """
+
+    loaded: int
+    loaded_estimate: float
+    peak: int
+    peak_estimate: float
+    pairs: int
+    tokens: int
+    device: str
+
+    @property
+    def error(self) -> float:
+        """Of the estimate, relative to the measured peak."""
+        return self.peak_estimate / self.peak - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "error": self.error}
+
+    def text(self) -> str:
+        """In words."""
+        rows = [
+            f"one step on the {self.pairs} longest pairs ({self.tokens:,} packed tokens) on {self.device}",
+            f"{'':24}{'measured':>14}{'estimated':>14}",
+            f"{'base and adapter':24}{self.loaded / GIB:10.3f} GiB{self.loaded_estimate / GIB:10.3f} GiB",
+            f"{'peak of the step':24}{self.peak / GIB:10.3f} GiB{self.peak_estimate / GIB:10.3f} GiB"
+            f"  ({self.error:+.1%})",
+        ]
+        return "\n".join(rows)
+
+
+def calibrate(config: RunConfig, *, auto: bool = False) -> Calibration:
+    """Load base, adapter and data as a run would, make one step on the longest pairs, and measure.
+
+    Args:
+        config: the run's configuration.
+        auto: choose the settings for this machine first.
+    """
+    from qdpo.data.prepare import prepare
+    from qdpo.engine.layout import packed_tokens
+    from qdpo.libraries import quiet_libraries
+    from qdpo.model.load import load_base, load_tokenizer
+    from qdpo.model.lora import attach, disable_dropout
+    from qdpo.paths import cache_folder
+
+    quiet_libraries()
+    device = find_device()
+    data = prepare(
+        config.data.model_copy(update={"contamination": []}),
+        load_tokenizer(config.model),
+        config.train.seed,
+        cache=cache_folder("data"),
+    )
+    longest = sorted(range(len(data.train)), key=lambda i: -packed_tokens(data.train[i]))
+    pairs = [data.train[i] for i in longest[: config.train.pairs_per_step]]
+    base = load_base(config.model, device)
+    shape = shape_of(base.model.config.to_dict(), config.model.name)
+    card = card_of(device)
+    if auto:
+        config, choices = choose(config, shape, card, lengths_from(config, data.train, data.heldout))
+        for choice in choices:
+            console.note(f"{choice.setting}: {choice.reason}")
+    policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
+    disable_dropout(policy)
+    wanted = settings_for(config, card, lengths_from(config, pairs, []))
+    found = estimate(shape, Settings(config, _bytes(base.dtype), wanted.train_packs, [], wanted.several, wanted.cuda))
+    step = make_step(policy, base.dtype, device, config, pairs)
+    step()  # the optimizer's state and the libraries' workspaces exist from the second step on
+    loaded = tensor_bytes(policy)
+    state = _optimizer_state(step)
+    peak = loaded + state + peak_bytes(step, device.torch)
+    frozen = sum(size for name, size in found.parts.items() if name in _LOADED)
+    stepping = max(found.phases[name] for name in ("forward", "backward", "step"))
+    tokens = sum(packed_tokens(pair) for pair in pairs)
+    return Calibration(loaded, frozen, peak, stepping, len(pairs), tokens, device.name)
+
+
+_LOADED = (
+    "linear weights",
+    "NF4 weights",
+    "NF4 scales (8 bit)",
+    "NF4 scales (fp32)",
+    "scales of the scales",
+    "embedding, head, norms",
+    "LoRA weights (fp32)",
+)
+
+
+def _bytes(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+@dataclass
+class Step:
+    """One optimizer step as the trainer makes it: packs, forward, backward, clipping, update.
+
+    Attributes:
+        engine: runs the model.
+        policy: with its adapter.
+        optimizer: of the kind that the configuration names.
+        config: the run's configuration.
+        pairs: of the batch.
+        scaler: scales the loss in float16; None elsewhere.
+    """
+
+    engine: Any
+    policy: Any
+    optimizer: Any
+    config: RunConfig
+    pairs: list[TokenPair]
+    scaler: Any
+
+    def __call__(self) -> None:
+        """Make the step."""
+        import torch
+
+        self.policy.train()
+        for group in self.engine.cut(self.pairs, self.config.packing.tokens_per_micro_batch):
+            scores = self.engine.score([self.pairs[i] for i in group], group)
+            chosen, rejected = scores.logps.chunk(2)
+            loss = -torch.nn.functional.logsigmoid(self.config.loss.beta * (chosen - rejected)).sum() / len(self.pairs)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        if self.config.train.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig, pairs: list[TokenPair]) -> Step:
+    """A step on a loaded model, its attention, fused functions and checkpointing set up as in a run."""
+    import torch
+
+    from qdpo.engine import attention
+    from qdpo.engine.engine import Engine
+    from qdpo.engine.fuse import fuse
+    from qdpo.engine.recompute import checkpoint_layers
+
+    packing, model = config.packing, policy.get_base_model()
+    attention.install(model)
+    fuse(
+        model,
+        linear=packing.fused_lora,
+        mlp=packing.fused_mlp,
+        norm=packing.fused_norm,
+        skip_unscored=packing.skip_unscored,
+    )
+    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
+    checkpoint_layers(model, wanted if config.train.gradient_checkpointing else 0)
+    half = device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    engine = Engine(
+        model, device.torch, partial(torch.autocast, "cuda", dtype) if half else contextlib.nullcontext, "packed"
+    )
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    scaler = torch.amp.GradScaler("cuda") if device.kind == "cuda" and dtype == torch.float16 else None
+    return Step(engine, policy, make_optimizer(config, trained, device), config, pairs, scaler)
+
+
+def make_optimizer(config: RunConfig, trained: list[Any], device: Device) -> Any:
+    """The optimizer that the configuration names, as transformers makes it."""
+    import torch
+
+    train = config.train
+    settings: dict[str, Any] = {
+        "lr": train.learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
+        "weight_decay": train.weight_decay,
+    }
+    scaled = device.kind == "cuda" and compute_type(config, card_of(device))[0] == "float16"
+    weights = sum(parameter.numel() for parameter in trained)
+    optim = choose_optimizer(train.optim, weights, math.inf, device.kind, scaled=scaled).name
+    if optim.startswith("adamw_torch"):
+        return torch.optim.AdamW(trained, fused=optim == FUSED or None, **settings)
+    from bitsandbytes.optim import AdamW
+
+    paged = optim.startswith("paged") and device.kind == "cuda"
+    return AdamW(trained, optim_bits=8 if "8bit" in optim else 32, is_paged=paged, **settings)
+
+
+def tensor_bytes(module: Any) -> int:
+    """Bytes of a model's parameters, buffers, and the scales of its 4-bit weights; shared memory counts once."""
+    seen: dict[int, int] = {}
+
+    def add(tensor: Any) -> None:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+
+    for tensor in [*module.parameters(), *module.buffers()]:
+        add(tensor)
+        state = getattr(tensor, "quant_state", None)
+        while state is not None:
+            for name in ("absmax", "code", "offset"):
+                value = getattr(state, name, None)
+                if hasattr(value, "untyped_storage"):
+                    add(value)
+            state = getattr(state, "state2", None)
+    return sum(seen.values())
+
+
+def _optimizer_state(step: Step) -> int:
+    """Bytes of the optimizer's state in tensors that the allocator counts: paged ones it does not."""
+    values = [value for state in step.optimizer.state.values() for value in state.values()]
+    return sum(v.nbytes for v in values if hasattr(v, "untyped_storage") and not getattr(v, "is_paged", False))

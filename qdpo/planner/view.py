@@ -1,0 +1,117 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qdpo.hardware import GIB
+from qdpo.planner.parts import checkpointed_layers, kept_layers
+from qdpo.planner.plan import Plan
+
+WIDTH = 30
+
+
+def lines(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
+    """The plan, line by line.
+
+    Args:
+        plan: the plan.
+        gguf: bytes of the GGUF files by kind.
+    """
+    return [*_head(plan), "", *_memory(plan), "", *_time(plan), "", *_disk(plan, gguf), "", *_verdict(plan)]
+
+
+def _head(plan: Plan) -> list[str]:
+    config, shape = plan.config, plan.base.shape
+    layers = f"{checkpointed_layers(shape, config)} of {shape.layers} layers computed twice"
+    if kept := kept_layers(shape, config):
+        layers += f", weights of {kept} kept dequantized"
+    engine = (
+        [] if config.engine == "packed" else ["engine      trl: not planned; these figures are the packed engine's"]
+    )
+    return [
+        f"plan        {config.name}",
+        f"base        {config.model.name}: {shape.parameters / 1e9:.2f} B weights ({plan.base.origin})",
+        f"card        {plan.card.name}, {plan.card.memory / GIB:.2f} GiB ({plan.card_reason})",
+        f"compute     {plan.dtype[0]}: {plan.dtype[1]}",
+        f"data        {plan.lengths.origin}",
+        f"packs       {config.packing.tokens_per_micro_batch} tokens, without gradients "
+        f"{config.packing.tokens_without_grad}; {layers}",
+        *engine,
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    found = plan.estimate
+    rows = [f"memory at the peak ({found.when})"]
+    rows += [_row(name, size) for name, size in found.parts.items()]
+    rows.append(_row("tensors together", found.peak))
+    if found.context:
+        rows.append(_row("CUDA context (assumed)", found.context))
+        rows.append(_row("allocator's slack (assumed)", found.slack))
+    rows.append(_row("needed", found.total))
+    rows.append("peaks       " + ", ".join(f"{name} {_gib(size)}" for name, size in found.phases.items() if size))
+    rows.append(f"optimizer   {plan.optimizer}")
+    host = sum(plan.host.values())
+    rows.append(f"loading     takes {_gib(host)} of the host's memory beside the libraries, tensor by tensor")
+    return rows
+
+
+def _row(name: str, size: float) -> str:
+    return f"  {name:{WIDTH}}{_gib(size):>14}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3f} GiB" if size >= 0.01 * GIB else f"{size * 1024 / GIB:.3f} MiB"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _time(plan: Plan) -> list[str]:
+    time, card = plan.duration, plan.card
+    step = f"{time.step.tokens:,.0f} packed tokens, {time.step.flops / 1e12:.3g} TFLOP, {_seconds(time.step.seconds)}"
+    rows = [f"time, estimated: {card.tflops:g} TFLOP/s x {card.efficiency:.0%} reached ({card.source})"]
+    rows.append(f"  a step      {step}")
+    if time.steps is None:
+        rows.append("  steps       unknown: the number of rows is known after download")
+        return rows
+    rows.append(f"  training    {time.steps:,} steps, {_seconds(time.training.seconds)}")
+    rows.append(f"  reference   {_seconds(time.reference.seconds)}")
+    rows.append(f"  evaluation  {_seconds(time.evaluation.seconds)}")
+    rows.append(f"  answers     {_seconds(time.samples.seconds)}")
+    rows.append(f"  together    {_seconds(time.seconds)}, without download and loading")
+    return rows
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _disk(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
+    disk = plan.disk
+    files = ", ".join(f"{kind} {_gb(size)}" for kind, size in gguf.items())
+    return [
+        f"disk        base {_gb(disk.download)}, checkpoints {_gb(disk.checkpoints)}, rest of the run {_gb(disk.run)}",
+        f"            export: merged {_gb(disk.merged)}; GGUF {files}",
+    ]
+
+
+def _verdict(plan: Plan) -> list[str]:
+    verdict = plan.verdict
+    rows = [f"verdict     {verdict.text}"]
+    if (knob := verdict.knob) is not None:
+        options = " ".join(f"--set {setting}" for setting in knob.setting.split())
+        enough = "then it fits" if knob.fits else "not enough alone"
+        enough += "; it changes what is learned" if knob.learns_less else ""
+        rows.append(f"turn first  {options} ({knob.gives / GIB:.2f} GiB less; {enough})")
+    elif verdict.kind != "fits":
+        rows.append("turn first  nothing here helps: take a larger card or a smaller base")
+    return rows

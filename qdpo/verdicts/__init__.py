@@ -1,0 +1,1 @@
+"""What a run's numbers say: the evidence, and the rules that judge it."""
