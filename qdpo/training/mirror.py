@@ -28,7 +28,7 @@ from qdpo.run import lock
 from qdpo.run.folder import RECORD
 
 CHECKPOINTS = "checkpoints"
-NOT_COPIED = ("export", "tensorboard", lock.FILE)
+NOT_COPIED = ("export", "tensorboard", "wandb", lock.FILE)
 """Exports are made again from the adapter, and are larger than all the rest."""
 
 Signature = tuple[tuple[str, int, int], ...]
