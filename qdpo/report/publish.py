@@ -16,7 +16,8 @@ from qdpo import console
 from qdpo.errors import InputMissingError, OutputError, QdpoError, UnavailableError, UsageError
 from qdpo.files import MANIFEST, manifest_problems
 from qdpo.report import markdown as md
-from qdpo.report.card import CARD, PLOTS, render_card
+from qdpo.report.card import CARD, render_card
+from qdpo.report.facts import PLOTS
 from qdpo.run.record import Published
 from qdpo.verdicts.measured import read_object
 

@@ -48,9 +48,9 @@ def _steps(record: RunRecord) -> int:
     if isinstance(done, int):
         return done
     pairs = dig(record.run, "data", "train", "pairs")
-    if train.max_steps is None and not pairs:
-        return 0
-    return steps_for(pairs or 0, train.pairs_per_step, train.num_train_epochs, train.max_steps)
+    if not pairs:
+        return train.max_steps or 0
+    return steps_for(pairs, train.pairs_per_step, train.num_train_epochs, train.max_steps)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
