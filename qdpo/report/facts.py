@@ -18,7 +18,8 @@ from qdpo.config.schema import RunConfig
 from qdpo.data.report import DataReport, contamination_sentence
 from qdpo.report import markdown as md
 from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
-from qdpo.verdicts.measured import HELDOUT, evidence_of, read_evaluations, read_exports, read_pairs, read_samples
+from qdpo.run.results import HELDOUT, read_evaluations, read_exports, read_pairs, read_samples
+from qdpo.verdicts.measured import evidence_of
 from qdpo.verdicts.rules import Verdict, judge
 
 EMBEDDED = "quickstart"

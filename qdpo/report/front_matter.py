@@ -7,7 +7,7 @@ from typing import Any
 from qdpo.report import markdown as md
 from qdpo.report.facts import TASKS, Facts, name_on_hub
 from qdpo.run.record import dig
-from qdpo.verdicts.measured import HELDOUT
+from qdpo.run.results import HELDOUT
 
 # The identifiers that the hub knows; anything else has to be declared as `other` with a name.
 # fmt: off

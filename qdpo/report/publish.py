@@ -19,7 +19,7 @@ from qdpo.report import markdown as md
 from qdpo.report.card import CARD, render_card
 from qdpo.report.facts import PLOTS
 from qdpo.run.record import Published
-from qdpo.verdicts.measured import read_object
+from qdpo.run.results import read_object
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
