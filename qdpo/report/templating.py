@@ -19,6 +19,8 @@ from markupsafe import Markup
 from qdpo.evaluation import tasks_table, view
 from qdpo.export.verify.report import card_section
 from qdpo.report import markdown as md
+from qdpo.report.facts import TASKS
+from qdpo.run.results import HELDOUT
 
 
 def card_environment() -> Environment:
@@ -62,7 +64,8 @@ def _environment(shown: Callable[[Any], str]) -> Environment:
     for text in (md.cut, md.one_line, md.public_name, md.without_folders, md.command_line):
         environment.filters[text.__name__] = text
     environment.filters["finite"] = md.number
-    environment.globals |= {"attempt": _attempt, "GROUPS": view.GROUPS, "sentences": view.sentences}
+    environment.globals |= {"attempt": _attempt, "sentences": view.sentences}
+    environment.globals |= {"GROUPS": view.GROUPS, "HELDOUT": HELDOUT, "TASKS": TASKS}
     return environment
 
 

@@ -7,6 +7,7 @@ left out here, because a report of the rest is still worth having.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,11 @@ def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
 def read_pairs(folder: Path) -> list[dict[str, Any]]:
     """The scored held-out pairs that have a margin and texts."""
     rows = read_lines(folder / EVALUATION / PAIRS)
-    return [
-        row
-        for row in rows
-        if isinstance(row.get("margin"), int | float) and _texts(row, "prompt", "chosen", "rejected")
-    ]
+    return [row for row in rows if _finite(row.get("margin")) and _texts(row, "prompt", "chosen", "rejected")]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _texts(row: Mapping[str, Any], *keys: str) -> bool:
