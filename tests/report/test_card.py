@@ -15,8 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from qdpo.errors import InputMissingError
-from qdpo.report.card import render_card, write_card
-from qdpo.report.procedure import COLUMNS
+from qdpo.report.card import COLUMNS, render_card, write_card
 from qdpo.run.record import read_run
 
 SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
