@@ -117,12 +117,12 @@ def adapter_of(args: argparse.Namespace) -> Path | None:
 
 
 def _folder(args: argparse.Namespace) -> Path | None:
-    from qdpo.evaluation.run import FOLDER
     from qdpo.paths import output_path
+    from qdpo.run.folder import EVALUATION
 
     if args.out is not None:
         return output_path(args.out, "--out")
-    return args.run / FOLDER if args.run else None
+    return args.run / EVALUATION if args.run else None
 
 
 def _refresh(args: argparse.Namespace) -> None:

@@ -35,9 +35,9 @@ from qdpo.data.pairs import Message, TokenPair
 from qdpo.engine.decoding import decoding
 from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
-from qdpo.files import append, explained
+from qdpo.files import append
 from qdpo.hardware import is_out_of_memory
-from qdpo.training.callbacks import step_of
+from qdpo.run.metrics import keep_until
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -169,10 +169,8 @@ class SamplesCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Drop lines of steps that a resumed run will do again."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text().splitlines() if state.global_step else []
-            with explained(self.path):
-                self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= state.global_step))
+        if state.is_world_process_zero:
+            keep_until(self.path, state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Answer, write, show; a model that cannot answer is trained on without samples."""

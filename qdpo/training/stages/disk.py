@@ -32,5 +32,5 @@ def check_room(run: Run, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, 
         len(data.train) + len(data.heldout),
         TOKEN_BYTES * len(tokenizer),
     )
-    export = 2 * run.record["base"]["parameters"] if run.config.train.room_for_export else 0
+    export = 2 * (run.record.base.parameters or 0) if run.config.train.room_for_export else 0
     check_disk(run.folder, needed, export)

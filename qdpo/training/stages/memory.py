@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.hardware import GIB, available_memory
 from qdpo.planner.parts import LORA
+from qdpo.run.schema import Optimizer
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -86,7 +87,7 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
     model = trainer.engine.model
     layers = Layers(
         model,
-        run.record["engine"]["checkpointed_layers"],
+        run.record.engine.checkpointed_layers or 0,
         0,
         len(decoder_layers(model)),
         (packing.checkpoint_layers == "auto" and train.gradient_checkpointing, packing.keep_dequantized == "auto"),
@@ -103,7 +104,8 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
     else:
         detail = fill_host(run, trainer, layers, data)
     run.checks.append(Check("memory", f"{detail}; {layers.text()}").say())
-    run.save(engine={**run.record["engine"], "checkpointed_layers": layers.recomputed, "kept_layers": layers.kept})
+    numbers = {"checkpointed_layers": layers.recomputed, "kept_layers": layers.kept}
+    run.save(engine=run.record.engine.model_copy(update=numbers))
 
 
 def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
@@ -118,11 +120,11 @@ def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
 
     from qdpo.planner.optimizer import AUTO, ChosenOptimizer, choose_optimizer
 
-    wanted, known = run.config.train.optim, run.record.get("optimizer") if run.resume else None
+    wanted, known = run.config.train.optim, run.record.optimizer
     if str(getattr(trainer.args.optim, "value", trainer.args.optim)) != ("adamw_torch" if wanted == AUTO else wanted):
         return  # the backend takes another
-    if wanted == AUTO and known:
-        chosen = ChosenOptimizer(known["name"], known["reason"])
+    if wanted == AUTO and run.resume and known.name:
+        chosen = ChosenOptimizer(known.name, known.reason or "")
     else:
         scaled = trainer.accelerator.scaler is not None
         gradients = LORA * trainer.trained_weights
@@ -132,7 +134,7 @@ def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
     trainer.args.optim = OptimizerNames(chosen.name)
     if wanted == AUTO:
         console.note(f"optim {chosen.name}: {chosen.reason}")
-    run.save(optimizer={"name": chosen.name, "reason": chosen.reason})
+    run.save(optimizer=Optimizer(name=chosen.name, reason=chosen.reason))
 
 
 def fill_card(trainer: DpoTrainer, layers: Layers, peak: int | None, limit: int) -> str:

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from qdpo import console
 from qdpo.files import staged_folder
 from qdpo.hardware import GIB, peak_memory
+from qdpo.run.folder import ADAPTER, METRICS
+from qdpo.run.metrics import read_metrics
+from qdpo.run.pairs import write_pairs
+from qdpo.run.schema import Check, Result
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -30,37 +34,34 @@ def finish(
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
     from qdpo.training import checkpoint
-    from qdpo.training.callbacks import read_metrics
 
     step = trainer.state.global_step
     if run.config.train.load_best != "none" and trainer.state.best_global_step:
         step = trainer.state.best_global_step
         checkpoint.read_adapter(policy, checkpoint.step_folder(trainer.checkpoints, step))
         console.note(f"the final adapter is the best evaluation's, step {step} ({trainer.state.best_metric:.4f})")
-    adapter = run.folder / "adapter"
+    adapter = run.folder / ADAPTER
     with staged_folder(adapter, replace=True) as staging:
         checkpoint.write_adapter(policy, staging, run.config.model.name)
         tokenizer.save_pretrained(str(staging))
-    lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval_loss" in line]
+    lines = [line for line in read_metrics(run.folder / METRICS) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)
     run.save(
         state="finished",
-        checks=[{"name": check.name, "detail": check.detail} for check in run.checks],
-        result={
-            "steps": trainer.state.global_step,
-            "epochs": trainer.state.epoch,
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory(run.device),
-            "tokens": trainer.tokens_seen,
-            "before": before,
-            "after": after,
-            "text_nll": (
-                {"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if trainer.text else None
-            ),
-            "adapter_step": step,
-            "adapter_sha256": sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
-        },
+        checks=[Check(name=check.name, detail=check.detail) for check in run.checks],
+        result=Result(
+            steps=trainer.state.global_step,
+            epochs=trainer.state.epoch,
+            seconds=seconds,
+            peak_memory_bytes=peak_memory(run.device),
+            tokens=trainer.tokens_seen,
+            before=before,
+            after=after,
+            text_nll={"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if trainer.text else None,
+            adapter_step=step,
+            adapter_sha256=sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
+        ),
     )
     draw_plots(run.folder)
     save_pairs(run, trainer, tokenizer, step)
@@ -72,7 +73,6 @@ def save_pairs(run: Run, trainer: DpoTrainer | TrlTrainer, tokenizer: PreTrained
     """Write the held-out pairs as the final adapter sees them, for the report page."""
     import torch
 
-    from qdpo.run.pairs import write_pairs
     from qdpo.training.trainer import DpoTrainer
 
     if not isinstance(trainer, DpoTrainer):

@@ -30,4 +30,4 @@ class UsedCallback(TrainerCallback):
             return
         self.done = True
         self.run.checks.append(Check("the first step", used.text()).say())
-        self.run.save(engine={**self.run.record["engine"], "used": used.as_dict()})
+        self.run.save(engine=self.run.record.engine.model_copy(update={"used": used.as_dict()}))
