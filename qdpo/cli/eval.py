@@ -98,12 +98,12 @@ def configuration(args: argparse.Namespace) -> RunConfig:
     from qdpo.cli.train import replacements
     from qdpo.config.resolve import resolve
     from qdpo.config.schema import DataSection
-    from qdpo.run import folder as run_folder
+    from qdpo.run.folder import reopen
 
     # one file of pairs is evaluated whole
     overrides = [*replacements(args.model, args.pairs), *(["data.max_rows=null"] if args.pairs else [])]
     if args.run:
-        return resolve(str(args.run / run_folder.CONFIG), [*overrides, *args.overrides]).config
+        return reopen(args.run, overrides=[*overrides, *args.overrides]).config
     # the demonstration's own limits do not hold for other models
     limits = [f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")]
     return resolve("quickstart", [*overrides, *limits, "data.text=null", *args.overrides]).config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,10 @@ from qdpo.config import fields, strict_yaml
 from qdpo.config.resolve import value_of
 from qdpo.errors import BusyError, InputMissingError, QdpoError
 from qdpo.run import lock
-from qdpo.run.folder import CHECKPOINTS, CONFIG, METRICS, RECORD
+from qdpo.run.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, complete_steps
 from qdpo.run.metrics import all_ties
 from qdpo.run.record import RunRecord, read_run
 from qdpo.run.schema import Metrics, Record
-
-STEP = re.compile(r"step-(\d{6,})")
 
 RESULTS = {
     "prefers_chosen": "logps/accuracies",
@@ -60,7 +57,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "state": "damaged",
         "problem": None,
-        "checkpoint": _checkpoint(folder),
+        # the newest; whether it is whole is found out when it is loaded
+        "checkpoint": max(complete_steps(folder / CHECKPOINTS), default=None),
     }
     written = [path.stat().st_mtime for name in (RECORD, METRICS) if (path := folder / name).is_file()]
     row["age_seconds"] = max(0.0, time.time() - max(written)) if written else None
@@ -100,12 +98,6 @@ def _results(metrics: Metrics) -> dict[str, Any]:
     if metrics and all_ties(metrics):
         found["reward_accuracy"] = None
     return found
-
-
-def _checkpoint(folder: Path) -> int | None:
-    """The step of the newest checkpoint; whether it is whole is found out when it is loaded."""
-    found = [STEP.fullmatch(path.name) for path in (folder / CHECKPOINTS).glob("step-*")]
-    return max((int(match.group(1)) for match in found if match), default=None)
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qdpo.export.tensors import TensorFiles
 from qdpo.files import MANIFEST, manifest_problems, read_json
 from qdpo.model.source import Source, base_folder
 from qdpo.model.weights import weights_sha256
-from qdpo.run.folder import ADAPTER, RECORD, read_record
+from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
 from qdpo.run.schema import Base, Record
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -99,14 +99,10 @@ def load_run(folder: Path) -> Run:
             "restore it, or train again; an export of it would not be what was trained",
         )
     if found.name is None or found.base.name is None:
-        raise InputMissingError(
-            f"{folder / RECORD} has no `name` or no `base`", "give the directory that `qdpo train` wrote"
-        )
+        raise InputMissingError(f"{folder / RECORD} has no `name` or no `base`", NAME_A_RUN)
     if not NAME.fullmatch(found.name):
         # It becomes part of file names, and the run may come from somebody else.
-        raise InputMissingError(
-            f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", "give the directory that `qdpo train` wrote"
-        )
+        raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
     base = _find_base(found.base.name, found.base)
     _check_base(base, found.base.weights_sha256)
     return Run(folder, found, base, adapter)

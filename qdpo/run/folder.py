@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -45,6 +46,21 @@ PACKAGES = (
     "accelerate",
     "safetensors",
 )
+NAME_A_RUN = "name a run directory, as `qdpo train` leaves it"
+
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+"""The name of a checkpoint's folder."""
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
+    found = [STEP_FOLDER.fullmatch(path.name) for path in checkpoints.glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
 
 
 def choose(wanted: str | None, name: str) -> Path:
@@ -92,10 +108,7 @@ def existing(wanted: str) -> Path:
     """
     folder = output_path(wanted, "--run-dir")
     if not (folder / CONFIG).is_file():
-        raise InputMissingError(
-            f"{folder} holds no run of qdpo ({CONFIG} is missing)",
-            "give the folder that `qdpo train` named as its run directory",
-        )
+        raise InputMissingError(f"{folder} holds no run of qdpo ({CONFIG} is missing)", NAME_A_RUN)
     refuse_links_out(folder)
     return folder
 
@@ -156,9 +169,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     if not path.is_file():
-        raise InputMissingError(
-            f"{folder} holds no run ({RECORD} is missing)", "give the directory that `qdpo train` wrote"
-        )
+        raise InputMissingError(f"{folder} holds no run of qdpo ({RECORD} is missing)", NAME_A_RUN)
     try:
         return Record.model_validate(read_json(path))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: one line per logged step or evaluation, written by a run that may be killed at any moment."""
+"""metrics.jsonl: one line per logged step or evaluation, of a run that may be killed at any moment and go on later."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ def read_metrics(path: Path) -> list[Metrics]:
     Raises:
         InputMissingError: the file cannot be read, or another line says nothing.
     """
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    try:
+        lines = path.read_text("utf-8").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise InputMissingError(f"cannot read {path}: {error}") from error
     rows = []
-    lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-            rows.append({**row, "step": int(row["step"])})
+            rows += [_row(line)] if line.strip() else []
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise InputMissingError(f"{path}:{number}: not a line of metrics: {error}") from error
     return rows
+
+
+def _row(line: str) -> Metrics:
+    row = json.loads(line)
+    return {**row, "step": int(row["step"])}
 
 
 def by_step(rows: list[Metrics]) -> tuple[list[Metrics], list[Metrics]]:
@@ -73,15 +74,14 @@ def keep_until(path: Path, step: int) -> None:
     Raises:
         DiskError, OutputError: the file cannot be written.
     """
+
+    def stays(line: str) -> bool:
+        try:
+            return step > 0 and _row(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            return False
+
     if path.exists():
-        kept = [line for line in path.read_text("utf-8").splitlines() if step and _step_of(line) <= step]
+        kept = [f"{line}\n" for line in path.read_text("utf-8").splitlines() if stays(line)]
         with explained(path):
-            path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; one that says none counts as beyond every step."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+            path.write_text("".join(kept), "utf-8")

@@ -7,13 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from qdpo.config.resolve import resolve
 from qdpo.config.schema import RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.files import read_json
-from qdpo.run.folder import CONFIG, DATA_REPORT, METRICS, read_record
+from qdpo.run.folder import CONFIG, DATA_REPORT, METRICS, NAME_A_RUN, read_record
 from qdpo.run.metrics import all_ties, by_step, read_metrics, without_prefix
 from qdpo.run.schema import Metrics, Record
 
@@ -101,28 +99,20 @@ def read_run(run_dir: Path) -> RunRecord:
 
     Raises:
         InputMissingError: `config.yaml` or `run.json` is not there, or a file cannot be understood.
+        ConfigError: `config.yaml` is no configuration of this version.
     """
+    if not (run_dir / CONFIG).is_file():
+        raise InputMissingError(f"{run_dir} holds no run of qdpo ({CONFIG} is missing)", NAME_A_RUN)
     report = run_dir / DATA_REPORT
     train, evals = by_step(read_metrics(run_dir / METRICS))
     return RunRecord(
         folder=run_dir,
-        config=_read_config(run_dir / CONFIG),
+        config=resolve(str(run_dir / CONFIG)).config,
         record=read_record(run_dir),
         data=read_json(report) if report.exists() else {},
         train=train,
         evals=evals,
     )
-
-
-def _read_config(path: Path) -> RunConfig:
-    try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text("utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputMissingError(
-            f"cannot read {path}: {error}", "name a run directory, as `qdpo train` leaves it"
-        ) from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise InputMissingError(f"{path} is not a configuration of this version of qdpo: {error}") from error
 
 
 def dig(value: Any, *keys: str) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from safetensors.torch import load, load_file, save_file
 from qdpo import console
 from qdpo.errors import DataError
 from qdpo.files import manifest_problems, sweep, write_json
+from qdpo.run.folder import complete_steps, step_folder
 from qdpo.training.guards import check_saved
 from qdpo.training.optimizer import load_state
 
@@ -49,18 +49,6 @@ REQUIRED = (
     PROGRESS,
 )
 """What every checkpoint has; one of a run in float16 also has scaler.json."""
-STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return checkpoints / f"step-{step:06d}"
-
-
-def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
-    found = [STEP_FOLDER.match(path.name) for path in checkpoints.glob("step-*")]
-    return sorted(int(match.group(1)) for match in found if match)
 
 
 def newest_whole(checkpoints: Path, problems_of: Callable[[Path], list[str]] = manifest_problems) -> Path | None:

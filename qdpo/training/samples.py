@@ -37,6 +37,7 @@ from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
 from qdpo.files import append
 from qdpo.hardware import is_out_of_memory
+from qdpo.run.folder import SAMPLES
 from qdpo.run.metrics import keep_until
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from qdpo.data.template import Template
 
-FILE = "samples.jsonl"
+FILE = SAMPLES
 SHOWN = 240
 """Characters of a text that the terminal shows; the file has all of it."""
 

@@ -12,8 +12,9 @@ from training.tiny import Tiny, resolve_tiny, train_tiny, with_callbacks
 from transformers import TrainerControl, TrainerState
 
 from qdpo.hardware import find_device
+from qdpo.run.metrics import read_metrics
 from qdpo.training import callbacks, checkpoint
-from qdpo.training.callbacks import MetricsFile, SaveBestCallback, ScheduleCallback, read_metrics
+from qdpo.training.callbacks import MetricsFile, SaveBestCallback, ScheduleCallback
 
 ARGS: Any = SimpleNamespace(metric_for_best_model="eval_rewards/accuracies", greater_is_better=True)
 

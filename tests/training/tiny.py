@@ -28,8 +28,8 @@ from transformers import (
 
 from qdpo.config.resolve import Resolved, resolve
 from qdpo.files import sha256_file
+from qdpo.run.metrics import read_metrics
 from qdpo.training import run as run_module
-from qdpo.training.callbacks import read_metrics
 
 VOCABULARY = 300
 TRAIN_ROWS, HELDOUT_ROWS = 44, 12
