@@ -98,12 +98,12 @@ def configuration(args: argparse.Namespace) -> RunConfig:
     from qdpo.cli.train import replacements
     from qdpo.config.resolve import resolve
     from qdpo.config.schema import DataSection
-    from qdpo.run.folder import reopen
+    from qdpo.run import folder as run_folder
 
     # one file of pairs is evaluated whole
     overrides = [*replacements(args.model, args.pairs), *(["data.max_rows=null"] if args.pairs else [])]
     if args.run:
-        return reopen(args.run, overrides=[*overrides, *args.overrides]).config
+        return resolve(str(args.run / run_folder.CONFIG), [*overrides, *args.overrides]).config
     # the demonstration's own limits do not hold for other models
     limits = [f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")]
     return resolve("quickstart", [*overrides, *limits, "data.text=null", *args.overrides]).config
@@ -117,12 +117,12 @@ def adapter_of(args: argparse.Namespace) -> Path | None:
 
 
 def _folder(args: argparse.Namespace) -> Path | None:
+    from qdpo.evaluation.run import FOLDER
     from qdpo.paths import output_path
-    from qdpo.run.folder import EVALUATION
 
     if args.out is not None:
         return output_path(args.out, "--out")
-    return args.run / EVALUATION if args.run else None
+    return args.run / FOLDER if args.run else None
 
 
 def _refresh(args: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ def describe(folder: Path) -> dict[str, Any]:
         record = read_run(folder)
     except QdpoError as error:
         return row | {"problem": error.message}
-    config, run = record.config, record.record
+    config, run = record.config, record.facts
     last = max((int(line["step"]) for line in [*record.train, *record.evals]), default=0)
     finished = run.state == "finished"
     return row | {
@@ -117,18 +117,18 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         values = [value_of(record.config, key) for record in records]
         if values[0] != values[1] and key not in NEUTRAL:
             settings.append({"key": key, "values": values, "origins": [known.get(key) for known in origins]})
-    fingerprints = [record.record.data.heldout.fingerprint for record in records]
+    fingerprints = [record.facts.data.heldout.fingerprint for record in records]
     return {
         "runs": [describe(folder) for folder in (first, second)],
         "settings": settings,
         "versions": _versions(records),
-        "hardware": [record.record.hardware.name for record in records],
+        "hardware": [record.facts.hardware.name for record in records],
         "same_heldout": None if None in fingerprints else fingerprints[0] == fingerprints[1],
     }
 
 
 def _versions(records: list[RunRecord]) -> list[dict[str, Any]]:
-    known = [{**(r.record.versions or {}), "qdpo": r.record.qdpo} for r in records]
+    known = [{**(r.facts.versions or {}), "qdpo": r.facts.qdpo} for r in records]
     names = sorted(set(known[0]) | set(known[1]))
     differing = [name for name in names if known[0].get(name) != known[1].get(name)]
     return [{"name": name, "values": [versions.get(name) for versions in known]} for name in differing]

@@ -37,24 +37,24 @@ class Run:
 
     Attributes:
         folder: the run directory.
-        found: what `run.json` holds.
+        facts: what `run.json` holds.
         base: folder of the base's `config.json` and safetensors.
         adapter: folder of the trained adapter and its tokenizer.
     """
 
     folder: Path
-    found: Record
+    facts: Record
     base: Path
     adapter: Path
 
     @property
     def name(self) -> str:
-        return str(self.found.name)
+        return str(self.facts.name)
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """The record as run.json holds it."""
-        return self.found.as_dict()
+        return self.facts.as_dict()
 
     def merged(self, merge_base: MergeBase) -> MergedModel:
         """The run's model, as a source of merged tensors.
@@ -66,7 +66,7 @@ class Run:
         Raises:
             InputMissingError: base and adapter cannot be merged.
         """
-        told = self.found.quantization.model_dump(exclude_unset=True)
+        told = self.facts.quantization.model_dump(exclude_unset=True)
         quantization = Quantization.from_record(told) if merge_base == "trained" else None
         config = read_json(self.base / "config.json")
         return MergedModel(config, TensorFiles.of_folder(self.base), Adapter(self.adapter), quantization)

@@ -38,7 +38,7 @@ class RunRecord:
     Attributes:
         folder: the run directory.
         config: the resolved configuration (`config.yaml`).
-        record: what ran, where, and with which result (`run.json`).
+        facts: what ran, where, and with which result (`run.json`).
         data: what was read, left out and cut (`data_report.json`); empty when the file is not there.
         train: logged training steps in order of step (`metrics.jsonl`).
         evals: evaluations in order of step, keys without their `eval_` prefix (`metrics.jsonl`).
@@ -47,7 +47,7 @@ class RunRecord:
 
     folder: Path
     config: RunConfig
-    record: Record
+    facts: Record
     data: dict[str, Any]
     train: list[Metrics]
     evals: list[Metrics]
@@ -56,7 +56,7 @@ class RunRecord:
     @cached_property
     def run(self) -> dict[str, Any]:
         """The record as run.json holds it."""
-        return self.record.as_dict()
+        return self.facts.as_dict()
 
     @property
     def merged(self) -> bool:
@@ -66,24 +66,24 @@ class RunRecord:
     @property
     def name(self) -> str:
         """The name of the run."""
-        return self.record.name or self.config.name
+        return self.facts.name or self.config.name
 
     @property
     def adapter_step(self) -> int | None:
         """The step that the final adapter comes from; None when the run has no result yet."""
-        return self.record.result.adapter_step
+        return self.facts.result.adapter_step
 
     @property
     def before(self) -> Metrics:
         """The evaluation of step 0, empty when there was none."""
-        return self._at(0) or _evaluation(self.record.result.before, 0)
+        return self._at(0) or _evaluation(self.facts.result.before, 0)
 
     @property
     def after(self) -> Metrics:
         """The evaluation of the final adapter; the newest one while the run has no adapter."""
         if self.adapter_step is None:
             return self.evals[-1] if self.evals and self.evals[-1]["step"] > 0 else {}
-        return self._at(self.adapter_step) or _evaluation(self.record.result.after, self.adapter_step)
+        return self._at(self.adapter_step) or _evaluation(self.facts.result.after, self.adapter_step)
 
     def _at(self, step: int) -> Metrics:
         return next((row for row in self.evals if row["step"] == step), {})
@@ -108,7 +108,7 @@ def read_run(run_dir: Path) -> RunRecord:
     return RunRecord(
         folder=run_dir,
         config=resolve(str(run_dir / CONFIG)).config,
-        record=read_record(run_dir),
+        facts=read_record(run_dir),
         data=read_json(report) if report.exists() else {},
         train=train,
         evals=evals,
