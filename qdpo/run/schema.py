@@ -28,14 +28,6 @@ class Section(BaseModel):
     def __bool__(self) -> bool:
         return bool(self.model_fields_set)
 
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value by its name, for readers that know it as one of a mapping."""
-        value = getattr(self, key, None)
-        return default if value is None else value
-
 
 class Hardware(Section):
     """The device: its kind (`cuda`, `cpu`), its compute capability (major, minor), and torch's setting of memory."""
@@ -239,13 +231,3 @@ class Record(Section):
         """What was set, as run.json holds it."""
         found = self.model_dump(by_alias=True, exclude_unset=True)
         return {key: None if value == {} else value for key, value in found.items()}
-
-    def update(self, **values: Any) -> None:
-        """Set values, sections as objects or as mappings."""
-        for name, value in values.items():
-            setattr(self, name, value)
-
-    def __or__(self, values: Record | dict[str, Any]) -> Record:
-        """A copy with the values of another record, or with some values, in the place of its own."""
-        other = values.as_dict() if isinstance(values, Record) else values
-        return Record.model_validate(self.as_dict() | other)

@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.errors import DiskError, OutputError, QdpoError, UsageError
@@ -26,9 +25,6 @@ from qdpo.files import (
 )
 from qdpo.run import lock
 from qdpo.run.folder import CHECKPOINTS, EXPORT, RECORD, read_record
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 NOT_COPIED = (EXPORT, "tensorboard", lock.FILE)
 """Exports are made again from the adapter, and are larger than all the rest."""
@@ -190,14 +186,3 @@ def _identity(folder: Path) -> str | None:
         return read_record(folder).id
     except QdpoError:
         return None
-
-
-def mirror_callback(mirror: Mirror) -> TrainerCallback:
-    """Tells the mirror of every checkpoint."""
-    from transformers import TrainerCallback
-
-    class MirrorCallback(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            mirror.update()
-
-    return MirrorCallback()

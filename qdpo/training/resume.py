@@ -200,7 +200,7 @@ def reopen(run: Run, resolved: Resolved, allowed: Sequence[str]) -> None:
             "versions": versions(),
             "hardware": {"kind": run.device.kind, "name": run.device.name},
         }
-        run.record |= before
+        run.record = Record.model_validate(run.record.as_dict() | before.as_dict())
         run.comparison = Comparison(before, resolved, allowed)
         run.comparison.judge(run.comparison.settings() + run.comparison.facts(current))
         run.record.qdpo = current["qdpo"]

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
@@ -44,9 +43,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from qdpo.data.prepare import Prepared
     from qdpo.data.template import Template
+    from qdpo.training.stages.state import Run
 
-FILE = SAMPLES
 SHOWN = 240
 """Characters of a text that the terminal shows; the file has all of it."""
 
@@ -95,6 +95,20 @@ def choose_prompts(
     return list(chosen.values())
 
 
+def samples_of(
+    run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared, autocast: Callable[[], AbstractContextManager[object]]
+) -> Samples:
+    """The samples of a run."""
+    return Samples(
+        run.folder / SAMPLES,
+        choose_prompts(run.config, tokenizer, data.template, data.heldout),
+        tokenizer,
+        data.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)}),
+        run.config.samples.max_new_tokens,
+        autocast,
+    )
+
+
 def greedy(
     model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int
 ) -> list[tuple[list[int], bool]]:
@@ -141,7 +155,7 @@ def greedy(
     return list(zip(made, ended, strict=True))
 
 
-class SamplesCallback(TrainerCallback):
+class Samples:
     """Answers the prompts at every evaluation, appends to samples.jsonl, and shows base and policy side by side.
 
     Args:
@@ -168,23 +182,22 @@ class SamplesCallback(TrainerCallback):
         self.base: list[tuple[str, bool]] = []
         self.shown: list[str] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Drop lines of steps that a resumed run will do again."""
-        if state.is_world_process_zero:
-            keep_until(self.path, state.global_step)
+    def begin(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will do again."""
+        keep_until(self.path, step)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def show(self, policy: PeftModel, step: int) -> None:
         """Answer, write, show; a model that cannot answer is trained on without samples."""
-        if not self.prompts or not state.is_world_process_zero:
+        if not self.prompts:
             return
         try:
-            rows = self.answers(kwargs["model"], state.global_step)
+            rows = self.answers(policy, step)
         except (RuntimeError, MemoryError, TypeError, ValueError, AttributeError, IndexError) as error:
             console.warn(f"no samples from here on: the model cannot continue a prompt ({first_line(error, 200)})")
             self.prompts = []
             return
         append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._show(state.global_step, rows)
+        self._show(step, rows)
 
     def answers(self, policy: PeftModel, step: int) -> list[dict[str, Any]]:
         """The lines of one evaluation."""

@@ -30,8 +30,8 @@ PRELOADED = (
     "matplotlib.pyplot",
     "transformers.models.llama.modeling_llama",
     "qdpo.training.run",
-    "qdpo.training.trainer",
-    "qdpo.training.callbacks",
+    "qdpo.training.recipe",
+    "qdpo.training.log",
     "qdpo.report.card",
     "qdpo.report.plots",
 )

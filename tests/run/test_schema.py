@@ -36,8 +36,8 @@ def test_what_is_written_is_what_was_read_and_set(tmp_path: Path) -> None:
     record = read_record(tmp_path)
     write_record(tmp_path, record)
     assert json.loads((tmp_path / RECORD).read_text()) == OLD
-    record.update(result=Result(steps=3, text_nll=None), engine={"way": "packed"}, saved_step=2)
-    record.update(engine=record.engine.model_copy(update={"kept_layers": 1}))
+    record.result, record.engine, record.saved_step = Result(steps=3, text_nll=None), Engine(way="packed"), 2
+    record.engine = record.engine.model_copy(update={"kept_layers": 1})
     write_record(tmp_path, record)
     assert json.loads((tmp_path / RECORD).read_text()) == OLD | {
         "result": {"steps": 3, "text_nll": None},
@@ -50,15 +50,6 @@ def test_numbers_stay_as_they_are_written() -> None:
     metrics = {"step": 4, "epoch": 0.5, "eval_loss": 1}
     kept = Record.model_validate({"result": {"before": metrics}}).as_dict()["result"]["before"]
     assert json.dumps(kept) == json.dumps(metrics)
-
-
-def test_a_record_over_another_keeps_what_the_other_does_not_say() -> None:
-    new = Record(schema=1, qdpo="2", name="tiny", command="now") | {"settings": {"train.seed": 1}}
-    both = new | Record.model_validate({"qdpo": "1", "command": "then", "base": {"name": "b"}})
-    assert both.as_dict() == {
-        **{"schema": 1, "qdpo": "1", "name": "tiny", "command": "then"},
-        **{"settings": {"train.seed": 1}, "base": {"name": "b"}},
-    }
 
 
 def test_a_section_is_replaced_and_never_changed_in_place() -> None:
@@ -81,7 +72,7 @@ def test_a_value_of_another_kind_is_an_error_that_names_its_place(
     with pytest.raises(InputMissingError, match=place):
         read_record(tmp_path)
     with pytest.raises(ValidationError):
-        Record().update(**content)
+        Record(**content)
 
 
 def test_a_misspelt_value_is_kept_apart_from_the_known_one() -> None:

@@ -51,7 +51,8 @@ class Run:
     def save(self, **values: Any) -> None:
         """Update run.json; it is left as it was until a resumed run has compared everything."""
         self.expect(**values)
-        self.record.update(**values)
+        for name, value in values.items():
+            setattr(self.record, name, value)
         if self.comparison is not None:
             return
         write_record(self.folder, self.record)
