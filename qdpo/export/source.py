@@ -15,7 +15,7 @@ from qdpo.export.merged import MergedModel
 from qdpo.export.nf4 import Quantization
 from qdpo.export.tensors import TensorFiles
 from qdpo.files import MANIFEST, manifest_problems, read_json
-from qdpo.model.source import Source, base_folder
+from qdpo.model.source import Source, find
 from qdpo.model.weights import weights_sha256
 from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
 from qdpo.run.schema import Base, Record
@@ -111,7 +111,7 @@ def load_run(folder: Path) -> Run:
 def _find_base(name: str, base: Base) -> Path:
     if base.folder and (Path(base.folder) / "config.json").is_file():
         return Path(base.folder)
-    folder = base_folder(name, base.revision)
+    folder = find(name, base.revision).folder
     if base.folder:
         note(f"the base is not at {base.folder} any more; using {folder}")
     return folder
