@@ -87,13 +87,15 @@ def read_json(path: Path) -> dict[str, Any]:
         InputMissingError: the file is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise InputMissingError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputMissingError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise InputMissingError(f"{path} cannot be read: it is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InputMissingError(f"{path} holds a {type(value).__name__}, not an object")
+        raise InputMissingError(f"{path} should hold one JSON object, it holds a {type(value).__name__}")
     return value
 
 

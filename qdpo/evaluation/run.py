@@ -14,11 +14,10 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
-from qdpo.run import folder as run_folder
+from qdpo.run.folder import EVALUATION, HELDOUT, now
+from qdpo.run.pairs import write_pairs
 
-FOLDER = "evaluation"
-"""Folder of a run directory for what was evaluated after training."""
-HELDOUT = "heldout.json"
+FOLDER = EVALUATION
 
 
 def evaluate_heldout(
@@ -52,8 +51,6 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
 def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:
     from rich.progress import Progress
 
-    from qdpo.run.pairs import write_pairs
-
     config = subject.config
     with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:
         task = progress.add_task("scoring", total=len(chosen.pairs))
@@ -71,7 +68,7 @@ def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = N
     return {
         "schema": 1,
         "kind": kind,
-        "created": run_folder.now(),
+        "created": now(),
         "qdpo": __version__,
         "model": subject.about,
         "data": {

@@ -15,6 +15,7 @@ from qdpo.evaluation.harness import Harness, Row, Settings
 from qdpo.evaluation.tasks import entries
 from qdpo.files import MANIFEST, manifest_problems, sha256_file
 from qdpo.hardware import Device, find_device
+from qdpo.run.folder import EXPORT
 from qdpo.run.trained import load_adapted, tokenizer_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run_merged(
     from qdpo.model.load import load_base, load_tokenizer
 
     quiet_libraries()
-    folder = run / "export" / "safetensors"
+    folder = run / EXPORT / "safetensors"
     if not (folder / MANIFEST).is_file():
         raise InputMissingError(
             f"{run} has no merged model", f"write it first: qdpo merge-export --run {run} --format safetensors"

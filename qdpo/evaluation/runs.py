@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from qdpo.config import fields, strict_yaml
 from qdpo.config.resolve import value_of
 from qdpo.errors import BusyError, InputMissingError, QdpoError
 from qdpo.run import lock
-from qdpo.run.record import RunRecord, all_ties, dig, read_run
-
-CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
-STEP = re.compile(r"step-(\d{6,})")
+from qdpo.run.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, complete_steps
+from qdpo.run.metrics import all_ties
+from qdpo.run.record import RunRecord, read_run
+from qdpo.run.schema import Metrics, Record
 
 RESULTS = {
     "prefers_chosen": "logps/accuracies",
@@ -58,7 +57,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "state": "damaged",
         "problem": None,
-        "checkpoint": _checkpoint(folder),
+        # the newest; whether it is whole is found out when it is loaded
+        "checkpoint": max(complete_steps(folder / CHECKPOINTS), default=None),
     }
     written = [path.stat().st_mtime for name in (RECORD, METRICS) if (path := folder / name).is_file()]
     row["age_seconds"] = max(0.0, time.time() - max(written)) if written else None
@@ -66,44 +66,38 @@ def describe(folder: Path) -> dict[str, Any]:
         record = read_run(folder)
     except QdpoError as error:
         return row | {"problem": error.message}
-    config, run = record.config, record.run
+    config, run = record.config, record.facts
     last = max((int(line["step"]) for line in [*record.train, *record.evals]), default=0)
-    finished = run.get("state") == "finished"
+    finished = run.state == "finished"
     return row | {
         "state": _state(folder, run),
-        "preset": run.get("preset") or config.name,
-        "base": dig(run, "base", "name") or config.model.name,
-        "data": dig(run, "data", "train", "name") or config.data.name,
-        "created": run.get("created"),
-        "step": dig(run, "result", "steps") if finished else last,
-        "steps": dig(run, "result", "steps") if finished else config.train.max_steps,
+        "preset": run.preset or config.name,
+        "base": run.base.name or config.model.name,
+        "data": run.data.train.name or config.data.name,
+        "created": run.created,
+        "step": run.result.steps if finished else last,
+        "steps": run.result.steps if finished else config.train.max_steps,
         "before": _results(record.before),
         "after": _results(record.after),
-        "seconds": dig(run, "result", "seconds"),
-        "peak_memory_bytes": dig(run, "result", "peak_memory_bytes"),
+        "seconds": run.result.seconds,
+        "peak_memory_bytes": run.result.peak_memory_bytes,
     }
 
 
-def _state(folder: Path, run: dict[str, Any]) -> str:
+def _state(folder: Path, run: Record) -> str:
     try:
         lock.refuse_if_busy(folder)
     except BusyError:
         return "running"
     # a run that nobody holds and that did not say how it ended was killed
-    return str(run["state"]) if run.get("state") in ("finished", "stopped") else "interrupted"
+    return run.state if run.state in ("finished", "stopped") else "interrupted"
 
 
-def _results(metrics: dict[str, Any]) -> dict[str, Any]:
+def _results(metrics: Metrics) -> dict[str, Any]:
     found = {ours: metrics.get(theirs) for ours, theirs in RESULTS.items()}
     if metrics and all_ties(metrics):
         found["reward_accuracy"] = None
     return found
-
-
-def _checkpoint(folder: Path) -> int | None:
-    """The step of the newest checkpoint; whether it is whole is found out when it is loaded."""
-    found = [STEP.fullmatch(path.name) for path in (folder / "checkpoints").glob("step-*")]
-    return max((int(match.group(1)) for match in found if match), default=None)
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -123,18 +117,18 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         values = [value_of(record.config, key) for record in records]
         if values[0] != values[1] and key not in NEUTRAL:
             settings.append({"key": key, "values": values, "origins": [known.get(key) for known in origins]})
-    fingerprints = [dig(record.run, "data", "heldout", "fingerprint") for record in records]
+    fingerprints = [record.facts.data.heldout.fingerprint for record in records]
     return {
         "runs": [describe(folder) for folder in (first, second)],
         "settings": settings,
         "versions": _versions(records),
-        "hardware": [dig(record.run, "hardware", "name") for record in records],
+        "hardware": [record.facts.hardware.name for record in records],
         "same_heldout": None if None in fingerprints else fingerprints[0] == fingerprints[1],
     }
 
 
 def _versions(records: list[RunRecord]) -> list[dict[str, Any]]:
-    known = [{**(dig(r.run, "versions") or {}), "qdpo": r.run.get("qdpo")} for r in records]
+    known = [{**(r.facts.versions or {}), "qdpo": r.facts.qdpo} for r in records]
     names = sorted(set(known[0]) | set(known[1]))
     differing = [name for name in names if known[0].get(name) != known[1].get(name)]
     return [{"name": name, "values": [versions.get(name) for versions in known]} for name in differing]

@@ -28,19 +28,18 @@ models, form and format are the same; otherwise the file begins anew. `tasks.md`
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
 from qdpo import __version__, console
+from qdpo.errors import InputMissingError
 from qdpo.evaluation.benchmarks import PRESETS, known
 from qdpo.evaluation.harness import Row, Settings
 from qdpo.evaluation.statistics import mcnemar_exact
 from qdpo.evaluation.tasks_table import markdown
-from qdpo.files import atomic_write, explained, write_json
-from qdpo.run import folder as run_folder
+from qdpo.files import atomic_write, explained, read_json, write_json
+from qdpo.run.folder import TASKS, now
 
-FILE = "tasks.json"
 TABLES = "tasks.md"
 LOADERS = {"json", "csv", "parquet", "text", "arrow"}
 """Dataset paths of local files: the hub would take them for somebody's dataset."""
@@ -107,7 +106,7 @@ def report(
             console.note("the results that were there are of another model, form or format: replaced")
     return {
         "schema": 1,
-        "created": run_folder.now(),
+        "created": now(),
         "qdpo": __version__,
         "lm_eval": version("lm-eval"),
         **what,
@@ -185,16 +184,14 @@ def _title(entry: dict[str, Any], named: bool) -> str:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """An earlier evaluation in a folder; None when there is none, or it is not one that this version can add to."""
-    path = folder / FILE
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            found = json.loads(path.read_text("utf-8"))
-            if found["schema"] == 1 and isinstance(found["tasks"], list):
-                return found
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-        console.warn(f"{path} cannot be read and is replaced")
+    path = folder / TASKS
+    if not path.exists():
+        return None
+    with contextlib.suppress(InputMissingError):
+        found = read_json(path)
+        if found.get("schema") == 1 and isinstance(found.get("tasks"), list):
+            return found
+    console.warn(f"{path} cannot be read and is replaced")
     return None
 
 
@@ -202,6 +199,6 @@ def write(folder: Path, found: dict[str, Any]) -> None:
     """Write tasks.json and tasks.md, each whole or not at all."""
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, found)
+    write_json(folder / TASKS, found)
     atomic_write(folder / TABLES, markdown(found))
-    console.good(f"written to {folder / FILE} and {TABLES}")
+    console.good(f"written to {folder / TASKS} and {TABLES}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,10 @@ from qdpo.export.merged import MergedModel
 from qdpo.export.nf4 import Quantization
 from qdpo.export.tensors import TensorFiles
 from qdpo.files import MANIFEST, manifest_problems, read_json
+from qdpo.model.source import Source, find
+from qdpo.model.weights import weights_sha256
+from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
+from qdpo.run.schema import Base, Record
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of runs, as config/schema.py has them."""
@@ -32,19 +37,24 @@ class Run:
 
     Attributes:
         folder: the run directory.
-        record: what `run.json` holds.
+        facts: what `run.json` holds.
         base: folder of the base's `config.json` and safetensors.
         adapter: folder of the trained adapter and its tokenizer.
     """
 
     folder: Path
-    record: dict[str, Any]
+    facts: Record
     base: Path
     adapter: Path
 
     @property
     def name(self) -> str:
-        return str(self.record["name"])
+        return str(self.facts.name)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The record as run.json holds it."""
+        return self.facts.as_dict()
 
     def merged(self, merge_base: MergeBase) -> MergedModel:
         """The run's model, as a source of merged tensors.
@@ -56,9 +66,8 @@ class Run:
         Raises:
             InputMissingError: base and adapter cannot be merged.
         """
-        quantization = (
-            Quantization.from_record(self.record.get("quantization", {})) if merge_base == "trained" else None
-        )
+        told = self.facts.quantization.model_dump(exclude_unset=True)
+        quantization = Quantization.from_record(told) if merge_base == "trained" else None
         config = read_json(self.base / "config.json")
         return MergedModel(config, TensorFiles.of_folder(self.base), Adapter(self.adapter), quantization)
 
@@ -77,13 +86,10 @@ def load_run(folder: Path) -> Run:
     Raises:
         InputMissingError: it is not one, the run has no adapter yet, or the base is not there any more.
     """
-    path = folder / "run.json"
-    if not path.is_file():
-        raise InputMissingError(f"{path} is missing", "give --run the directory that `qdpo train` wrote")
-    record = read_json(path)
-    adapter = folder / "adapter"
+    found = read_record(folder)
+    adapter = folder / ADAPTER
     if not adapter.is_dir():
-        state = record.get("state", "unknown")
+        state = found.state or "unknown"
         raise InputMissingError(
             f"{folder} has no adapter/ yet (the run's state is {state!r})", "let the training finish, or resume it"
         )
@@ -92,36 +98,28 @@ def load_run(folder: Path) -> Run:
             f"{adapter} has changed since it was written: {'; '.join(problems[:3])}",
             "restore it, or train again; an export of it would not be what was trained",
         )
-    if "name" not in record or "base" not in record:
-        raise InputMissingError(f"{path} has no `name` or no `base`", "give the directory that `qdpo train` wrote")
-    if not NAME.fullmatch(str(record["name"])):
+    if found.name is None or found.base.name is None:
+        raise InputMissingError(f"{folder / RECORD} has no `name` or no `base`", NAME_A_RUN)
+    if not NAME.fullmatch(found.name):
         # It becomes part of file names, and the run may come from somebody else.
-        raise InputMissingError(
-            f"{path}: {str(record['name'])[:80]!r} is no name of a run", "give the directory that `qdpo train` wrote"
-        )
-    base = _find_base(record["base"])
-    _check_base(base, record["base"].get("weights_sha256"))
-    return Run(folder, record, base, adapter)
+        raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
+    base = _find_base(found.base.name, found.base)
+    _check_base(base, found.base.weights_sha256)
+    return Run(folder, found, base, adapter)
 
 
-def _find_base(base: dict[str, Any]) -> Path:
-    recorded = base.get("folder")
-    if recorded and (Path(recorded) / "config.json").is_file():
-        return Path(recorded)
-    from qdpo.model.source import base_folder
-
-    folder = base_folder(base["name"], base.get("revision"))
-    if recorded:
-        note(f"the base is not at {recorded} any more; using {folder}")
+def _find_base(name: str, base: Base) -> Path:
+    if base.folder and (Path(base.folder) / "config.json").is_file():
+        return Path(base.folder)
+    folder = find(name, base.revision).folder
+    if base.folder:
+        note(f"the base is not at {base.folder} any more; using {folder}")
     return folder
 
 
 def _check_base(folder: Path, recorded: str | None) -> None:
     if recorded is None:
         return
-    from qdpo.model.source import Source
-    from qdpo.model.weights import weights_sha256
-
     if weights_sha256(Source(str(folder), folder, None)) != recorded:
         raise InputMissingError(
             f"the weights in {folder} are not those that were trained on (their SHA-256 differs from run.json's)",

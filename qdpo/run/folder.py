@@ -1,26 +1,40 @@
-"""The run directory: choosing it, refusing a foreign one, and run.json."""
+"""The run directory: the names of its files, choosing it, refusing a foreign one, and run.json."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
+import re
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.errors import InputMissingError, OutputError
-from qdpo.files import STAGING_PREFIX, atomic_write, explained, write_json
+from qdpo.files import STAGING_PREFIX, atomic_write, explained, read_json, write_json
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.redact import redact_all
 from qdpo.run import lock
+from qdpo.run.schema import Record
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+DATA_REPORT = "data_report.json"
+METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
+REFERENCE = "reference"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+EXPORT = "export"
+
+EVALUATION = "evaluation"
+PAIRS, HELDOUT, TASKS = "pairs.jsonl", "heldout.json", "tasks.json"
+"""What was evaluated after training: the held-out pairs one by one and summed up, and tasks."""
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -32,6 +46,21 @@ PACKAGES = (
     "accelerate",
     "safetensors",
 )
+NAME_A_RUN = "name a run directory, as `qdpo train` leaves it"
+
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+"""The name of a checkpoint's folder."""
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:06d}"
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
+    found = [STEP_FOLDER.fullmatch(path.name) for path in checkpoints.glob("step-*")]
+    return sorted(int(match[1]) for match in found if match)
 
 
 def choose(wanted: str | None, name: str) -> Path:
@@ -79,10 +108,7 @@ def existing(wanted: str) -> Path:
     """
     folder = output_path(wanted, "--run-dir")
     if not (folder / CONFIG).is_file():
-        raise InputMissingError(
-            f"{folder} holds no run of qdpo ({CONFIG} is missing)",
-            "give the folder that `qdpo train` named as its run directory",
-        )
+        raise InputMissingError(f"{folder} holds no run of qdpo ({CONFIG} is missing)", NAME_A_RUN)
     refuse_links_out(folder)
     return folder
 
@@ -109,7 +135,7 @@ def reopen(folder: Path, preset: str | None = None, overrides: Sequence[str] = (
     return resolve(str(own) if preset is None else preset, overrides)
 
 
-def new_record(resolved: Resolved, version: str, preset: str, command: str) -> dict[str, Any]:
+def new_record(resolved: Resolved, version: str, preset: str, command: str) -> Record:
     """What run.json says of a run from its first moment.
 
     Args:
@@ -118,16 +144,16 @@ def new_record(resolved: Resolved, version: str, preset: str, command: str) -> d
         preset: what the user called the configuration.
         command: the command line.
     """
-    return {
-        "schema": 1,
-        "id": uuid.uuid4().hex,
-        "qdpo": version,
-        "name": resolved.config.name,
-        "preset": preset,
-        "created": now(),
-        "command": command,
-        "seed": resolved.config.train.seed,
-    }
+    return Record(
+        schema=1,
+        id=uuid.uuid4().hex,
+        qdpo=version,
+        name=resolved.config.name,
+        preset=preset,
+        created=now(),
+        command=command,
+        seed=resolved.config.train.seed,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -135,26 +161,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> Record:
     """run.json as it stands.
 
     Raises:
         InputMissingError: it is missing or broken.
     """
+    path = folder / RECORD
+    if not path.is_file():
+        raise InputMissingError(f"{folder} holds no run of qdpo ({RECORD} is missing)", NAME_A_RUN)
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputMissingError(f"{folder} holds no run ({RECORD} is missing)") from error
-    except (OSError, ValueError) as error:
-        raise InputMissingError(f"{folder / RECORD} cannot be read: {error}") from error
-    if not isinstance(record, dict):
-        raise InputMissingError(f"{folder / RECORD} cannot be read: it holds no JSON object")
-    return record
+        return Record.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputMissingError(f"{path} is no record of a run: {place}: {first['msg']}") from error
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Replace run.json; access tokens (in a command line, say) are left out."""
-    write_json(folder / RECORD, redact_all(record))
+    write_json(folder / RECORD, redact_all(record.as_dict()))
 
 
 def now() -> str:

@@ -1,7 +1,7 @@
 """One process at a time in a run directory.
 
 The lock is the operating system's (flock), which ends with the process that holds it, however it ends. The file says
-who holds it, for the message and for folders that several machines share.
+who holds it, for the message, for folders that several machines share, and for file systems without locks.
 """
 
 from __future__ import annotations
@@ -93,21 +93,18 @@ def refuse_if_busy(folder: Path) -> None:
     """
     path = folder / FILE
     if path.is_file():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            _lock(descriptor, path)
-        finally:
-            os.close(descriptor)
+        with path.open("rb") as stream:
+            _lock(stream.fileno(), path)
 
 
 def _take(path: Path) -> int:
     """The descriptor of the lock file, which holds the lock until it is closed."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
+        with contextlib.ExitStack() as otherwise:
+            otherwise.callback(os.close, descriptor)
             left = _lock(descriptor, path)
             if not _is_at(descriptor, path):
-                os.close(descriptor)
                 continue
             if left is not None:
                 console.note(
@@ -115,46 +112,34 @@ def _take(path: Path) -> int:
                 )
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(asdict(Holder.this_process())).encode(), 0)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-            raise
-        return descriptor
-
-
-def _lock(descriptor: int, path: Path) -> Holder | None:
-    """Take the operating system's lock; returns who left the file behind, if anybody did."""
-    known_free = True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in HELD:
-            raise _busy(path, _read(descriptor)) from error
-        if error.errno not in NOT_SUPPORTED:
-            raise
-        known_free = False
-    left = _read(descriptor)
-    if left is not None and (left.is_elsewhere() or (not known_free and left.is_alive())):
-        raise _busy(path, left)
-    return left
-
-
-def _read(descriptor: int) -> Holder | None:
-    return Holder.parse(os.pread(descriptor, 4096, 0).decode("utf-8", "replace"))
+            otherwise.pop_all()
+            return descriptor
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _busy(path: Path, holder: Holder | None) -> BusyError:
+def _lock(descriptor: int, path: Path) -> Holder | None:
+    """Take the operating system's lock; returns who left the file behind, if anybody did."""
+    refused = None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (*HELD, *NOT_SUPPORTED):
+            raise
+        refused = error.errno
+    holder = Holder.parse(os.pread(descriptor, 4096, 0).decode("utf-8", "replace"))
+    held = holder is not None and (holder.is_elsewhere() or (refused is not None and holder.is_alive()))
+    if refused not in HELD and not held:
+        return holder
     who = "another process" if holder is None else f"process {holder.pid}"
     if holder is not None and holder.is_elsewhere():
-        return BusyError(
+        raise BusyError(
             f"{who} on {holder.host} works in {path.parent}, or did when it ended",
             f"wait for it; if that machine is gone, remove {path}",
         )
-    return BusyError(f"{who} works in {path.parent}", "wait for it to end, or choose another --run-dir")
+    raise BusyError(f"{who} works in {path.parent}", "wait for it to end, or choose another --run-dir")

@@ -19,9 +19,9 @@ from typing import Any
 
 from qdpo.data.pairs import TokenPair
 from qdpo.files import atomic_write, explained
+from qdpo.run.folder import EVALUATION, PAIRS
 
-EVALUATION = "evaluation"
-PAIRS = "pairs.jsonl"
+__all__ = ["EVALUATION", "PAIRS", "write_pairs"]
 
 
 def write_pairs(

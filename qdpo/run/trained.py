@@ -11,7 +11,7 @@ from qdpo.config.schema import LoraSection, ModelSection, RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.files import manifest_problems
 from qdpo.hardware import Device, find_device
-from qdpo.run import folder as run_folder
+from qdpo.run.folder import ADAPTER, reopen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ def load_trained(folder: Path) -> Trained:
     """
     from qdpo.data.template import load_template
 
-    config = run_folder.reopen(folder).config
+    config = reopen(folder).config
     adapter = adapter_of(folder)
     device = find_device()
     _, model = load_adapted(config.model, adapter, device)
@@ -93,7 +93,7 @@ def adapter_of(folder: Path) -> Path:
     Raises:
         InputMissingError: it is missing or damaged.
     """
-    adapter = folder / "adapter"
+    adapter = folder / ADAPTER
     if not adapter.is_dir():
         raise InputMissingError(
             f"{folder} has no adapter yet", f"finish the run: qdpo train --run-dir {folder} --resume"

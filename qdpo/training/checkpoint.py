@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -29,6 +28,7 @@ from qdpo import console
 from qdpo.engine.optimizer import load_state
 from qdpo.errors import DataError
 from qdpo.files import explained, manifest_problems, staged_folder, sweep, write_json
+from qdpo.run.folder import complete_steps, step_folder
 from qdpo.training.guards import Skips, check_saved
 
 if TYPE_CHECKING:
@@ -38,19 +38,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROGRESS, SCALER = "progress.json", "scaler.json"
 REQUIRED = (ADAPTER_WEIGHTS, "adapter_config.json", "optimizer.safetensors", "optimizer.json", PROGRESS)
 """What every checkpoint has; one of a run in float16 also has scaler.json."""
-FOLDER = "checkpoints"
-STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return checkpoints / f"step-{step:06d}"
-
-
-def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
-    found = [STEP_FOLDER.match(path.name) for path in checkpoints.glob("step-*")]
-    return sorted(int(match.group(1)) for match in found if match)
 
 
 def newest_whole(checkpoints: Path, problems_of: Callable[[Path], list[str]] = manifest_problems) -> Path | None:

@@ -12,8 +12,8 @@ from typing import Literal
 
 from qdpo import console
 from qdpo.config.schema import TrainSection
+from qdpo.run.metrics import read_metrics
 from qdpo.training import parallel
-from qdpo.training.log import read_metrics
 
 KEYS = {"accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}
 
@@ -59,7 +59,7 @@ class EarlyStop:
 
     def _waited(self, step: int) -> tuple[list[dict[str, float]], int]:
         """The evaluations up to a step, and how many of them came after the best."""
-        rows = read_metrics(self.path) if self.path.exists() else []
+        rows = read_metrics(self.path)
         # before the first step policy and reference are equal: an accuracy of ties, and no achievement
         rows = [row for row in rows if KEYS[self.by] in row and 0 < row["step"] <= step]
         waited = evaluations_since_best([row[KEYS[self.by]] for row in rows], lower_is_better=self.by == "loss")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-from qdpo.files import append, explained
+from qdpo.files import append
 from qdpo.hardware import GIB, Device, peak_memory
+from qdpo.run.folder import METRICS
+from qdpo.run.metrics import keep_until
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 from qdpo.training.terminal import Terminal
 from qdpo.training.trackers import Trackers
-
-FILE = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -38,11 +37,7 @@ class MetricsFile:
             tokens: trained on so far.
         """
         self.restart_clock(tokens)
-        if not self.path.exists():
-            return
-        kept = [line for line in self.path.read_text().splitlines() if step and step_of(line) <= step]
-        with explained(self.path):
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+        keep_until(self.path, step)
 
     def restart_clock(self, tokens: int) -> None:
         """Leave what was done since the last line, an evaluation, out of the training time."""
@@ -76,7 +71,7 @@ class Log:
     """
 
     def __init__(self, run: Run, steps: int) -> None:
-        self.file = MetricsFile(run.folder / FILE, run.device)
+        self.file = MetricsFile(run.folder / METRICS, run.device)
         self.terminal = Terminal(steps) if parallel.is_first() else None
         self.trackers = Trackers(run) if parallel.is_first() else None
 
@@ -120,16 +115,3 @@ class Log:
             self.terminal.close()
         if self.trackers is not None:
             self.trackers.close()
-
-
-def step_of(line: str) -> float:
-    """The step of a metrics line; a line cut short by a crash counts as beyond every step."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -6,7 +6,6 @@ and what is there is a run directory: `qdpo train --run-dir DIR --resume` contin
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -25,10 +24,9 @@ from qdpo.files import (
     sweep,
 )
 from qdpo.run import lock
-from qdpo.run.folder import RECORD
+from qdpo.run.folder import CHECKPOINTS, EXPORT, RECORD, read_record
 
-CHECKPOINTS = "checkpoints"
-NOT_COPIED = ("export", "tensorboard", "wandb", lock.FILE)
+NOT_COPIED = (EXPORT, "tensorboard", "wandb", lock.FILE)
 """Exports are made again from the adapter, and are larger than all the rest."""
 
 Signature = tuple[tuple[str, int, int], ...]
@@ -185,6 +183,6 @@ def _signature(entry: Path) -> Signature:
 
 def _identity(folder: Path) -> str | None:
     try:
-        return str(json.loads((folder / RECORD).read_text())["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(folder).id
+    except QdpoError:
         return None

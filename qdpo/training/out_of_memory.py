@@ -20,6 +20,7 @@ from qdpo.engine.engine import Engine
 from qdpo.engine.layouts import longest
 from qdpo.errors import MemoryShortageError
 from qdpo.hardware import is_out_of_memory
+from qdpo.run.schema import Memory
 from qdpo.training import parallel
 
 T = TypeVar("T")
@@ -71,20 +72,20 @@ class Budgets:
         self.tokens_per_micro_batch = self.config.packing.tokens_per_micro_batch
         self.tokens_without_grad = self.config.packing.tokens_without_grad
 
-    def recall(self, found: dict[str, Any] | None) -> None:
+    def recall(self, found: Memory) -> None:
         """Take the budgets that the run found before it was interrupted, if they hold for the same device and settings.
 
         Args:
-            found: what `remember` was given.
+            found: what `remember` was given, empty where it was not called.
         """
         if not found:
             return
-        if found["device"] != self.device or found["configured"] != self._configured():
+        if found.device != self.device or found.configured != self._configured():
             console.note("memory: the token budgets that the run had found were for another device or other settings")
             return
-        self.tokens_per_micro_batch = int(found["tokens_per_micro_batch"])
-        self.tokens_without_grad = int(found["tokens_without_grad"])
-        self.halved = list(found["halved"])
+        self.tokens_per_micro_batch = found.tokens_per_micro_batch or self.tokens_per_micro_batch
+        self.tokens_without_grad = found.tokens_without_grad or self.tokens_without_grad
+        self.halved = list(found.halved or ())
         console.note(f"memory: with the token budgets found before: {self._describe()}")
 
     def retry(

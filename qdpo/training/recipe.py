@@ -28,6 +28,7 @@ from qdpo.engine.transfer import to_device
 from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import MemoryShortageError, TrainingError
 from qdpo.hardware import is_out_of_memory
+from qdpo.run.folder import CHECKPOINTS
 from qdpo.training import checkpoint, parallel
 from qdpo.training.early_stop import EarlyStop
 from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, gradient_norm, name_rows, not_finite
@@ -114,7 +115,7 @@ class Recipe:
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optim: str = "adamw_torch" if settings.optim == "auto" else settings.optim
         self.optimizer: torch.optim.Optimizer | None = None
-        half = run.device.kind == "cuda" and run.record.get("dtype", {}).get("compute") == "float16"
+        half = run.device.kind == "cuda" and run.record.dtype.compute == "float16"
         self.scaler = torch.amp.GradScaler("cuda") if half else None
         self.steps = total_steps(run.config, len(train.pairs))
         self.rate = learning_rates(settings, self.steps)
@@ -414,12 +415,12 @@ class Recipe:
         assert self.optimizer is not None
         if parallel.is_first():
             checkpoint.save(
-                self.run.folder / checkpoint.FOLDER,
+                self.run.folder / CHECKPOINTS,
                 self.progress,
                 self.policy,
                 self.optimizer,
                 self.scaler,
-                run_id=self.run.record["id"],
+                run_id=str(self.run.record.id),
                 base_name=self.config.model.name,
                 keep=self.config.train.keep,
                 needed=checkpoint_bytes(self.trained, self.optim),
@@ -454,7 +455,7 @@ class Recipe:
         self.used = Used.of(self.engine.fusion, products)
         check_used(self.engine.model, self.engine.fusion, self.used)
         self.run.checks.append(Check("the first step", self.used.text()).say())
-        self.run.save(engine={**self.run.record["engine"], "used": self.used.as_dict()})
+        self.run.save(engine=self.run.record.engine.model_copy(update={"used": self.used.as_dict()}))
 
     def _check_first_steps(self, rate: float) -> None:
         """After the first step that could change anything, every adapter must have changed; warmup starts at 0."""

@@ -19,7 +19,9 @@ from qdpo.config.schema import RunConfig
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import atomic_write
 from qdpo.redact import redact_all
-from qdpo.run import folder as run_folder
+from qdpo.run.folder import ADAPTER, CHECKPOINTS, CONFIG, RECORD, read_record, versions
+from qdpo.run.record import dig
+from qdpo.run.schema import Changed, Record
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -98,14 +100,14 @@ class Comparison:
         found: the changes up to now.
     """
 
-    before: dict[str, Any]
+    before: Record
     resolved: Resolved
     allowed: Sequence[str] = ()
     found: list[Change] = field(default_factory=list)
 
     def settings(self) -> list[Change]:
         """The settings that differ from those that the run began with."""
-        old = self.before.get("settings", {})
+        old = self.before.settings or {}
         new = settings_of(self.resolved.config)
         return [
             Change(key, old[key], new[key], _verdict(key, self.resolved.config))
@@ -115,9 +117,9 @@ class Comparison:
 
     def facts(self, values: dict[str, Any]) -> list[Change]:
         """The facts among new values of run.json that differ from the old ones."""
-        changes = []
+        before, changes = self.before.as_dict(), []
         for key, verdict in FACTS.items():
-            old, new = _at(self.before, key), _at(values, key)
+            old, new = dig(before, *key.split(".")), dig(values, *key.split("."))
             if key == "versions.trl" and self.resolved.config.engine != "trl":
                 verdict = FREE
             if old is not None and new is not None and redact_all(new) != old:
@@ -170,14 +172,6 @@ def _verdict(key: str, config: RunConfig) -> str:
     return VERDICTS.get(key) or SECTIONS.get(key.partition(".")[0], RESULT)
 
 
-def _at(values: dict[str, Any], key: str) -> Any:
-    """The value at a dotted place, None where there is none."""
-    value: Any = values
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def _shown(value: Any) -> str:
     text = inline(value)
     return text if len(text) <= 72 else f"{text[:69]}..."
@@ -198,24 +192,24 @@ def reopen(run: Run, resolved: Resolved, allowed: Sequence[str]) -> None:
         ConfigError: a setting has changed that would change the result.
         DataError: the run has saved checkpoints, and none of them is whole.
     """
-    if (run.folder / run_folder.RECORD).exists():
+    if (run.folder / RECORD).exists():
         # a run that was killed between its first two files has none, and begins with the new record
-        before = run_folder.read_record(run.folder)
+        before = read_record(run.folder)
         current: dict[str, Any] = {
-            "qdpo": run.record["qdpo"],
-            "versions": run_folder.versions(),
+            "qdpo": run.record.qdpo,
+            "versions": versions(),
             "hardware": {"kind": run.device.kind, "name": run.device.name},
         }
-        run.record |= before
+        run.record = Record.model_validate(run.record.as_dict() | before.as_dict())
         run.comparison = Comparison(before, resolved, allowed)
         run.comparison.judge(run.comparison.settings() + run.comparison.facts(current))
-        run.record["qdpo"] = current["qdpo"]
+        run.record.qdpo = current["qdpo"]
     run.resume = find_checkpoint(run.folder, run.record)
     where = run.resume.name if run.resume else "the beginning: no checkpoint was written yet"
     console.note(f"resuming from {where}")
 
 
-def find_checkpoint(folder: Path, record: dict[str, Any]) -> Path | None:
+def find_checkpoint(folder: Path, record: Record) -> Path | None:
     """The newest whole checkpoint of the run; None only for a run that has never saved.
 
     Raises:
@@ -223,9 +217,9 @@ def find_checkpoint(folder: Path, record: dict[str, Any]) -> Path | None:
     """
     from qdpo.training.checkpoint import newest_whole, whole_checkpoint
 
-    newest = newest_whole(folder / "checkpoints", lambda path: whole_checkpoint(path, record.get("id")))
-    saved = int(record.get("saved_step") or 0)
-    if newest is None and (saved or record.get("state") == "finished" or (folder / "adapter").exists()):
+    newest = newest_whole(folder / CHECKPOINTS, lambda path: whole_checkpoint(path, record.id))
+    saved = record.saved_step or 0
+    if newest is None and (saved or record.state == "finished" or (folder / ADAPTER).exists()):
         raise DataError(
             f"the run in {folder} had saved a checkpoint (step {saved}), and there is none any more",
             "put its checkpoints folder back (from a --mirror, say), or start a new run in another directory",
@@ -245,7 +239,7 @@ def accept(run: Run) -> None:
     if comparison.found:
         step = int(run.resume.name.removeprefix("step-")) if run.resume else 0
         told = [{"key": c.key, "old": c.old, "new": c.new} for c in comparison.found]
-        run.record.setdefault("changes", []).append({"after_step": step, "changed": told})
+        run.record.changes = [*(run.record.changes or []), Changed(after_step=step, changed=told)]
         if parallel.is_first():
-            atomic_write(run.folder / run_folder.CONFIG, to_yaml(comparison.resolved))
+            atomic_write(run.folder / CONFIG, to_yaml(comparison.resolved))
     run.save(settings=settings_of(comparison.resolved.config))

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qdpo import __version__, console
 from qdpo.allocator import allocator, expand_segments
@@ -18,6 +18,7 @@ from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.run import folder as run_folder
+from qdpo.run.schema import Hardware
 from qdpo.training import parallel, trackers
 from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
@@ -92,7 +93,8 @@ def train(
 
         trl_engine.check(config, device)
     run = Run(folder, config, device)
-    run.record = run_folder.new_record(resolved, __version__, preset, command) | {"settings": settings_of(config)}
+    run.record = run_folder.new_record(resolved, __version__, preset, command)
+    run.record.settings = settings_of(config)
     if resume:
         sweep(run.folder)
         reopen(run, resolved, allow_changes)
@@ -110,7 +112,7 @@ def train(
         raise
     finally:
         if copy is not None:
-            copy.close(MIRROR_SECONDS[run.record["state"]])
+            copy.close(MIRROR_SECONDS[str(run.record.state)])
     return folder
 
 
@@ -185,7 +187,7 @@ def open_mirror(run: Run, folder: Path | None) -> Mirror | None:
     if folder is None or not parallel.is_first():
         return None
     mirror = Mirror(run.folder, folder)
-    mirror.open(run.record["id"])
+    mirror.open(str(run.record.id))
     return mirror
 
 
@@ -206,21 +208,21 @@ def loss_settings(config: RunConfig) -> LossSettings:
         raise ConfigError(f"loss: {error}") from error
 
 
-def describe(device: Device) -> dict[str, Any]:
+def describe(device: Device) -> Hardware:
     """The device, for run.json."""
-    return {
-        "kind": device.kind,
-        "name": device.name,
-        "capability": list(device.capability) if device.capability else None,
-        "memory_bytes": device.memory,
-        "allocator": allocator() if device.kind == "cuda" else None,
-    }
+    return Hardware(
+        kind=device.kind,
+        name=device.name,
+        capability=list(device.capability) if device.capability else None,
+        memory_bytes=device.memory,
+        allocator=allocator() if device.kind == "cuda" else None,
+    )
 
 
 def at_its_commit(run: Run, resolved: Resolved) -> RunConfig:
     """The configuration with the commit that the base had when the run began, whatever its branch points to now."""
-    base, config = run.record.get("base") or {}, resolved.config
-    same = base.get("name") == config.model.name and resolved.origins["model.revision"] != SET
-    if not same or base.get("revision") is None:
+    base, config = run.record.base, resolved.config
+    same = base.name == config.model.name and resolved.origins["model.revision"] != SET
+    if not same or base.revision is None:
         return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base["revision"]})})
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base.revision})})

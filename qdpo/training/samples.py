@@ -34,9 +34,10 @@ from qdpo.data.pairs import Message, TokenPair
 from qdpo.engine.decoding import decoding
 from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
-from qdpo.files import append, explained
+from qdpo.files import append
 from qdpo.hardware import is_out_of_memory
-from qdpo.training.log import step_of
+from qdpo.run.folder import SAMPLES
+from qdpo.run.metrics import keep_until
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from qdpo.data.template import Template
     from qdpo.training.stages.state import Run
 
-FILE = "samples.jsonl"
 SHOWN = 240
 """Characters of a text that the terminal shows; the file has all of it."""
 
@@ -100,7 +100,7 @@ def samples_of(
 ) -> Samples:
     """The samples of a run."""
     return Samples(
-        run.folder / FILE,
+        run.folder / SAMPLES,
         choose_prompts(run.config, tokenizer, data.template, data.heldout),
         tokenizer,
         data.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)}),
@@ -184,10 +184,7 @@ class Samples:
 
     def begin(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
-        if self.path.exists():
-            lines = self.path.read_text().splitlines() if step else []
-            with explained(self.path):
-                self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= step))
+        keep_until(self.path, step)
 
     def show(self, policy: PeftModel, step: int) -> None:
         """Answer, write, show; a model that cannot answer is trained on without samples."""

@@ -60,7 +60,7 @@ class Trackers:
             "wandb": lambda: WandBTracker(
                 os.environ.get("WANDB_PROJECT") or PROJECT,
                 name=config.name,
-                id=self.run.record["id"],
+                id=self.run.record.id,
                 resume="allow",
                 dir=str(self.run.folder),
             ),
@@ -70,7 +70,7 @@ class Trackers:
         }
         settings = {
             key: value if isinstance(value, bool | int | float | str) else inline(value)
-            for key, value in self.run.record["settings"].items()
+            for key, value in (self.run.record.settings or {}).items()
         }
         for name in config.train.report_to:
             try:

@@ -25,7 +25,8 @@ from qdpo.engine.engine import Engine, evaluating, text_nll
 from qdpo.engine.layouts import longest
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
-from qdpo.training import checkpoint, parallel
+from qdpo.run.folder import CHECKPOINTS
+from qdpo.training import parallel
 from qdpo.training.guards import StepWatch
 from qdpo.training.losses import COUPLED, LossSettings
 from qdpo.training.out_of_memory import Budgets
@@ -233,7 +234,7 @@ def trl_arguments(run: Run, pairs: Sequence[TokenPair]) -> DPOConfig:
     size = pairs_per_batch(config, pairs)
     console.note(f"engine: stock TRL {version('trl')}, {size} of a step's {step} pairs in a padded batch")
     return DPOConfig(
-        output_dir=str(run.folder / checkpoint.FOLDER),
+        output_dir=str(run.folder / CHECKPOINTS),
         per_device_train_batch_size=size,
         per_device_eval_batch_size=size,
         gradient_checkpointing=config.train.gradient_checkpointing,

@@ -50,7 +50,7 @@ def test_base_and_result_are_those_of_plain_passes_and_are_written_as_cards_show
     assert main([*command, "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert AGREEMENT in said.out
-    found = json.loads((out / tasks.FILE).read_text())
+    found = json.loads((out / tasks.TASKS).read_text())
     entry, word = found["tasks"]
     trained = load_trained(run.folder)
     after = right(trained.policy, trained.tokenizer)
@@ -80,7 +80,7 @@ def test_base_and_result_are_those_of_plain_passes_and_are_written_as_cards_show
     assert main([*command[:4], AGREEMENT, *command[5:], "--shots", "1", "--out", str(out)]) == 0
     assert main([*command[:4], AGREEMENT, *command[5:], "--limit", "3", "--out", str(out)]) == 0
     assert main([*command[:4], AGREEMENT, *command[5:], "--out", str(out)]) == 0
-    again = json.loads((out / tasks.FILE).read_text())
+    again = json.loads((out / tasks.TASKS).read_text())
     assert [(e["task"], e["shots"], e["limit"]) for e in again["tasks"]] == [
         (WORD, 0, None),
         (AGREEMENT, 1, None),
@@ -97,7 +97,7 @@ def test_a_real_model_without_a_run(shared: Path, include: Path, tmp_path: Path)
     folder = shared / "models" / "stories260K"
     command = ["eval", "--model", str(folder), "--tasks", AGREEMENT, "--include", str(include), "--out", str(tmp_path)]
     assert main([*command, "--set", "model.quantization=none", "--set", "data.template=none"]) == 0
-    found = json.loads((tmp_path / tasks.FILE).read_text())
+    found = json.loads((tmp_path / tasks.TASKS).read_text())
     (entry,) = found["tasks"]
     expected = right(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
     assert entry["base"]["value"] == sum(expected) / len(expected)
@@ -115,7 +115,7 @@ def test_the_merged_form_gives_what_the_adapter_gives(run: TinyRun, include: Pat
         assert main(["merge-export", "--run", str(run.folder), "--format", "safetensors", "--no-verify"]) == 0
     assert main([*command, "--form", "merged", "--out", str(tmp_path / "merged")]) == 0
     assert main([*command, "--out", str(tmp_path / "adapter")]) == 0
-    merged, adapter = (json.loads((tmp_path / n / tasks.FILE).read_text()) for n in ("merged", "adapter"))
+    merged, adapter = (json.loads((tmp_path / n / tasks.TASKS).read_text()) for n in ("merged", "adapter"))
     assert merged["form"] == "merged"
     assert merged["models"]["result"]["quantization"] == "none"
     for side in ("base", "result"):
@@ -219,6 +219,6 @@ def test_a_file_that_cannot_be_added_to_is_replaced_and_that_is_said(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tasks.read(tmp_path) is None
-    (tmp_path / tasks.FILE).write_text(content)
+    (tmp_path / tasks.TASKS).write_text(content)
     assert tasks.read(tmp_path) is None
     assert "cannot be read and is replaced" in capsys.readouterr().err

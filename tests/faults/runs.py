@@ -15,7 +15,7 @@ from faults.preloaded import Process, Server
 from training.tiny import Tiny, make_tiny
 
 from qdpo.files import STAGING_PREFIX, manifest_problems, sha256_file
-from qdpo.training.log import read_metrics
+from qdpo.run.metrics import read_metrics
 
 SAVE_EVERY = 5
 SETTINGS = (

@@ -24,6 +24,7 @@ from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.source import Source
 from qdpo.model.weights import check_adapter, check_files, weights_sha256
+from qdpo.run.folder import read_record
 from qdpo.training.resume import find_checkpoint
 
 SETTINGS = ("train.max_steps=12", "train.save_every=4", "train.eval_every=12", "samples.count=0")
@@ -43,10 +44,6 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return train_tiny(tiny, tmp_path_factory.mktemp("finished") / "run", *SETTINGS)
 
 
-def record_of(run: Path) -> dict:
-    return json.loads((run / "run.json").read_text())
-
-
 @pytest.mark.parametrize("number", range(100))
 def test_a_damaged_checkpoint_is_passed_over_or_refused(
     number: int, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -64,9 +61,9 @@ def test_a_damaged_checkpoint_is_passed_over_or_refused(
         damage(path, KINDS[number % len(KINDS)], draw, [file for file in files if file != path])
     if both:
         with pytest.raises(DataError, match="none of the 2 checkpoints"):
-            find_checkpoint(run, record_of(run))
+            find_checkpoint(run, read_record(run))
     else:
-        assert find_checkpoint(run, record_of(run)) == old
+        assert find_checkpoint(run, read_record(run)) == old
         assert f"checkpoint {new} is damaged and is passed over: " in capsys.readouterr().err
 
 
@@ -75,14 +72,14 @@ def test_another_runs_checkpoint_is_not_taken(
 ) -> None:
     run = copy(stopped, tmp_path / "run")
     shutil.copytree(finished.folder / "checkpoints" / "step-000012", run / "checkpoints" / "step-000012")
-    assert find_checkpoint(run, record_of(run)) == run / "checkpoints" / "step-000008"
+    assert find_checkpoint(run, read_record(run)) == run / "checkpoints" / "step-000008"
     assert "step-000012 is damaged and is passed over: it is another run's" in capsys.readouterr().err
 
 
 def test_a_checkpoint_under_another_steps_name_is_not_taken(stopped: Path, tmp_path: Path) -> None:
     run = copy(stopped, tmp_path / "run")
     (run / "checkpoints" / "step-000008").rename(run / "checkpoints" / "step-000012")
-    assert find_checkpoint(run, record_of(run)) == run / "checkpoints" / "step-000004"
+    assert find_checkpoint(run, read_record(run)) == run / "checkpoints" / "step-000004"
 
 
 def test_lost_checkpoints_are_no_reason_to_begin_anew(
@@ -90,17 +87,17 @@ def test_lost_checkpoints_are_no_reason_to_begin_anew(
 ) -> None:
     for number, source in enumerate((stopped, finished.folder)):
         run = copy(source, tmp_path / str(number))
-        before = record_of(run)
+        before = read_record(run)
         shutil.rmtree(run / "checkpoints")
         assert main(["train", "--run-dir", str(run), "--resume"]) == DataError.exit_code
         assert "had saved a checkpoint (step" in capsys.readouterr().err
-        assert record_of(run) == before
+        assert read_record(run) == before
 
 
 def test_a_lost_newest_checkpoint_is_said(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = copy(stopped, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "step-000008")
-    assert find_checkpoint(run, record_of(run)) == run / "checkpoints" / "step-000004"
+    assert find_checkpoint(run, read_record(run)) == run / "checkpoints" / "step-000004"
     assert "the run had saved step 8; the newest whole checkpoint is step-000004" in capsys.readouterr().err
 
 

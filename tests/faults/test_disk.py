@@ -146,7 +146,7 @@ def test_the_room_for_an_export_can_be_left_out(here: World, tmp_path: Path) -> 
         "from qdpo.training import run\n"
         "check = run.check_room\n"
         "def large(run, *others):\n"
-        "    run.record['base']['parameters'] = 2 * 10**9\n"
+        "    run.record.base = run.record.base.model_copy(update={'parameters': 2 * 10**9})\n"
         "    check(run, *others)\n"
         "run.check_room = large\n"
         "sys.exit(main())\n"

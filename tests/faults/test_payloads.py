@@ -24,6 +24,7 @@ from qdpo.config.resolve import resolve
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import write_manifest
 from qdpo.paths import cache_folder
+from qdpo.run.folder import read_record
 from qdpo.training.resume import find_checkpoint
 
 FAST = ("train.max_steps=2", "train.save_every=1", "train.eval_every=2", "samples.count=0")
@@ -380,6 +381,6 @@ def test_remote_code_runs_where_it_was_asked_for(tiny: Tiny, tmp_path: Path, mon
 
 
 def test_find_checkpoint_reads_nothing_but_json_and_safetensors(stopped: Path) -> None:
-    folder = find_checkpoint(stopped, json.loads((stopped / "run.json").read_text()))
+    folder = find_checkpoint(stopped, read_record(stopped))
     assert folder is not None
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}

@@ -17,6 +17,7 @@ from qdpo.config import fields
 from qdpo.config.resolve import resolve
 from qdpo.errors import ConfigError, UsageError
 from qdpo.run import folder as run_folder
+from qdpo.run.schema import Record
 from qdpo.training.resume import FREE, RESULT, VERDICTS, Comparison, settings_of
 
 SETTINGS = ("train.max_steps=6", "train.save_every=2", "train.eval_every=6", "samples.count=0")
@@ -226,7 +227,7 @@ def test_evaluations_that_decide_about_the_result_are_no_free_change(tiny: Tiny)
     for overrides, verdict in (((), FREE), (("train.load_best=loss",), RESULT)):
         old = resolve(str(tiny.preset), overrides)
         new = resolve(str(tiny.preset), [*overrides, "train.eval_every=3"])
-        [change] = Comparison({"settings": settings_of(old.config)}, new).settings()
+        [change] = Comparison(Record(settings=settings_of(old.config)), new).settings()
         assert change.verdict == verdict
 
 

@@ -47,7 +47,7 @@ class Results:
         """Everything, for JSON."""
         return {
             "created": now(),
-            "card": {**describe(find_device()), "cuda": torch.version.cuda},
+            "card": {**describe(find_device()).model_dump(), "cuda": torch.version.cuda},
             "versions": {"qdpo": __version__, **versions()},
             "measured": self.values,
             "tests": self.tests,

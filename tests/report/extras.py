@@ -74,7 +74,7 @@ def write_tasks(run: Path) -> None:
         "model_index": tasks.model_index([*whole, *part]),
     }
     (run / "evaluation").mkdir(exist_ok=True)
-    write_json(run / "evaluation" / tasks.FILE, found)
+    write_json(run / "evaluation" / tasks.TASKS, found)
 
 
 def write_export(run: Path, format: str, contents: dict[str, bytes], verified: bool = True, **record: Any) -> Path:

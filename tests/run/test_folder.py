@@ -9,6 +9,7 @@ from training.tiny import Tiny, resolve_tiny
 
 from qdpo.errors import InputMissingError, OutputError
 from qdpo.run import folder as run_folder
+from qdpo.run.schema import Record
 
 
 def test_a_folder_that_is_absent_or_empty_is_taken(tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_without_a_wish_the_folder_is_numbered(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_folder_with_a_run_is_refused_with_the_way_to_continue(tmp_path: Path) -> None:
-    run_folder.write_record(tmp_path, {"schema": 1})
+    run_folder.write_record(tmp_path, Record(schema=1))
     with pytest.raises(OutputError, match="holds a run already") as error:
         run_folder.choose(str(tmp_path), "tiny")
     assert "--resume" in (error.value.hint or "")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qdpo.hardware import find_device
-from qdpo.training.log import MetricsFile, read_metrics
+from qdpo.run.metrics import read_metrics
+from qdpo.training.log import MetricsFile
 
 
 def metrics_file(path: Path) -> MetricsFile:

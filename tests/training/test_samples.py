@@ -25,14 +25,15 @@ from qdpo.evaluation.chat import Sampling, answer
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach
+from qdpo.run.folder import SAMPLES
 from qdpo.run.trained import load_trained
-from qdpo.training.samples import FILE, Samples, choose_prompts, greedy
+from qdpo.training.samples import Samples, choose_prompts, greedy
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_training_is_the_same_without_samples(run: TinyRun, tiny: Tiny, tmp_path
     without = train_tiny(tiny, tmp_path / "run", *DROPOUT, "samples.count=0")
     assert without.sha256 == run.sha256
     assert without.measured() == run.measured()
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / SAMPLES).exists()
 
 
 def test_a_resumed_run_has_the_samples_of_an_uninterrupted_one(run: TinyRun, tiny: Tiny, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_bare_sentences_are_trained_on_without_samples(tiny: Tiny, tmp_path: Pat
     write_rows(tmp_path / "pairs.jsonl", rows)
     overrides = (f"data.name={tmp_path / 'pairs.jsonl'}", "data.eval_name=null", "data.template=none")
     train_tiny(tiny, tmp_path / "run", *overrides, "data.eval_fraction=0.3", "train.max_steps=2")
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / SAMPLES).exists()
 
 
 def test_a_model_that_cannot_answer_is_trained_all_the_same(
@@ -305,7 +306,7 @@ def test_fewer_prompts_at_a_time_when_memory_runs_out(
 
 def test_the_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    callback = Samples(tmp_path / FILE, [], tokenizer, frozenset(), 4)
+    callback = Samples(tmp_path / SAMPLES, [], tokenizer, frozenset(), 4)
     row = {"prompt": "[bold]why[/bold]", "base": "a\nb", "policy": "\x1b[31mred\x07"}
     callback._show(3, [row])
     callback._show(4, [row])

@@ -27,8 +27,8 @@ from transformers import (
 
 from qdpo.config.resolve import Resolved, resolve
 from qdpo.files import sha256_file
+from qdpo.run.metrics import read_metrics
 from qdpo.training import run as run_module
-from qdpo.training.log import read_metrics
 from qdpo.training.recipe import Recipe
 
 VOCABULARY = 300

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.files import write_json
+from qdpo.run.folder import DATA_REPORT
+from qdpo.run.schema import Data, Split, Tokenizer
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -35,31 +37,31 @@ def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
         for line in report.summary():
             console.say(line)
     run.save(
-        tokenizer={
-            "sha256": tokenizer_digest(tokenizer),
-            "template_sha256": data.template.sha256,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        data={
-            "train": {
-                "name": config.data.name,
-                "revision": revision,
-                "split": config.data.split,
-                "fingerprint": fingerprint(data.train),
-                "pairs": len(data.train),
-            },
-            "heldout": {
-                "name": config.data.eval_name or config.data.name,
-                "split": config.data.eval_split,
-                "fingerprint": fingerprint(data.heldout),
-                "pairs": len(data.heldout),
-            },
-        },
+        tokenizer=Tokenizer(
+            sha256=tokenizer_digest(tokenizer),
+            template_sha256=data.template.sha256,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        data=Data(
+            train=Split(
+                name=config.data.name,
+                revision=revision,
+                split=config.data.split,
+                fingerprint=fingerprint(data.train),
+                pairs=len(data.train),
+            ),
+            heldout=Split(
+                name=config.data.eval_name or config.data.name,
+                split=config.data.eval_split,
+                fingerprint=fingerprint(data.heldout),
+                pairs=len(data.heldout),
+            ),
+        ),
     )
     write_json(
-        run.folder / "data_report.json",
+        run.folder / DATA_REPORT,
         {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()},
     )
     return tokenizer, data

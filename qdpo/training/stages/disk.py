@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qdpo.config.schema import RunConfig
 from qdpo.files import require_space, size_of
 from qdpo.hardware import GIB
+from qdpo.run.folder import EXPORT
 from qdpo.training.stages.state import Run, total_steps
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def check_disk(folder: Path, needed: int, export: int) -> None:
     Raises:
         DiskError: there is not enough room.
     """
-    exported = size_of(folder / "export")
+    exported = size_of(folder / EXPORT)
     left = max(0, needed - size_of(folder) + exported)
     require_space(folder, left, "free some space, choose another disk with --run-dir, or lower train.keep")
     hint = (
@@ -121,5 +122,5 @@ def check_room(run: Run, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, 
         len(data.train) + len(data.heldout),
         TOKEN_BYTES * len(tokenizer),
     )
-    export = 2 * run.record["base"]["parameters"] if run.config.train.room_for_export else 0
+    export = 2 * (run.record.base.parameters or 0) if run.config.train.room_for_export else 0
     check_disk(run.folder, needed, export)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.hardware import GIB, available_memory, is_out_of_memory
 from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
+from qdpo.run.schema import Optimizer
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -178,7 +179,7 @@ def use_memory(run: Run, recipe: Recipe, data: Prepared) -> None:
     model, on_card = recipe.engine.model, run.device.kind == "cuda"
     layers = Layers(
         model,
-        run.record["engine"]["checkpointed_layers"],
+        run.record.engine.checkpointed_layers or 0,
         0,
         len(decoder_layers(model)),
         (packing.checkpoint_layers == "auto" and train.gradient_checkpointing, packing.keep_dequantized == "auto"),
@@ -196,7 +197,8 @@ def use_memory(run: Run, recipe: Recipe, data: Prepared) -> None:
     else:
         detail = fill_host(run, longest, layers, data)
     run.checks.append(Check("memory", f"{detail}; {layers.text()}").say())
-    run.save(engine={**run.record["engine"], "checkpointed_layers": layers.recomputed, "kept_layers": layers.kept})
+    numbers = {"checkpointed_layers": layers.recomputed, "kept_layers": layers.kept}
+    run.save(engine=run.record.engine.model_copy(update=numbers))
 
 
 def tries_longest(run: Run) -> bool:
@@ -227,9 +229,9 @@ def set_optimizer(run: Run, recipe: Recipe, free: int) -> None:
     """
     from qdpo.planner.optimizer import AUTO, ChosenOptimizer, choose_optimizer
 
-    wanted, known = run.config.train.optim, run.record.get("optimizer") if run.resume else None
-    if wanted == AUTO and known:
-        chosen = ChosenOptimizer(known["name"], known["reason"])
+    wanted, known = run.config.train.optim, run.record.optimizer
+    if wanted == AUTO and run.resume and known.name:
+        chosen = ChosenOptimizer(known.name, known.reason or "")
     else:
         weights = trained_weights(recipe)
         scaled = recipe.scaler is not None
@@ -241,7 +243,7 @@ def set_optimizer(run: Run, recipe: Recipe, free: int) -> None:
         console.note(f"optim {chosen.name}: {chosen.reason}")
     elif run.device.kind == "cpu" and wanted.startswith("paged"):
         console.note(f"optim {wanted}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
-    run.save(optimizer={"name": chosen.name, "reason": chosen.reason})
+    run.save(optimizer=Optimizer(name=chosen.name, reason=chosen.reason))
 
 
 def fill_card(longest: Longest, layers: Layers, peak: int | None, limit: int) -> str:

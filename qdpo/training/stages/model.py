@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.files import sha256_file
 from qdpo.hardware import mixed_precision
+from qdpo.run.schema import Adapter, Backend, Base, Dtype, Quantization
+from qdpo.run.schema import Engine as EngineRecord
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -47,29 +49,29 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     if config.train.disable_dropout:
         disable_dropout(policy)
     run.save(
-        backend={"name": config.backend, "version": unsloth.installed_version() if fast else version("transformers")},
-        dtype={"compute": _short(base.dtype), "reason": base.dtype_reason},
-        base={
-            "name": config.model.name,
-            "folder": str(base.source.folder),
-            "revision": base.source.revision,
-            "architecture": (base.model.config.architectures or [type(base.model).__name__])[0],
-            "parameters": parameters,
-            "license": read_license(base.source.folder),
+        backend=Backend(name=config.backend, version=unsloth.installed_version() if fast else version("transformers")),
+        dtype=Dtype(compute=_short(base.dtype), reason=base.dtype_reason),
+        base=Base(
+            name=config.model.name,
+            folder=str(base.source.folder),
+            revision=base.source.revision,
+            architecture=(base.model.config.architectures or [type(base.model).__name__])[0],
+            parameters=parameters,
+            license=read_license(base.source.folder),
             **hashes,
-        },
-        quantization={
-            "method": config.model.quantization,
-            "double_quant": config.model.double_quant,
-            "blocksize": NF4_BLOCKSIZE,
-            "load_dtype": _short(base.load_dtype),
-            "modules": base.quantized,
-        },
-        adapter={
-            "modules": len(lora_layers(policy)),
-            "trainable_parameters": sum(p.numel() for p in trainable(policy).values()),
-            "start_sha256": start,
-        },
+        ),
+        quantization=Quantization(
+            method=config.model.quantization,
+            double_quant=config.model.double_quant,
+            blocksize=NF4_BLOCKSIZE,
+            load_dtype=_short(base.load_dtype),
+            modules=base.quantized,
+        ),
+        adapter=Adapter(
+            modules=len(lora_layers(policy)),
+            trainable_parameters=sum(p.numel() for p in trainable(policy).values()),
+            start_sha256=start,
+        ),
     )
     return policy, set_up_engine(run, policy, base.dtype)
 
@@ -92,7 +94,7 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         # TRL runs the model as it is, with its own checkpointing; this engine only serves the checks before the start
         model: Any = policy.get_base_model()
         own = model.config._attn_implementation
-        run.save(engine={"way": "trl", "attention": own})
+        run.save(engine=EngineRecord(way="trl", attention=own))
         return Engine(model, run.device.torch, autocast, Separate(), own=own)
     engine, decision = attach(
         policy,
@@ -100,19 +102,19 @@ def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
         autocast,
         run.config.packing,
         checkpointing=run.config.train.gradient_checkpointing,
-        kernel=run.record.get("engine", {}).get("kernel"),
+        kernel=run.record.engine.kernel,
     )
     if decision.way != "packed":
         console.note(f"engine: {decision.reason}")
     gap = check_gradients(engine)
     run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {engine.fusion.describe()}").say())
     run.save(
-        engine={
+        engine=EngineRecord(
             **decision.as_dict(),
-            "fused": dict(engine.fusion.counts),
-            "checkpointed_layers": checkpointed(engine.model),
-            "gradient_difference": gap,
-        }
+            fused=dict(engine.fusion.counts),
+            checkpointed_layers=checkpointed(engine.model),
+            gradient_difference=gap,
+        )
     )
     return engine
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.files import digest_of
+from qdpo.run.folder import REFERENCE
+from qdpo.run.schema import Reference
 from qdpo.training.stages.state import Run, total_steps
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def token_budgets(run: Run) -> Budgets:
 
     device = f"{run.device.name}, {run.device.memory:,} bytes"
     budgets = Budgets(run.config, device, remember=lambda found: run.save(memory=found))
-    budgets.recall(run.record.get("memory"))
+    budgets.recall(run.record.memory)
     return budgets
 
 
@@ -54,7 +56,7 @@ def reference_pass(
             budgets=budgets,
             start=config.reference == "start",
             identity=reference_identity(run, engine),
-            pin=run.folder / "reference",
+            pin=run.folder / REFERENCE,
             shared=cache_folder("reference") if config.packing.reference_cache == "shared" else None,
         )
         for pairs, needed in (
@@ -69,7 +71,7 @@ def reference_pass(
     console.good(
         f"reference: log-probabilities of {computed + reused:,} pairs in {time.monotonic() - begin:.1f} s{remark}"
     )
-    run.save(reference={"computed": computed, "reused": reused, "checked": checked, "largest_difference": gap})
+    run.save(reference=Reference(computed=computed, reused=reused, checked=checked, largest_difference=gap))
     return Split(data.train, results[0].table), Split(data.heldout, results[1].table)
 
 
@@ -77,20 +79,20 @@ def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
     """What the reference's log-probabilities depend on besides the pair, by name."""
     from qdpo.files import sha256_file
 
-    record, adapter = run.record, run.config.model.adapter
+    record, quantization, adapter = run.record, run.record.quantization, run.config.model.adapter
     identity = {
         "format": "1",
-        "weights_sha256": record["base"]["weights_sha256"],
-        "revision": str(record["base"]["revision"]),
-        "quantization": json.dumps({k: v for k, v in record["quantization"].items() if k != "modules"}, sort_keys=True),
-        "quantized_modules": digest_of(sorted(record["quantization"]["modules"])),
-        "dtype": record["dtype"]["compute"],
-        "attention": f"{engine.layout.name}, {record['engine']['attention']}, {record['engine'].get('kernel')}",
+        "weights_sha256": str(record.base.weights_sha256),
+        "revision": str(record.base.revision),
+        "quantization": json.dumps(quantization.model_dump(exclude={"modules"}, exclude_unset=True), sort_keys=True),
+        "quantized_modules": digest_of(sorted(quantization.modules or ())),
+        "dtype": str(record.dtype.compute),
+        "attention": f"{engine.layout.name}, {record.engine.attention}, {record.engine.kernel}",
     }
-    if record["dtype"]["compute"] in ("float16", "bfloat16"):
+    if record.dtype.compute in ("float16", "bfloat16"):
         identity["head"] = "logits in fp32"
     if run.config.backend != "hf":
-        identity["backend"] = json.dumps(record["backend"])
+        identity["backend"] = json.dumps(record.backend.model_dump())
     if run.config.reference == "start" and adapter is not None:
         identity["adapter_sha256"] = sha256_file(Path(adapter) / "adapter_model.safetensors")
     return identity

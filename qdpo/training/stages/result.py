@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from qdpo import console
 from qdpo.files import staged_folder
 from qdpo.hardware import GIB, peak_memory
+from qdpo.run.folder import ADAPTER, CHECKPOINTS, METRICS
+from qdpo.run.metrics import read_metrics
+from qdpo.run.pairs import write_pairs
+from qdpo.run.schema import Check, Result
 from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
@@ -29,36 +33,35 @@ def finish(
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
     from qdpo.training import checkpoint
-    from qdpo.training.log import FILE, read_metrics
 
     progress = recipe.progress
     step = progress.step
     if run.config.train.load_best != "none" and progress.best_step:
         step = progress.best_step
-        checkpoint.read_adapter(policy, checkpoint.step_folder(run.folder / checkpoint.FOLDER, step))
+        checkpoint.read_adapter(policy, checkpoint.step_folder(run.folder / CHECKPOINTS, step))
         console.note(f"the final adapter is the best evaluation's, step {step} ({progress.best_value:.4f})")
-    adapter = run.folder / "adapter"
+    adapter = run.folder / ADAPTER
     with staged_folder(adapter, replace=True) as staging:
         checkpoint.write_adapter(policy, staging, run.config.model.name)
         tokenizer.save_pretrained(str(staging))
-    lines = [line for line in read_metrics(run.folder / FILE) if "eval_loss" in line]
+    lines = [line for line in read_metrics(run.folder / METRICS) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)
     run.save(
         state="finished",
-        checks=[{"name": check.name, "detail": check.detail} for check in run.checks],
-        result={
-            "steps": progress.step,
-            "epochs": recipe.epoch,
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory(run.device),
-            "tokens": progress.tokens_seen,
-            "before": before,
-            "after": after,
-            "text_nll": ({"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if recipe.text else None),
-            "adapter_step": step,
-            "adapter_sha256": sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
-        },
+        checks=[Check(name=check.name, detail=check.detail) for check in run.checks],
+        result=Result(
+            steps=progress.step,
+            epochs=recipe.epoch,
+            seconds=seconds,
+            peak_memory_bytes=peak_memory(run.device),
+            tokens=progress.tokens_seen,
+            before=before,
+            after=after,
+            text_nll={"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if recipe.text else None,
+            adapter_step=step,
+            adapter_sha256=sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
+        ),
     )
     draw_plots(run.folder)
     save_pairs(run, recipe, tokenizer, step)
@@ -69,8 +72,6 @@ def finish(
 def save_pairs(run: Run, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
     """Write the held-out pairs as the final adapter sees them, for the report page."""
     import torch
-
-    from qdpo.run.pairs import write_pairs
 
     if run.config.engine == "trl":
         console.note(

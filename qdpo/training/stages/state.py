@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_for
 from qdpo.hardware import Device
-from qdpo.run import folder as run_folder
+from qdpo.run.folder import write_record
+from qdpo.run.schema import Record
 
 if TYPE_CHECKING:
     from qdpo.training.invariants import Check
@@ -34,7 +35,7 @@ class Run:
     config: RunConfig
     device: Device
     resume: Path | None = None
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
     checks: list[Check] = field(default_factory=list)
     comparison: Comparison | None = None
 
@@ -45,15 +46,16 @@ class Run:
             ConfigError: one has changed that would change the result.
         """
         if self.comparison is not None:
-            self.comparison.judge(self.comparison.facts(values))
+            self.comparison.judge(self.comparison.facts(Record(**values).as_dict()))
 
     def save(self, **values: Any) -> None:
         """Update run.json; it is left as it was until a resumed run has compared everything."""
         self.expect(**values)
-        self.record.update(values)
+        for name, value in values.items():
+            setattr(self.record, name, value)
         if self.comparison is not None:
             return
-        run_folder.write_record(self.folder, self.record)
+        write_record(self.folder, self.record)
 
 
 def total_steps(config: RunConfig, pairs: int) -> int:
