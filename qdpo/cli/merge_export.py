@@ -7,10 +7,16 @@ from pathlib import Path
 
 from qdpo.cli.verify import exit_code
 from qdpo.errors import UsageError
-from qdpo.export.formats import FORMATS
+from qdpo.export.formats import FORMATS, Request
 
 HELP = "merge the adapter into the base, export it, and verify the export"
-GGUF = ("gguf", "gguf-lora", "ollama")
+OPTIONS = {
+    "dtype": ("is for safetensors", "choose GGUF types with --quant"),
+    "quant": ("is for gguf", "choose the precision with --dtype"),
+    "awq_layout": ("is for awq", None),
+    "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
+}
+"""Options that not every format has: what each is for, and the way out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export and verify; returns the exit code of the verdict, 0 without one."""
     from qdpo.console import out, warn
-    from qdpo.export.request import Request
     from qdpo.export.source import load_run
     from qdpo.report.refresh import refresh
 
@@ -117,11 +122,6 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.pairs is not None and args.pairs < 1:
         raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
-    if args.dtype and args.format != "safetensors":
-        raise UsageError(f"--dtype is for safetensors, not for {args.format}", "choose GGUF types with --quant")
-    if args.quant and args.format not in GGUF:
-        raise UsageError(f"--quant is for gguf, not for {args.format}", "choose the precision with --dtype")
-    if args.awq_layout and args.format != "awq":
-        raise UsageError(f"--awq-layout is for awq, not for {args.format}")
-    if args.pick and args.format not in ("gguf", "ollama"):
-        raise UsageError(f"--pick chooses among GGUF types, not for {args.format}", "use --format gguf or ollama")
+    for option, (purpose, hint) in OPTIONS.items():
+        if getattr(args, option) and option not in FORMATS[args.format].options:
+            raise UsageError(f"--{option.replace('_', '-')} {purpose}, not for {args.format}", hint)

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from qdpo.data.template import NAMED
 from qdpo.errors import UsageError
+from qdpo.export.formats import Request
 from qdpo.export.go_template import derive, stop_words
 from qdpo.export.ollama import write_ollama
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 
 USER = {"role": "user", "content": "Hello, how are you?"}

@@ -15,13 +15,13 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf import families as converter
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify import scorers
-from qdpo.export.verify.integrity import check_integrity
+from qdpo.export.verify.checks import check_integrity
 from qdpo.export.verify.run import verify_export
 from qdpo.files import write_manifest
 
