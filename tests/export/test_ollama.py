@@ -111,6 +111,7 @@ def test_content_is_never_interpreted() -> None:
         "{% for m in messages %}{{ loop.length }}{{ m['content'] }}{% endfor %}",
         "{{ messages[0]['content'] }}",
         "{{ raise_exception('no') }}",
+        "{% for n in range(99999) %}{% for m in range(99999) %}{% endfor %}{% endfor %}{{ messages[0]['content'] }}",
     ],
 )
 def test_templates_that_cannot_be_taken_apart(template: str) -> None:

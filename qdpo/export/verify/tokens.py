@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import Template
+from qdpo.errors import DataError
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.pairs import Heldout
 from qdpo.export.source import Run
@@ -68,11 +70,14 @@ def check_tokens(target: Target, heldout: Heldout | None) -> Check:
 
 
 def tricky_texts(tokenizer: Any, template: str | None) -> list[str]:
-    """Rendered conversations around tricky texts where there is a chat template; plain ones otherwise."""
+    """Conversations around tricky texts, as the chat template renders them; plain texts where there is none."""
     if template is None:
         return [text for text in TRICKY if text]
-    rendering = Template(template, "the run's", frozenset())
-    return [rendering.prompt(tokenizer, [Message("user", text)]) for text in TRICKY]
+    rendering, texts = Template(template, "the run's", frozenset()), []
+    for text in TRICKY:
+        with contextlib.suppress(DataError):  # a template may refuse a message without text
+            texts.append(rendering.prompt(tokenizer, [Message("user", text)]))
+    return texts
 
 
 def text_of(ids: list[int], tokenizer: Any, reference: Encode) -> str:
