@@ -7,16 +7,9 @@ from pathlib import Path
 
 from qdpo.cli.verify import exit_code
 from qdpo.errors import UsageError
-from qdpo.export.formats import FORMATS, Request
+from qdpo.export.formats import FORMATS, Request, check_options
 
 HELP = "merge the adapter into the base, export it, and verify the export"
-OPTIONS = {
-    "dtype": ("is for safetensors", "choose GGUF types with --quant"),
-    "quant": ("is for gguf", "choose the precision with --dtype"),
-    "awq_layout": ("is for awq", None),
-    "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
-}
-"""Options that not every format has: what each is for, and the way out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.export.source import load_run
     from qdpo.report.refresh import refresh
 
-    check_options(args)
+    if args.pairs is not None and args.pairs < 1:
+        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
+    check_options(args.format, vars(args))
     request = Request(
         run=load_run(args.run),
         out=place(args),
@@ -112,16 +107,3 @@ def place(args: argparse.Namespace) -> Path:
     out = output_path(args.out, "--out")
     refuse_link(out, "--out")
     return out
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Refuse options that do not belong to the format, before anything is read.
-
-    Raises:
-        UsageError: one does not.
-    """
-    if args.pairs is not None and args.pairs < 1:
-        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
-    for option, (purpose, hint) in OPTIONS.items():
-        if getattr(args, option) and option not in FORMATS[args.format].options:
-            raise UsageError(f"--{option.replace('_', '-')} {purpose}, not for {args.format}", hint)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
-from qdpo.errors import InputMissingError
+from qdpo.errors import InputMissingError, UsageError
 
 if TYPE_CHECKING:
     from qdpo.export.source import MergeBase, Run
@@ -97,7 +97,7 @@ class Format:
         writer: module and function that write it, imported when it is used.
         target: module and class that read it back and score it, imported when it is used.
         usage: how it is used.
-        options: those of `qdpo merge-export` that belong to it: dtype, quant, pick, awq_layout.
+        options: those of `OPTIONS` that belong to it.
     """
 
     about: str
@@ -196,6 +196,30 @@ FORMATS = {
         options=("quant", "pick"),
     ),
 }
+
+
+OPTIONS = {
+    "dtype": ("is for safetensors", "choose GGUF types with --quant"),
+    "quant": ("is for gguf", "choose the precision with --dtype"),
+    "awq_layout": ("is for awq", None),
+    "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
+}
+"""Options of `qdpo merge-export` that not every format has: what each is for, and the way out."""
+
+
+def check_options(format: str, given: Mapping[str, Any]) -> None:
+    """Refuse options that do not belong to the format, before anything is read.
+
+    Args:
+        format: one of `FORMATS`.
+        given: option -> its value; one that is empty or false was not given.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for option, (purpose, hint) in OPTIONS.items():
+        if given[option] and option not in FORMATS[format].options:
+            raise UsageError(f"--{option.replace('_', '-')} {purpose}, not for {format}", hint)
 
 
 def targets_of(folder: Path, record: dict[str, Any], run: Run) -> list[Target]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from qdpo.cli.merge_export import OPTIONS
-from qdpo.errors import InputMissingError
-from qdpo.export.formats import FORMATS, Place, _load, targets_of
+from qdpo.errors import InputMissingError, UsageError
+from qdpo.export.formats import FORMATS, OPTIONS, Place, _load, check_options, targets_of
 from qdpo.export.verify.target import Target
 
 RUN: Any = None
@@ -27,6 +26,17 @@ def test_what_a_row_names_is_there(name: str) -> None:
 
 def test_every_option_belongs_to_a_format() -> None:
     assert {option for format in FORMATS.values() for option in format.options} == OPTIONS.keys()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_only_an_option_of_the_format_is_taken(name: str, option: str) -> None:
+    given = dict.fromkeys(OPTIONS, False) | {option: True}
+    if option in FORMATS[name].options:
+        check_options(name, given)
+    else:
+        with pytest.raises(UsageError, match=f"^--{option.replace('_', '-')} .*, not for {name}$"):
+            check_options(name, given)
 
 
 @pytest.mark.parametrize("name", FORMATS)
