@@ -54,6 +54,7 @@ def render_card(run_dir: Path, published: Published | None = None) -> str:
         InputMissingError: the folder is not a run directory, or a file in it cannot be understood.
     """
     facts = gather(run_dir, published)
+    found = {"qdpo": facts.record.qdpo, **(facts.record.versions or {})}
     return (
         card_environment()
         .get_template("card.md.jinja")
@@ -61,10 +62,10 @@ def render_card(run_dir: Path, published: Published | None = None) -> str:
             run=facts,
             config=facts.config,
             metadata=metadata(facts),
-            license=license_fields(facts.base.license),
+            license=license_fields(facts.record.base.license),
             results=RESULTS,
             columns=COLUMNS,
-            versions=[(title, facts.versions[key]) for key, title in VERSIONS.items() if facts.versions.get(key)],
+            versions=[(title, found[key]) for key, title in VERSIONS.items() if found.get(key)],
         )
     )
 

@@ -16,16 +16,18 @@ from typing import Any
 
 from qdpo.config.schema import RunConfig
 from qdpo.data.report import DataReport, contamination_sentence
+from qdpo.export.formats import FORMATS, Place, Usage
 from qdpo.report import markdown as md
+from qdpo.run.folder import HELDOUT
 from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
-from qdpo.run.results import HELDOUT, read_evaluations, read_exports, read_pairs, read_samples
+from qdpo.run.results import read_evaluations, read_exports, read_pairs, read_samples
+from qdpo.run.schema import Record, Split
 from qdpo.verdicts.measured import evidence_of
 from qdpo.verdicts.rules import Verdict, judge
 
 EMBEDDED = "quickstart"
 """The name of the base model and of the pairs that ship inside qdpo."""
 
-TASKS = "tasks.json"
 PLOTS = (
     ("loss.png", "Loss over steps, training and held-out"),
     ("rewards.png", "Rewards of chosen and rejected completions and their margin over steps"),
@@ -48,18 +50,6 @@ class Base:
     on_hub: bool
     embedded: bool
     revision: str | None
-    weights_sha256: str | None
-    parameters: float | None
-    architecture: str | None
-    license: str | None
-
-
-@dataclass(frozen=True)
-class Nf4:
-    """The 4-bit type of the base: weights in a block, and whether the blocks' scales are quantized too."""
-
-    blocksize: float | None
-    double_quant: bool
 
 
 @dataclass(frozen=True)
@@ -108,36 +98,19 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What the run computed on: memory in bytes, the type it computed in and why."""
-
-    kind: str | None
-    name: str | None
-    capability: str | None
-    memory: float | None
-    dtype: str | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the training came to: peak memory in bytes, the step that the adapter comes from."""
-
-    seconds: float | None
-    steps: float | None
-    epochs: float | None
-    tokens: float | None
-    peak_memory: float | None
-    adapter_step: int | None
-    adapter_sha256: str | None
-
-
-@dataclass(frozen=True)
 class Export:
-    """A whole export below export/: format, files, the command that makes it, and verify.json where there is one."""
+    """A whole export below export/.
+
+    Attributes:
+        title: its heading on the card.
+        usage: how it is used, where the card will be read; None of a format that this version does not know.
+        command: what makes it again.
+        verify: the contents of verify.json, where there is one.
+    """
 
     format: str
-    files: list[str]
+    title: str
+    usage: Usage | None
     command: str
     verify: dict[str, Any] | None
 
@@ -149,8 +122,7 @@ class Facts:
     Attributes:
         folder: the run directory.
         published: the repository that the card is for; None for the run directory itself.
-        nf4: how the base was held in training; None when it was held as stored.
-        adapter_layers, adapter_parameters: what was trained.
+        record: what ran, where, and with which result (run.json).
         train, evals: the lines of metrics.jsonl, evaluations without `eval_`.
         before, after: the evaluations of step 0 and of the final adapter; empty where there is none.
     """
@@ -158,24 +130,12 @@ class Facts:
     folder: Path
     published: Published | None
     config: RunConfig
+    record: Record
     name: str
-    state: str
-    created: str | None
-    command: str | None
-    qdpo: str | None
-    seed: Any
     base: Base
-    nf4: Nf4 | None
-    adapter_layers: float | None
-    adapter_parameters: float | None
-    template_sha256: str | None
     training: Part
     heldout: Part
     optimizer: tuple[str, str]
-    machine: Machine
-    outcome: Outcome
-    versions: Mapping[str, Any]
-    checks: list[tuple[str, str]]
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     before: dict[str, Any]
@@ -186,6 +146,11 @@ class Facts:
     def merged(self) -> bool:
         """Whether what is published holds the base's weights too, and not the adapter alone."""
         return self.published is not None and self.published.format not in ("adapter", "gguf-lora")
+
+    @property
+    def nf4(self) -> bool:
+        """Whether the base was held in 4-bit NF4 in training."""
+        return self.record.quantization.method == "nf4"
 
     @property
     def ties_before(self) -> bool:
@@ -213,7 +178,23 @@ class Facts:
         found = read_exports(self.folder)
         if self.published is not None:
             found = {name: entry for name, entry in found.items() if name == self.published.format}
-        return [_export(name, entry) for name, entry in found.items()]
+        return [self._export(name, entry) for name, entry in found.items()]
+
+    def _export(self, name: str, entry: Mapping[str, Any]) -> Export:
+        format, model = FORMATS.get(name), md.one_line(self.name)
+        place = Place(
+            folder=model if self.published else f"export/{name}",
+            files=tuple(entry.get("files") or ()),
+            model=model,
+            repo=self.published.repo if self.published else None,
+        )
+        return Export(
+            name,
+            title=format.title if format else name,
+            usage=format.usage(place) if format else None,
+            command=_command(name, entry),
+            verify=entry.get("verify") or None,
+        )
 
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
@@ -232,30 +213,17 @@ def gather(run_dir: Path, published: Published | None = None) -> Facts:
         InputMissingError: the folder is not a run directory, or a file in it cannot be understood.
     """
     record = read_run(run_dir)
-    config, run = record.config, record.run
-    checks = [entry for entry in run.get("checks") or [] if isinstance(entry, dict) and entry.get("name")]
+    config, data = record.config, record.facts.data
     return Facts(
         folder=run_dir,
         published=published,
         config=config,
+        record=record.facts,
         name=record.name,
-        state=_text(run, "state") or "unknown",
-        created=_text(run, "created"),
-        command=_text(run, "command"),
-        qdpo=_text(run, "qdpo"),
-        seed=run.get("seed"),
         base=_base(record),
-        nf4=_nf4(run.get("quantization")),
-        adapter_layers=_number(run, "adapter", "modules"),
-        adapter_parameters=_number(run, "adapter", "trainable_parameters"),
-        template_sha256=_text(run, "tokenizer", "template_sha256"),
-        training=_part(record, "train", config.data.name),
-        heldout=_part(record, "heldout", config.data.eval_name or config.data.name),
+        training=_part(data.train, record.data.get("train"), config.data.name),
+        heldout=_part(data.heldout, record.data.get("heldout"), config.data.eval_name or config.data.name),
         optimizer=_optimizer(record),
-        machine=_machine(run),
-        outcome=_outcome(record),
-        versions={"qdpo": run.get("qdpo"), **_mapping(run, "versions")},
-        checks=[(str(entry["name"]), str(entry.get("detail") or "")) for entry in checks],
         train=record.train,
         evals=record.evals,
         before=record.before,
@@ -269,58 +237,32 @@ def name_on_hub(name: str) -> bool:
     return name != EMBEDDED and "/" in name and not md.is_local(name)
 
 
-def _text(value: Any, *keys: str) -> str | None:
-    found = dig(value, *keys)
-    return str(found) if found else None
-
-
-def _number(value: Any, *keys: str) -> float | None:
-    return md.number(dig(value, *keys))
-
-
-def _mapping(value: Any, *keys: str) -> dict[str, Any]:
-    found = dig(value, *keys)
-    return found if isinstance(found, dict) else {}
-
-
 def _base(record: RunRecord) -> Base:
-    run = record.run
-    name, revision = str(dig(run, "base", "name") or record.config.model.name), dig(run, "base", "revision")
-    commit = revision if isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) else None
+    found = record.facts.base
+    name = found.name or record.config.model.name
+    commit = found.revision if re.fullmatch(r"[0-9a-f]{40}", found.revision or "") else None
     on_hub = commit is not None and not md.is_local(name)
-    stated = dig(run, "base", "license")
     return Base(
         name=md.one_line(name) if on_hub else md.last_component(md.one_line(name)),
         on_hub=on_hub,
         embedded=name == EMBEDDED,
         revision=commit,
-        weights_sha256=_text(run, "base", "weights_sha256"),
-        parameters=_number(run, "base", "parameters"),
-        architecture=_text(run, "base", "architecture"),
-        license=stated if isinstance(stated, str) and stated.strip() else None,
     )
 
 
-def _nf4(quantization: Any) -> Nf4 | None:
-    if dig(quantization, "method") != "nf4":
-        return None
-    return Nf4(_number(quantization, "blocksize"), bool(dig(quantization, "double_quant")))
-
-
-def _part(record: RunRecord, key: str, configured: str | None) -> Part:
-    written, run = record.data.get(key), dig(record.run, "data", key)
-    name, used = md.public_name(dig(run, "name") or configured), _number(written, "pairs")
+def _part(split: Split, written: Any, configured: str | None) -> Part:
+    name, used = md.public_name(split.name or configured), md.number(dig(written, "pairs"))
     remarks, contamination = _findings(written)
     return Part(
         name=name,
         on_hub=name_on_hub(name),
         embedded=name == EMBEDDED,
-        split=_text(run, "split"),
-        fingerprint=_text(run, "fingerprint"),
+        split=split.split,
+        fingerprint=split.fingerprint,
         reported=isinstance(written, dict) and bool(written),
-        format=_text(written, "format"),
-        rows_read=_number(written, "rows_read"),
-        pairs=used if used is not None else _number(run, "pairs"),
+        format=dig(written, "format") or None,
+        rows_read=md.number(dig(written, "rows_read")),
+        pairs=used if used is not None else split.pairs,
         left_out=_left_out(dig(written, "left_out")),
         cut=_mapping(written, "cut"),
         tokens={field: found for field, found in _mapping(written, "tokens").items() if isinstance(found, dict)},
@@ -329,11 +271,16 @@ def _part(record: RunRecord, key: str, configured: str | None) -> Part:
     )
 
 
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    found = dig(value, key)
+    return found if isinstance(found, dict) else {}
+
+
 def _left_out(reasons: Any) -> dict[str, Dropped] | None:
     if not isinstance(reasons, dict):
         return None
     return {
-        reason: Dropped(_number(entry, "count"), list(dig(entry, "first_rows") or []))
+        reason: Dropped(md.number(dig(entry, "count")), list(dig(entry, "first_rows") or []))
         for reason, entry in reasons.items()
     }
 
@@ -350,45 +297,19 @@ def _findings(written: Any) -> tuple[list[str], list[str]]:
 
 def _optimizer(record: RunRecord) -> tuple[str, str]:
     """Its name, and why it is another one than configured."""
-    name = str(record.config.train.optim)
-    if used := _text(record.run, "optimizer", "name"):
-        return used, _text(record.run, "optimizer", "reason") or ""
-    on_cpu = dig(record.run, "hardware", "kind") == "cpu"
-    return name, "without paging, which needs CUDA" if on_cpu and name.startswith("paged") else ""
+    configured, used = str(record.config.train.optim), record.facts.optimizer
+    if used.name:
+        return used.name, used.reason or ""
+    on_cpu = record.facts.hardware.kind == "cpu"
+    return configured, "without paging, which needs CUDA" if on_cpu and configured.startswith("paged") else ""
 
 
-def _machine(run: Mapping[str, Any]) -> Machine:
-    capability = dig(run, "hardware", "capability")
-    return Machine(
-        kind=_text(run, "hardware", "kind"),
-        name=_text(run, "hardware", "name"),
-        capability=".".join(map(str, capability)) if isinstance(capability, list) else None,
-        memory=_number(run, "hardware", "memory_bytes"),
-        dtype=_text(run, "dtype", "compute"),
-        reason=_text(run, "dtype", "reason"),
-    )
-
-
-def _outcome(record: RunRecord) -> Outcome:
-    result = record.run.get("result")
-    return Outcome(
-        seconds=_number(result, "seconds"),
-        steps=_number(result, "steps"),
-        epochs=_number(result, "epochs"),
-        tokens=_number(result, "tokens"),
-        peak_memory=_number(result, "peak_memory_bytes"),
-        adapter_step=record.adapter_step,
-        adapter_sha256=_text(result, "adapter_sha256"),
-    )
-
-
-def _export(name: str, entry: Mapping[str, Any]) -> Export:
-    files = entry.get("files") or {}
+def _command(name: str, entry: Mapping[str, Any]) -> str:
     words = ["qdpo", "merge-export", "--run", "DIR", "--format", name]
     if entry.get("merge_base") == "original":
         words += ["--merge-base", "original"]
     if name == "safetensors" and isinstance(entry.get("dtype"), str) and entry["dtype"] != dig(entry, "base", "dtype"):
         words += ["--dtype", entry["dtype"]]
-    if kinds := [kind.lower() for kind in files.values() if isinstance(kind, str)]:
+    if kinds := [kind.lower() for kind in (entry.get("files") or {}).values() if isinstance(kind, str)]:
         words += ["--quant", ",".join(kinds)]
-    return Export(name, list(files), shlex.join(words), entry.get("verify") or None)
+    return shlex.join(words)

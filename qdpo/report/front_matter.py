@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from qdpo.export.formats import FORMATS
 from qdpo.report import markdown as md
-from qdpo.report.facts import TASKS, Facts, name_on_hub
+from qdpo.report.facts import Facts, name_on_hub
+from qdpo.run.folder import HELDOUT, TASKS
 from qdpo.run.record import dig
-from qdpo.run.results import HELDOUT
 
 # The identifiers that the hub knows; anything else has to be declared as `other` with a name.
 # fmt: off
@@ -24,15 +25,6 @@ LICENSES = frozenset((
     "openrail", "openrail++", "osl-3.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
 ))
 # fmt: on
-
-LIBRARIES = {
-    "safetensors": "transformers",
-    "awq": "transformers",
-    "gguf": "gguf",
-    "gguf-lora": "gguf",
-    "ollama": "gguf",
-}
-"""What loads a published export, by the hub's names; adapters are PEFT's."""
 
 # Where the hub shows results: type, name, key of the evaluation.
 RESULTS = (
@@ -52,9 +44,10 @@ def metadata(run: Facts) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if run.base.on_hub:
         values |= {"base_model": run.base.name, "base_model_relation": "finetune" if run.merged else "adapter"}
-    values["library_name"] = LIBRARIES.get(run.published.format, "peft") if run.published else "peft"
+    format = FORMATS.get(run.published.format) if run.published else None
+    values["library_name"] = format.library if format else "peft"
     values["pipeline_tag"] = "text-generation"
-    values |= license_fields(run.base.license)
+    values |= license_fields(run.record.base.license)
     losses = [name for name in run.config.loss.loss_type if name != "sigmoid"]
     values["tags"] = ["qdpo", "dpo", *(["qlora"] if run.nf4 else []), "lora", "peft", *losses]
     if datasets := [part.name for part in (run.training, run.heldout) if part.on_hub]:
@@ -65,7 +58,7 @@ def metadata(run: Facts) -> dict[str, Any]:
 
 def license_fields(stated: str | None) -> dict[str, str]:
     """`license`, with `license_name` where the hub has no identifier for it; empty when the base states none."""
-    if stated is None:
+    if not (stated or "").strip():
         return {}
     name = md.without_folders(stated)
     if name.lower() in LICENSES:

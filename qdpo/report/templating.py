@@ -19,8 +19,7 @@ from markupsafe import Markup
 from qdpo.evaluation import tasks_table, view
 from qdpo.export.verify.report import card_section
 from qdpo.report import markdown as md
-from qdpo.report.facts import TASKS
-from qdpo.run.results import HELDOUT
+from qdpo.run.folder import HELDOUT, TASKS
 
 
 def card_environment() -> Environment:

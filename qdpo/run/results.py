@@ -12,10 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qdpo.run.pairs import EVALUATION, PAIRS
-
-SAMPLES = "samples.jsonl"
-HELDOUT = "heldout.json"
+from qdpo.run.folder import EVALUATION, EXPORT, PAIRS, SAMPLES
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +70,7 @@ def _texts(row: Mapping[str, Any], *keys: str) -> bool:
 def read_exports(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of whole exports below export/, by folder: export.json, with `verify` where it was verified."""
     found = {}
-    for path in sorted((folder / "export").glob("*/export.json")):
+    for path in sorted((folder / EXPORT).glob("*/export.json")):
         record = read_object(path)
         if record is not None and not path.parent.name.startswith("."):
             found[path.parent.name] = {**record, "verify": read_object(path.parent / "verify.json")}

@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from qdpo.config.steps import steps_for
+from qdpo.run.folder import HELDOUT
 from qdpo.run.record import RunRecord, dig
-from qdpo.run.results import HELDOUT, read_evaluations, read_samples
+from qdpo.run.results import read_evaluations, read_samples
 from qdpo.verdicts.evidence import Answers, Evidence, Lengths, Setup
 
 GRAM = 4
@@ -27,7 +28,7 @@ def evidence_of(record: RunRecord) -> Evidence:
         learning_rate=train.learning_rate,
         warmup=train.warmup_steps or round(train.warmup_ratio * steps),
         max_steps=steps,
-        pairs=dig(record.run, "data", "heldout", "pairs"),
+        pairs=record.facts.data.heldout.pairs,
         chosen_tokens=dig(record.data, "heldout", "tokens", "chosen", "median"),
     )
     heldout = read_evaluations(record.folder).get(HELDOUT)
@@ -36,10 +37,10 @@ def evidence_of(record: RunRecord) -> Evidence:
 
 def _steps(record: RunRecord) -> int:
     """Steps of the whole run; a finished one may have been stopped early."""
-    done, train = dig(record.run, "result", "steps"), record.config.train
-    if isinstance(done, int):
+    done, train = record.facts.result.steps, record.config.train
+    if done is not None:
         return done
-    pairs = dig(record.run, "data", "train", "pairs")
+    pairs = record.facts.data.train.pairs
     if not pairs:
         return train.max_steps or 0
     return steps_for(pairs, train.pairs_per_step, train.num_train_epochs, train.max_steps)
