@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.layout import packed_tokens
+from qdpo.engine.sizes import first_fit
 
 
 def cut(pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
@@ -18,16 +19,4 @@ def cut(pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
     Returns:
         Groups of positions in `pairs`, the group with the longest pair first.
     """
-    sizes = [packed_tokens(pair) for pair in pairs]
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
-        for group, free in enumerate(room):
-            if sizes[i] <= free:
-                groups[group].append(i)
-                room[group] -= sizes[i]
-                break
-        else:
-            groups.append([i])
-            room.append(budget - sizes[i])
-    return groups
+    return first_fit([packed_tokens(pair) for pair in pairs], budget)
