@@ -26,7 +26,8 @@ from qdpo.engine.transfer import to_device
 from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import TrainingError
 from qdpo.hardware import is_out_of_memory
-from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
+from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
+from qdpo.planner.parts import LORA
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows

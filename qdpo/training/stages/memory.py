@@ -188,9 +188,9 @@ def fill_host(run: Run, trainer: DpoTrainer, layers: Layers, data: Prepared) -> 
         What the choice goes by, in words.
     """
     from qdpo.errors import UnavailableError
+    from qdpo.planner.auto import CPU_SHARE, fewest_recomputed
     from qdpo.planner.cards import card_of
     from qdpo.planner.data import lengths_from
-    from qdpo.planner.layers import CPU_SHARE, fewest_recomputed
     from qdpo.planner.shapes import shape_of
 
     tried = f"{trainer.describe_longest()} fits, " if trainer.longest else ""
