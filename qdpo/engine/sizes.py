@@ -14,6 +14,9 @@ LOOP_FROM = 192
 """Packed tokens per pair from which attention's loop over segments beats its padded batch (measured on a CPU: 40 ->
 batch by 1.09x, 600 -> loop by 1.04x)."""
 
+PROBED = ((25, 9, 14), (8, 17, 5))
+"""Tokens of prompt, chosen and rejected of the two pairs that the start-up probe and the gradient check run."""
+
 
 def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Group sizes so that no group exceeds the budget, except a single one that does so alone: first-fit decreasing.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from qdpo.cuda import KERNEL_MODULE
 from qdpo.errors import UsageError
 from qdpo.hardware import GIB, Device, find_device, machine_memory
 
@@ -104,7 +104,7 @@ def card_for(text: str | None, preset_card: str, preset_gib: float | None) -> tu
     """
     if text is not None:
         return card_named(text), "--gpu"
-    if Path("/proc/driver/nvidia/version").exists():
+    if KERNEL_MODULE.exists():
         # only now: finding out takes torch, whose import is slow
         device = find_device()
         if device.kind == "cuda":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qdpo.config.schema import RunConfig
+from qdpo.engine.sizes import PROBED
 from qdpo.planner import parts
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
@@ -136,13 +137,10 @@ def _kinds(ledgers: Sequence[Ledger]) -> dict[str, float]:
     return max(ledgers, key=lambda ledger: max(ledger.peaks.values())).kinds
 
 
-CHECKED = PackShape((PairLengths(25, 9, 14), PairLengths(8, 17, 5)))
-"""The pairs of the start-up probe (`qdpo.engine.probe.probe_pairs`), which the gradient check runs."""
-
-
 def _gradient_check(shape: Shape, settings: Settings) -> float:
     """The engine's pass and the plain one, of which the plain one keeps more: nothing fused, nothing computed twice."""
     unfused = {"fused_lora": False, "fused_mlp": False, "fused_norm": False, "skip_unscored": False}
     plain = with_changes(settings.config, "packing", checkpoint_layers=0, **unfused)
-    (ledger,) = _play(shape, replace(settings, config=plain), [CHECKED], Pass.train)
+    pack = PackShape(tuple(PairLengths(*lengths) for lengths in PROBED))
+    (ledger,) = _play(shape, replace(settings, config=plain), [pack], Pass.train)
     return max(ledger.peaks.values())

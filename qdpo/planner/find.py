@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
-from qdpo.model.source import ASSETS, EMBEDDED, find, is_local
+from qdpo.model.source import EMBEDDED, find, is_local
 from qdpo.planner.shapes import SHIPPED, Shape, shape_of
 
 
@@ -35,10 +35,8 @@ def find_base(name: str, revision: str | None = None) -> Base:
         UnavailableError: the hub cannot be reached, or the planner does not know this kind of model.
         DataError: config.json cannot be read.
     """
-    if name == EMBEDDED:
-        return _local(ASSETS / "base", name, "embedded")
     if is_local(name):
-        return _local(find(name).folder, name, "local")
+        return _local(find(name).folder, name, "embedded" if name == EMBEDDED else "local")
     if (shape := SHIPPED.get(name)) is not None and revision is None:
         return Base(shape, "known shape, nothing downloaded")
     return _hub(name, revision)
