@@ -19,7 +19,8 @@ PROBED = ((25, 9, 14), (8, 17, 5))
 
 
 def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Group sizes so that no group exceeds the budget, except a single one that does so alone: first-fit decreasing.
+    """Group sizes so that no group exceeds the budget, except a single one that does so alone: first-fit decreasing
+    (Johnson 1973).
 
     Args:
         sizes: of what is to be grouped.

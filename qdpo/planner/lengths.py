@@ -97,7 +97,7 @@ def lengths_of(pairs: Sequence[TokenPair]) -> list[PairLengths]:
 
 
 def cut(pairs: Sequence[PairLengths], budget: int) -> list[PackShape]:
-    """Packed rows of up to `budget` tokens, cut as `qdpo.engine.microbatch` does; a longer pair is a row of its own."""
+    """Packed rows of up to `budget` tokens, cut as `qdpo.engine.layouts` does; a longer pair is a row of its own."""
     groups = first_fit([pair.packed for pair in pairs], budget)
     return [PackShape(tuple(pairs[i] for i in group)) for group in groups]
 
