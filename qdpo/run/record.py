@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from qdpo.config import strict_yaml
 from qdpo.config.schema import RunConfig
-from qdpo.errors import InputMissingError
+from qdpo.errors import ConfigError, InputMissingError
 
 EVAL_PREFIX = "eval_"
 
@@ -120,8 +120,8 @@ def all_ties(row: dict[str, Any]) -> bool:
 
 def _read_config(path: Path) -> RunConfig:
     try:
-        return RunConfig.model_validate(yaml.safe_load(_read(path)))
-    except (yaml.YAMLError, ValidationError) as error:
+        return RunConfig.model_validate(strict_yaml.loads(_read(path), str(path)).values)
+    except (ConfigError, ValidationError) as error:
         raise InputMissingError(f"{path} is not a configuration of this version of qdpo: {error}") from error
 
 

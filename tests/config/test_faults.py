@@ -20,8 +20,7 @@ FAULTS = {
     "duplicate key": ("loss:\n  beta: 0.1\n  beta: 0.2", 8, ["duplicate key `loss.beta`", "line 7"]),
     "duplicate section": ("train:\n  seed: 1\ntrain:\n  seed: 2", 8, ["duplicate key `train`", "line 6"]),
     "duplicate top-level key": ("name: again", 6, ["duplicate key `name`", "line 1"]),
-    "float without a dot": ("train:\n  learning_rate: 5e-6", 7, ["YAML 1.1", "write 5.0e-6", "a number above 0"]),
-    "float without a sign": ("train:\n  learning_rate: 5.0e6", 7, ["YAML 1.1", "a number above 0"]),
+    "yes for true or false": ("lora:\n  use_rslora: yes", 7, ["true or false", "found `yes`", "write true or false"]),
     "number in quotes": ("train:\n  learning_rate: '5.0e-6'", 7, ["in quotes", "without quotes"]),
     "text for a number": ("train:\n  learning_rate: fast", 7, ["a number above 0", "`fast`", "peak learning rate"]),
     "text for an integer": ("train:\n  seed: lucky", 7, ["a whole number at least 0", "`lucky`"]),
@@ -197,7 +196,7 @@ def test_a_device_is_not_read():
 
 def test_all_mistakes_are_listed(tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    file.write_text(GOOD + "lora:\n  r: 0\n  rank: 4\ntrain:\n  learning_rate: 5e-6\n  seed: -1\n")
+    file.write_text(GOOD + "lora:\n  r: 0\n  rank: 4\ntrain:\n  learning_rate: fast\n  seed: -1\n")
     with pytest.raises(ConfigError) as caught:
         resolve(str(file), ["loss.beta=zero", "nonsense"])
     first, *rest = caught.value.message.split("\n")
@@ -237,6 +236,12 @@ OVERRIDES = {
     "train.seed=null": ["a whole number at least 0"],
     "model.double_quant=yes": ["true or false", "`yes`"],
     "model.double_quant=1": ["true or false"],
+    "train.seed=0042": ["YAML reads `0042` as `34`"],
+    "train.seed=0x10": ["as `16`"],
+    "train.seed=1_000": ["as `1000`"],
+    "train.save_minutes=1:30": ["YAML reads `1:30` as `90`"],
+    "train.learning_rate=.inf": ["`.inf`: expected a decimal number"],
+    "train.learning_rate='1'": ["in quotes", "write 1 without quotes"],
     "model.dtype=bf16": ["one of auto, bfloat16, float16, float32"],
     "model.dtype=bfloat": ["did you mean `bfloat16`?"],
     "loss.loss_type=hing": ["loss.loss_type[0]", "did you mean `hinge`?"],
