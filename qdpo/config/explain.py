@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from qdpo.config import fields
 from qdpo.config.fields import Setting
+from qdpo.config.loss import OTHER_NAMES
 from qdpo.config.problems import Problem, nearest, quoted
 from qdpo.config.strict_yaml import DECIMAL, Document, Path_, Place, Unclear
 
@@ -109,6 +110,8 @@ def _wrong_value(finding: ErrorDetails, sources: Mapping[str, Source], file: str
     if hint is None and setting.choices and isinstance(finding["input"], str):
         close = nearest(finding["input"], setting.choices)
         hint = f"did you mean {quoted(close[0])}?" if close else None
+        if key == "loss.loss_type":
+            hint = OTHER_NAMES.get(finding["input"].lower(), hint)
     return Problem(where, f"{name}: expected {expected}, found {found} ({setting.meaning})", hint)
 
 

@@ -9,10 +9,11 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from qdpo.config.problems import nearest, quoted
-from qdpo.config.schema import RunConfig, Section
+from qdpo.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def suggestion(key: str) -> str:
     return "`qdpo presets show quickstart` lists every setting"
 
 
-def _walk(section: type[Section], prefix: str) -> Iterator[Setting]:
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
     for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _walk(info.annotation, f"{name}.")
         else:
             yield _setting(prefix + name, info)
