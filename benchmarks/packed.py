@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdpo.config.loss import LossSettings
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention, varlen
 from qdpo.engine.engine import Engine
 from qdpo.engine.fuse import fuse
 from qdpo.engine.microbatch import cut
 from qdpo.engine.recompute import checkpoint_layers
-from qdpo.training.losses import LossSettings, pair_losses
+from qdpo.training.losses import pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.trainer import pair_logps
 

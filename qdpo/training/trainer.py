@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine, nll, text_pairs
@@ -30,7 +31,7 @@ from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
 from qdpo.training import parallel
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, StepWatch, name_rows
-from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
+from qdpo.training.losses import PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.order import EpochSampler, permutation
 from qdpo.training.out_of_memory import Budgets, Need, need_of, tokens_of

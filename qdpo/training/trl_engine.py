@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
+from qdpo.config.loss import COUPLED
 from qdpo.config.schema import PackingSection, RunConfig
 from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
@@ -29,7 +30,6 @@ from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
 from qdpo.training.checkpointing import WholeCheckpoints
 from qdpo.training.guards import GuardCallback, Skips, not_finite
-from qdpo.training.losses import COUPLED
 from qdpo.training.order import permutation
 
 if TYPE_CHECKING:

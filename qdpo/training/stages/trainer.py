@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+    from qdpo.config.loss import LossSettings
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
-    from qdpo.training.losses import LossSettings
     from qdpo.training.mirror import Mirror
     from qdpo.training.out_of_memory import Budgets
     from qdpo.training.signals import Stop
