@@ -11,6 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from qdpo.data.pairs import Message
+from qdpo.data.template import own_template
+from qdpo.errors import QdpoError
+
 SYSTEM, USER, ASSISTANT, USER2 = "@@System@@", "@@User@@", "@@Assistant@@", "@@User2@@"
 
 
@@ -68,17 +72,17 @@ def derive(tokenizer: Any, strip: str) -> Pieces | None:
     """Take a chat template apart.
 
     Args:
-        tokenizer: has `apply_chat_template`.
+        tokenizer: has the chat template.
         strip: text that the runtime puts before the prompt itself (the BOS token), removed from the start.
 
     Returns:
         The pieces, or None when the template does not put the same text around messages whatever they say.
     """
-    u, a, u2 = ({"role": r, "content": c} for r, c in (("user", USER), ("assistant", ASSISTANT), ("user", USER2)))
+    u, a, u2 = Message("user", USER), Message("assistant", ASSISTANT), Message("user", USER2)
     short, long = _cut(tokenizer, [u], strip), _cut(tokenizer, [u, a, u2], strip)
     if short is None or long is None:
         return None
-    with_system = _cut(tokenizer, [{"role": "system", "content": SYSTEM}, u, a, u2], strip)
+    with_system = _cut(tokenizer, [Message("system", SYSTEM), u, a, u2], strip)
     if short[0] != long[0] or short[1] != long[3]:
         return None
     if with_system is not None and with_system[2:] != long[1:]:
@@ -87,16 +91,16 @@ def derive(tokenizer: Any, strip: str) -> Pieces | None:
     return Pieces(before_system, after_system, long[0], long[1], long[2], long[3])
 
 
-def _cut(tokenizer: Any, messages: list[dict[str, str]], strip: str) -> list[str] | None:
+def _cut(tokenizer: Any, messages: list[Message], strip: str) -> list[str] | None:
     """The text before, between and after the messages; None when rendering fails or messages are missing or moved."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # the template's own raise_exception, or any error of Jinja
+        text = own_template(tokenizer).prompt(tokenizer, messages)
+    except QdpoError:  # the template refuses, is faulty, or takes too long
         return None
     text = text.removeprefix(strip)
-    pattern = "(.*?)" + "(.*?)".join(re.escape(message["content"]) for message in messages) + "(.*)"
+    pattern = "(.*?)" + "(.*?)".join(re.escape(message.content) for message in messages) + "(.*)"
     match = re.fullmatch(pattern, text, re.DOTALL)
-    if match is None or any(message["content"] in piece for message in messages for piece in match.groups()):
+    if match is None or any(message.content in piece for message in messages for piece in match.groups()):
         return None
     return list(match.groups())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdpo.data.pairs import Message, TokenPair
+from qdpo.data.template import own_template
 from qdpo.export.source import Run
 from qdpo.export.verify.tricky import TRICKY
 
@@ -52,9 +53,5 @@ def texts_to_tokenise(tokenizer: Any) -> list[str]:
     """Rendered conversations around tricky texts, where the tokenizer has a template; plain ones otherwise."""
     if not tokenizer.chat_template:
         return [text for text in TRICKY if text]
-    rendered = []
-    for text in TRICKY:
-        message = Message("user", text)
-        conversation = [{"role": message.role, "content": message.content}]
-        rendered.append(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-    return rendered
+    template = own_template(tokenizer)
+    return [template.prompt(tokenizer, [Message("user", text)]) for text in TRICKY]
