@@ -15,12 +15,13 @@ import numpy as np
 from qdpo import console
 from qdpo.config.schema import DataSection
 from qdpo.data import cache as caching
+from qdpo.data import readers
 from qdpo.data.contamination import EvaluationSet, load_sets
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
 from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
-from qdpo.data.sources import Source, find_source, has_splits, read_file
+from qdpo.data.sources import Source, find_source, has_splits
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
@@ -295,7 +296,8 @@ def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[l
         return []
     path = ASSETS / "text_heldout.jsonl" if config.text == EMBEDDED else Path(config.text).expanduser()
     texts = []
-    for number, row in enumerate(read_file(path)):
+    readers.check(path)
+    for number, row in enumerate(readers.read(path)):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataError(f"row {number} of {path} has no text in a column `text`")
         texts.append([int(i) for i in tokenizer.encode(row["text"])][: config.max_length])
