@@ -108,9 +108,9 @@ def _find_base(base: dict[str, Any]) -> Path:
     recorded = base.get("folder")
     if recorded and (Path(recorded) / "config.json").is_file():
         return Path(recorded)
-    from qdpo.model.source import base_folder
+    from qdpo.model.source import find
 
-    folder = base_folder(base["name"], base.get("revision"))
+    folder = find(base["name"], base.get("revision")).folder
     if recorded:
         note(f"the base is not at {recorded} any more; using {folder}")
     return folder
