@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
-from qdpo.data.pairs import Message
-from qdpo.data.template import Template
-from qdpo.errors import DataError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+from qdpo.data.pairs import Message
+from qdpo.data.template import own_template
+from qdpo.errors import QdpoError
 
 SYSTEM, USER, ASSISTANT, USER2 = "@@System@@", "@@User@@", "@@Assistant@@", "@@User2@@"
 
@@ -85,14 +85,14 @@ def derive(tokenizer: PreTrainedTokenizerBase, strip: str) -> Pieces | None:
     Returns:
         The pieces, or None when the template does not put the same text around messages whatever they say.
     """
-    template = Template(str(tokenizer.chat_template), "the tokenizer's", frozenset())
+    template = own_template(tokenizer)
     talk = [Message("user", USER), Message("assistant", ASSISTANT), Message("user", USER2)]
 
     def cut(messages: Sequence[Message]) -> list[str] | None:
         """The text before, between and after messages; None when the template refuses, loses or moves them."""
         try:
             text = template.prompt(tokenizer, messages).removeprefix(strip)
-        except DataError:
+        except QdpoError:  # the template refuses, is faulty, or takes too long
             return None
         contents = [message.content for message in messages]
         match = re.fullmatch("(.*?)" + "(.*?)".join(map(re.escape, contents)) + "(.*)", text, re.DOTALL)

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from qdpo import files
-from qdpo.config.schema import LossSection
+from qdpo.config.loss import LossSettings
 from qdpo.report import markdown as md
 from qdpo.report.facts import Facts, gather
 from qdpo.run.record import all_ties
@@ -127,7 +127,7 @@ PLOTS: tuple[tuple[str, str, Callable[[Axes, Facts], bool]], ...] = (
 """File, title and drawing function of each plot; the function says whether there was anything to draw."""
 
 
-def _starts_at_ln2(loss: LossSection) -> bool:
+def _starts_at_ln2(loss: LossSettings) -> bool:
     return loss.loss_type == ["sigmoid"] and loss.loss_weights in (None, [1.0])
 
 

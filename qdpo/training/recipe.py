@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import TrainSection
 from qdpo.config.steps import steps_per_epoch
 from qdpo.data.pairs import TokenPair
@@ -34,7 +35,7 @@ from qdpo.training.early_stop import EarlyStop
 from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, gradient_norm, name_rows, not_finite
 from qdpo.training.invariants import Check, check_adapter_learned
 from qdpo.training.log import Log
-from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
+from qdpo.training.losses import PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.order import permutation
 from qdpo.training.out_of_memory import Budgets, need_of

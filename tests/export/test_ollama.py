@@ -111,7 +111,8 @@ def test_content_is_never_interpreted() -> None:
         "{% for m in messages %}{{ loop.length }}{{ m['content'] }}{% endfor %}",
         "{{ messages[0]['content'] }}",
         "{{ raise_exception('no') }}",
-        "{% for n in range(99999) %}{% for m in range(99999) %}{% endfor %}{% endfor %}{{ messages[0]['content'] }}",
+        # ten thousand million turns: rendered in a process that is killed
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
 def test_templates_that_cannot_be_taken_apart(template: str) -> None:

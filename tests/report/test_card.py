@@ -344,9 +344,9 @@ def test_snippet_is_python(example: Any) -> None:
 
 
 def test_embedded_base_lies_where_the_snippet_looks(card: Callable[[], str]) -> None:
-    from qdpo.model.source import ASSETS, base_folder
+    from qdpo.model.source import ASSETS, find
 
-    assert base_folder("quickstart") == ASSETS / "base"
+    assert find("quickstart").folder == ASSETS / "base"
     assert 'str(files("qdpo") / "assets" / "base")' in card()
 
 
