@@ -47,8 +47,8 @@ def plan(
 
     >>> import qdpo
     >>> plan = qdpo.plan("quickstart", gpu="t4")
-    >>> plan.verdict.fits
-    True
+    >>> plan.verdict.kind
+    'fits'
 
     Args:
         config: a preset's name, a YAML file, or a `Config`.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
-from qdpo.errors import QdpoError
+from qdpo.errors import QdpoError, first_line
 from qdpo.run.record import read_run
 from qdpo.verdicts.measured import evidence_of
 from qdpo.verdicts.rules import judge
@@ -32,6 +32,6 @@ class VerdictCallback(TrainerCallback):
             verdict = judge(evidence_of(read_run(self.folder)))[0]
         except (QdpoError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             # a remark about a run is no reason to end it
-            console.warn(f"no verdict at step {state.global_step}: {type(error).__name__}: {error}")
+            console.warn(f"no verdict at step {state.global_step}: {type(error).__name__}: {first_line(error)}")
             return
         (console.warn if verdict.alarm else console.note)(f"step {state.global_step}, {verdict.line()}")
