@@ -14,7 +14,6 @@ from qdpo.export.awq.plan import Layout
 from qdpo.export.formats import FORMATS
 from qdpo.export.request import Request
 from qdpo.export.source import MergeBase, load_run
-from qdpo.export.verify.run import find_run, verify_export
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.report.refresh import refresh
 
@@ -73,6 +72,8 @@ class Export:
         Raises:
             InputMissingError: it is no export, or its run is not found.
         """
+        from qdpo.export.verify.run import find_run, verify_export
+
         check_pairs(pairs)
         with borrowed():
             found = verify_export(self.path, self.run, pairs)
@@ -83,26 +84,28 @@ class Export:
 def write(
     run: Path,
     format: str,
+    *,
     quants: tuple[str, ...],
     out: str | os.PathLike[str] | None,
     merge_base: MergeBase,
     dtype: str | None,
     awq_layout: Layout | None,
-    *,
     pick: bool,
     pairs: int | None,
 ) -> Export:
-    """Write a run's export; see `Run.export` for the arguments, which `check_options` has passed."""
+    """Write a run's export and renew the run's card; `Run.export` says what the arguments mean."""
+    check_options(format, quants, dtype=dtype, awq_layout=awq_layout, pick=pick, pairs=pairs)
     place = _place(run, format, out)
-    request = Request(load_run(run), place, merge_base, dtype, quants, awq_layout or "compressed-tensors")
-    if pick:
-        from qdpo.export.pick import picked
+    with borrowed():
+        request = Request(load_run(run), place, merge_base, dtype, quants, awq_layout or "compressed-tensors")
+        if pick:
+            from qdpo.export.pick import picked
 
-        with picked(request, pairs) as (chosen, _):
-            folder = FORMATS[format].write(chosen)
-    else:
-        folder = FORMATS[format].write(request)
-    refresh(run)
+            with picked(request, pairs) as (chosen, _):
+                folder = FORMATS[format].write(chosen)
+        else:
+            folder = FORMATS[format].write(request)
+        refresh(run)
     return Export(folder, run)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdpo.api.config import Config, Overrides, settled
+from qdpo.api.process import borrowed
 from qdpo.export.gguf.sizes import gguf_bytes
 from qdpo.planner import plan as planner
 from qdpo.planner.auto import Choice, choose
@@ -65,9 +66,10 @@ def plan(
     """
     asked = settled(config, overrides)
     card, reason = card_for(gpu, asked.card, asked.gpu_memory_gib)
-    base = find_base(asked.model.name, asked.model.revision)
-    lengths = lengths_for(asked)
-    chosen, choices = choose(asked, base.shape, card, lengths) if auto else (asked, [])
-    found = planner.plan(chosen, base, card, reason, lengths)
+    with borrowed():
+        base = find_base(asked.model.name, asked.model.revision)
+        lengths = lengths_for(asked)
+        chosen, choices = choose(asked, base.shape, card, lengths) if auto else (asked, [])
+        found = planner.plan(chosen, base, card, reason, lengths)
     gguf = {kind: gguf_bytes(base.shape, kind) for kind in GGUF}
     return Plan(**vars(found), gguf=gguf, choices=choices)

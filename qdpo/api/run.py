@@ -179,12 +179,19 @@ class Run:
             UsageError: an option does not belong to the format.
             QdpoError: the run cannot be read, or the export cannot be written.
         """
-        from qdpo.api.exporting import check_options, write
+        from qdpo.api.exporting import write
 
-        quants = (quant,) if isinstance(quant, str) else tuple(quant)
-        check_options(format, quants, dtype=dtype, awq_layout=awq_layout, pick=pick, pairs=pairs)
-        with borrowed():
-            return write(self.path, format, quants, out, merge_base, dtype, awq_layout, pick=pick, pairs=pairs)
+        return write(
+            self.path,
+            format,
+            quants=(quant,) if isinstance(quant, str) else tuple(quant),
+            out=out,
+            merge_base=merge_base,
+            dtype=dtype,
+            awq_layout=awq_layout,
+            pick=pick,
+            pairs=pairs,
+        )
 
     def answer(self, prompt: str, *, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
         """Let the result answer a message; the model is loaded for it, which takes its time.

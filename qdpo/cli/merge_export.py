@@ -58,12 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and verify; returns the exit code of the verdict, 0 without one."""
-    from qdpo.api.run import Run
+    from qdpo.api.exporting import write
     from qdpo.console import out, warn
 
-    export = Run(args.run).export(
+    export = write(
+        args.run,
         args.format,
-        quant=args.quant,
+        quants=args.quant,
         out=args.out,
         merge_base=args.merge_base,
         dtype=args.dtype,
