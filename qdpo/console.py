@@ -61,8 +61,10 @@ def silence() -> None:
 
 
 def is_interactive() -> bool:
-    """Whether live displays make sense: stderr is a terminal and this is not a CI job."""
-    return sys.stderr.isatty() and not os.environ.get("CI")
+    """Whether live displays make sense: stderr is a terminal, and this is neither a CI job nor a notebook."""
+    from qdpo import notebook
+
+    return sys.stderr.isatty() and not os.environ.get("CI") and not notebook.is_here()
 
 
 def say(message: str) -> None:

@@ -23,6 +23,8 @@ def quiet_environment() -> None:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
+    # tqdm, in a notebook without ipywidgets
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def quiet_libraries() -> None:

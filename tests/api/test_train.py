@@ -39,7 +39,6 @@ def test_two_runs_in_one_process_both_finish_as_configured(two: tuple[qdpo.Run, 
     assert (first.state, second.state) == ("finished", "finished")
     assert (first.config.loss.beta, second.config.loss.beta) == (0.1, 0.3)
     assert (second.config.train.seed, second.config.model.quantization) == (7, "none")
-    assert second.config.origins["loss.beta"] == "--set"
 
 
 def test_the_first_run_is_the_one_of_the_command_line(
