@@ -93,6 +93,8 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            # Ctrl-C, and a notebook's interrupt, go to the whole group: they are for the run, which may go on
+            start_new_session=True,
         )
         weakref.finalize(self, _end, self.process)
         self._send(
