@@ -96,16 +96,15 @@ def write(
     """Write a run's export and renew the run's card; `Run.export` says what the arguments mean."""
     check_options(format, quants, dtype=dtype, awq_layout=awq_layout, pick=pick, pairs=pairs)
     place = _place(run, format, out)
-    with borrowed():
-        request = Request(load_run(run), place, merge_base, dtype, quants, awq_layout or "compressed-tensors")
-        if pick:
-            from qdpo.export.pick import picked
+    request = Request(load_run(run), place, merge_base, dtype, quants, awq_layout or "compressed-tensors")
+    if pick:
+        from qdpo.export.pick import picked
 
-            with picked(request, pairs) as (chosen, _):
-                folder = FORMATS[format].write(chosen)
-        else:
-            folder = FORMATS[format].write(request)
-        refresh(run)
+        with picked(request, pairs) as (chosen, _):
+            folder = FORMATS[format].write(chosen)
+    else:
+        folder = FORMATS[format].write(request)
+    refresh(run)
     return Export(folder, run)
 
 

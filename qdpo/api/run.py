@@ -181,17 +181,18 @@ class Run:
         """
         from qdpo.api.exporting import write
 
-        return write(
-            self.path,
-            format,
-            quants=(quant,) if isinstance(quant, str) else tuple(quant),
-            out=out,
-            merge_base=merge_base,
-            dtype=dtype,
-            awq_layout=awq_layout,
-            pick=pick,
-            pairs=pairs,
-        )
+        with borrowed():
+            return write(
+                self.path,
+                format,
+                quants=(quant,) if isinstance(quant, str) else tuple(quant),
+                out=out,
+                merge_base=merge_base,
+                dtype=dtype,
+                awq_layout=awq_layout,
+                pick=pick,
+                pairs=pairs,
+            )
 
     def answer(self, prompt: str, *, base: bool = False, max_new_tokens: int = 256, temperature: float = 0.0) -> str:
         """Let the result answer a message; the model is loaded for it, which takes its time.
