@@ -18,6 +18,7 @@ import contextlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -102,15 +103,15 @@ class Bench:
     Attributes:
         pairs: the global batch.
         trainer: TRL's, around the model.
-        engine: qdpo's, around the same model.
+        engine: qdpo's, around the same model, while a variant of it is ready.
     """
 
     def __init__(self, trainer: Any, pairs: list[TokenPair], device: torch.device) -> None:
         self.trainer, self.pairs, self.device = trainer, pairs, device
         self.policy = trainer.model
-        self.engine = Engine(self.policy.get_base_model(), device, trainer.accelerator.autocast)
-        with packed.ready(self.policy, packed.Settings()):
-            self.reference = packed.reference(self.policy, pairs, self.engine, 8192)
+        self.engine: Engine | None = None
+        with packed.ready(self.policy, packed.Settings(), device, trainer.accelerator.autocast) as engine:
+            self.reference = packed.reference(self.policy, pairs, engine, 8192)
 
     def stock(self, how: Stock) -> float:
         """One step of TRL."""
@@ -125,13 +126,19 @@ class Bench:
 
     def packed(self, settings: packed.Settings) -> float:
         """One step of qdpo."""
+        assert self.engine is not None
         return packed.step(self.policy, self.pairs, self.engine, settings, self.reference, Metrics())
 
     def ready(self, how: Stock | packed.Settings) -> contextlib.AbstractContextManager[None]:
         """The model and TRL set up for a variant, and given back: outside the clock."""
         if isinstance(how, packed.Settings):
-            return packed.ready(self.policy, how)
+            return self._attached(how)
         return stock.stand_in() if how.stands_in else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _attached(self, settings: packed.Settings) -> Iterator[None]:
+        with packed.ready(self.policy, settings, self.device, self.trainer.accelerator.autocast) as self.engine:
+            yield
 
     def run(self, how: Stock | packed.Settings) -> float:
         """One step of either."""
@@ -266,7 +273,9 @@ def curve(trainer: Any, device: torch.device, args: argparse.Namespace) -> list[
     sizes = [1024, 2048, 4096, 8192, 16384]
     benches = {size: Bench(trainer, workloads.of_length(size), device) for size in sizes}
     settings = packed.Settings(budget=max(sizes))
-    with packed.ready(trainer.model, settings):
+    with packed.ready(trainer.model, settings, device, trainer.accelerator.autocast) as engine:
+        for bench in benches.values():
+            bench.engine = engine
         runs = {str(size): partial(bench.packed, settings) for size, bench in benches.items()}
         for run in runs.values():
             run()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qdpo.config.schema import PackingSection
 from qdpo.data.pairs import TokenPair
-from qdpo.engine import attention, varlen
+from qdpo.engine.attach import attach, detach
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import fuse
-from qdpo.engine.microbatch import cut
-from qdpo.engine.recompute import checkpoint_layers
+from qdpo.engine.logps import PackScores
+from qdpo.engine.recompute import decoder_layers
 from qdpo.training.losses import LossSettings, pair_losses
 from qdpo.training.metrics import Metrics
-from qdpo.training.trainer import pair_logps
+from qdpo.training.recipe import pair_logps
 
 LOSS = LossSettings(beta=0.1)
 
@@ -45,28 +46,24 @@ class Settings:
 
 
 @contextlib.contextmanager
-def ready(policy: Any, settings: Settings) -> Any:
-    """The policy set up for the packed engine, and given back as it was found."""
-    base = policy.get_base_model()
-    configs = {id(m.config): m.config for m in policy.modules() if hasattr(m, "config")}
-    before = {key: getattr(config, "_attn_implementation", None) for key, config in configs.items()}
-    layers = [m for m in policy.modules() if hasattr(m, "gradient_checkpointing")]
+def ready(
+    policy: Any, settings: Settings, device: torch.device, autocast: Callable[[], AbstractContextManager[object]]
+) -> Iterator[Engine]:
+    """The policy set up for the engine as `qdpo train` does it, and given back as it was found."""
+    layers = decoder_layers(policy)
     flags = [(m, m.gradient_checkpointing, getattr(m, "_gradient_checkpointing_func", None)) for m in layers]
-    varlen.register()
-    device = next(base.parameters()).device
-    # as `qdpo train` decides it; another precision than half goes through SDPA all the same
-    attention.install(base, varlen.NAME if varlen.is_faster(base, device, torch.bfloat16) else attention.NAME)
-    fusion = fuse(
-        policy, linear=settings.linear, mlp=settings.mlp, norm=settings.norm, skip_unscored=settings.skip_unscored
+    packing = PackingSection(
+        fused_lora=settings.linear,
+        fused_mlp=settings.mlp,
+        fused_norm=settings.norm,
+        skip_unscored=settings.skip_unscored,
+        checkpoint_layers="auto" if settings.checkpointed is None else settings.checkpointed,
     )
-    checkpoint_layers(policy, settings.checkpointed)
+    engine, _ = attach(policy, device, autocast, packing, checkpointing=True)
     try:
-        yield
+        yield engine
     finally:
-        fusion.undo()
-        for key, config in configs.items():
-            if before[key] is not None:
-                config._attn_implementation = before[key]
+        detach(engine)
         for module, flag, function in flags:
             module.gradient_checkpointing, module._gradient_checkpointing_func = flag, function
 
@@ -85,7 +82,7 @@ def step(
     Args:
         policy: with its adapter, set up by `ready`.
         pairs: n pairs.
-        engine: around the policy's model.
+        engine: from `ready`.
         settings: how to run.
         known: (n, 2) the reference's log-probabilities, used when `settings.cached`.
         metrics: collects what would be logged; read once per step here, the most that a run can ask for.
@@ -98,12 +95,14 @@ def step(
     values = known if settings.cached else reference(policy, pairs, engine, 2 * settings.budget)
     values = values.to(engine.device)
     mean_chosen = sum(len(pair.chosen) for pair in pairs) / len(pairs)
-    for group in cut(pairs, settings.budget):
-        scores = engine.score([pairs[i] for i in group], group)
+
+    def loss_of(group: list[int], scores: PackScores) -> Tensor:
         batch = pair_logps(scores, values[group], mean_chosen)
         loss = pair_losses(batch, LOSS).sum() / len(pairs)
-        loss.backward()
-        total += loss.detach()
+        total.add_(loss.detach())
         metrics.add_pack(scores, batch, LOSS.beta)
+        return loss
+
+    engine.step(pairs, engine.cut(pairs, settings.budget), loss_of)
     metrics.read()
     return float(total)

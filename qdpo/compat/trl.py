@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 
 from qdpo import console
+from qdpo.config.schema import PackingSection
 from qdpo.data.pairs import TokenPair
-from qdpo.engine import attention
-from qdpo.engine.engine import WAYS
-from qdpo.engine.fuse import Fusion, fuse
+from qdpo.engine.attach import attach, detach
+from qdpo.engine.engine import Engine
+from qdpo.engine.fuse import Fusion
 from qdpo.engine.layout import Pack, build_pack
+from qdpo.engine.layouts import Packed
 from qdpo.engine.logps import head_of, hidden_of, score_tokens
-from qdpo.engine.masks import masks_for
-from qdpo.engine.probe import Decision, decide
+from qdpo.engine.probe import Decision
 from qdpo.errors import UnavailableError
 
 TESTED = ("1.15", "1.17")
@@ -78,28 +79,40 @@ def accelerate(trainer: Any, *, fused: bool = True) -> Acceleration:
     """
     _refuse(trainer)
     policy = trainer.model
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    models = [model] + ([trainer.ref_model] if trainer.ref_model is not None else [])
+    models = [_base(policy)] + ([trainer.ref_model] if trainer.ref_model is not None else [])
     for part in models:
         head_of(part)
-    own = [part.config._attn_implementation for part in models]
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
-    decisions = [decide(part, next(part.parameters()).device, trainer.accelerator.autocast) for part in models]
-    decision = decisions[0]
-    if any(d.way not in ("packed", "packed_mask", "packed_masks") or d.way != decision.way for d in decisions):
-        for part, name in zip(models, own, strict=True):
-            attention.install(part, name)
-        torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    engines: list[Engine] = []
+    decisions: list[Decision] = []
+    why = None
+    for part in models:
+        packing = PackingSection() if fused and part is models[0] else None
+        try:
+            engine, decision = attach(part, next(part.parameters()).device, trainer.accelerator.autocast, packing)
+        except UnavailableError as error:
+            why = error.message
+            break
+        engines.append(engine)
+        decisions.append(decision)
+        if not isinstance(engine.layout, Packed) or engine.layout != engines[0].layout:
+            why = decision.reason
+            break
+    undo: list[Callable[[], object]] = [partial(torch.backends.cuda.enable_cudnn_sdp, cudnn)]
+    undo += [partial(detach, engine) for engine in engines]
+    if why is not None:
+        for step in reversed(undo):
+            step()
         raise UnavailableError(
-            f"this model's prompts cannot be shared: {decision.reason}", "train with TRL as it is: it is not changed"
+            f"this model's prompts cannot be shared: {why}", "train with TRL as it is: it is not changed"
         )
-    done = Acceleration(decision, fuse(model) if fused else Fusion())
-    done._undo += [partial(torch.backends.cuda.enable_cudnn_sdp, cudnn), done.fusion.undo]
-    for part, name in zip(models, own, strict=True):
+    done = Acceleration(decisions[0], engines[0].fusion, _undo=undo)
+    for engine in engines:
+        part = engine.model
         before = part.__dict__["forward"]
-        part.forward = types.MethodType(_packed_forward(before, done, bool(trainer.use_weighting)), part)
-        done._undo += [partial(setattr, part, "forward", before), partial(attention.install, part, name)]
-    console.good(f"trl: {WAYS[decision.way]} ({decision.reason}); {done.fusion.describe()}")
+        part.forward = types.MethodType(_packed_forward(before, done, engine, bool(trainer.use_weighting)), part)
+        done._undo.append(partial(setattr, part, "forward", before))
+    console.good(f"trl: {engines[0].layout.words} ({decisions[0].reason}); {done.fusion.describe()}")
     return done
 
 
@@ -145,7 +158,9 @@ class _Batch:
     places: Tensor
 
 
-def _packed_forward(original: Callable[..., Any], done: Acceleration, squares: bool) -> Callable[..., Any]:
+def _packed_forward(
+    original: Callable[..., Any], done: Acceleration, engine: Engine, squares: bool
+) -> Callable[..., Any]:
     """A forward that answers TRL's question from a packed row, and passes every other call on."""
     last: list[_Batch] = []
 
@@ -165,7 +180,7 @@ def _packed_forward(original: Callable[..., Any], done: Acceleration, squares: b
                 done.passed_on += 1
                 return original(fused_lm_head=True, **kwargs)
         done.packed += 1
-        return _answer(self, last[0], kwargs["labels"], done.decision.way, squares)
+        return _answer(engine, last[0], kwargs["labels"], squares)
 
     return forward
 
@@ -203,13 +218,13 @@ def _laid_out(ids: Tensor, mask: Tensor, labels: Tensor) -> _Batch | None:
     return _Batch(ids, pack, torch.tensor(places, device=ids.device))
 
 
-def _answer(model: Any, batch: _Batch, labels: Tensor, way: str, squares: bool) -> Any:
+def _answer(engine: Engine, batch: _Batch, labels: Tensor, squares: bool) -> Any:
     """TRL's FusedCausalLMOutput for a batch."""
     from trl.trainer.utils import FusedCausalLMOutput
 
-    pack = batch.pack
-    mask = None if way == "packed" else masks_for(model, pack, by_layer_type=way == "packed_masks")
-    hidden = hidden_of(model, pack, mask).index_select(0, pack.rows)
+    model, pack = engine.model, batch.pack
+    assert isinstance(engine.layout, Packed)
+    hidden = hidden_of(model, pack, engine.layout.mask(model, pack)).index_select(0, pack.rows)
     scores = score_tokens(hidden, head_of(model), pack.targets, squares=squares)
     wanted = labels[:, 1:] != -100
 

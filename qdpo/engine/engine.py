@@ -1,4 +1,4 @@
-"""Scoring many pairs without gradients: the reference pass and evaluation."""
+"""The engine: a model whose attention is installed, and the passes that are run through it."""
 
 from __future__ import annotations
 
@@ -11,88 +11,73 @@ from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.fuse import Fusion
-from qdpo.engine.layout import Pack, build_pack
-from qdpo.engine.logps import PackScores, hidden_of, score_pack
-from qdpo.engine.masks import masks_for
-from qdpo.engine.microbatch import cut
-from qdpo.engine.padded import cut_padded, predicting_padded, score_padded
+from qdpo.engine.layouts import Layout, Packed, Predicting, scores_of
+from qdpo.engine.logps import PackScores
 
-WAYS = {
-    "packed": "shared prompts, no padding",
-    "packed_mask": "shared prompts, no padding, one explicit mask",
-    "packed_masks": "shared prompts, no padding, one explicit mask per kind of layer",
-    "unshared": "separate padded rows",
-}
-"""How pairs can be laid out, the fastest first."""
-
-
-@dataclass(frozen=True)
-class Predicting:
-    """Where the completion tokens of n pairs are predicted.
-
-    Attributes:
-        hidden: (S, H) the states that predict them.
-        targets: (S,) their ids.
-        scored: (K,) index into S of each sequence's tokens, see `Pack`; None for all S in order.
-        sequence: (K,) number of the sequence, chosen first.
-    """
-
-    hidden: Tensor
-    targets: Tensor
-    scored: Tensor | None
-    sequence: Tensor
+Pass = Callable[[list[int], PackScores], Tensor]
+"""Makes the loss of one micro-batch, a scalar, from the positions of its pairs and their scores."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A causal language model whose attention is installed, and how to run it.
+    """A causal language model and how to run it; `qdpo.engine.attach` makes one.
 
     Attributes:
-        model: the *ForCausalLM (adapters injected or not).
+        model: the *ForCausalLM (adapters injected or not), its attention as `layout` needs it.
         device: where it is.
         autocast: makes the context of a forward pass (mixed precision or none).
-        way: how pairs are laid out, see `WAYS`; `qdpo.engine.probe` decides it.
+        layout: how pairs are laid out.
         fusion: which of its modules run as single functions.
+        own: the attention implementation that the model came with.
     """
 
     model: nn.Module
     device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
-    way: str = "packed"
+    layout: Layout = field(default_factory=Packed)
     fusion: Fusion = field(default_factory=Fusion)
+    own: str = "sdpa"
 
     def score(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> PackScores:
-        """Score pairs in one pass; carries gradients where they are enabled."""
+        """Score n pairs in one pass: their 2n sequences, chosen first; carries gradients where they are enabled.
+
+        Args:
+            pairs: what to score.
+            indices: their numbers in the dataset.
+        """
         with self.autocast():
-            if self.way == "unshared":
-                return score_padded(self.model, pairs, self.device)
-            return score_pack(self.model, *self._pack(pairs, indices))
+            found = self.layout.predicting(self.model, pairs, indices, self.device)
+            return scores_of(self.model, found, 2 * len(pairs))
 
     def predicting(self, pairs: Sequence[TokenPair], indices: Sequence[int]) -> Predicting:
         """What `score` scores, one step earlier: for whoever needs more of the distributions than sums."""
         with self.autocast():
-            if self.way == "unshared":
-                hidden, targets, sequence = predicting_padded(self.model, pairs, self.device)
-                return Predicting(hidden, targets, None, sequence)
-            pack, mask = self._pack(pairs, indices)
-            hidden = hidden_of(self.model, pack, mask).index_select(0, pack.rows)
-            return Predicting(hidden, pack.targets, pack.scored, pack.sequence)
-
-    def _pack(
-        self, pairs: Sequence[TokenPair], indices: Sequence[int]
-    ) -> tuple[Pack, Tensor | dict[str, Tensor] | None]:
-        """The packed row, and the mask where the way needs one."""
-        pack = build_pack(pairs, indices).to(self.device)
-        if self.way == "packed":
-            return pack, None
-        return pack, masks_for(self.model, pack, by_layer_type=self.way == "packed_masks")
+            return self.layout.predicting(self.model, pairs, indices, self.device)
 
     def cut(self, pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
         """Group pairs into passes of up to `budget` tokens; positions in `pairs`."""
-        return cut_padded(pairs, budget) if self.way == "unshared" else cut(pairs, budget)
+        return self.layout.cut(pairs, budget)
+
+    def step(
+        self,
+        pairs: Sequence[TokenPair],
+        groups: Sequence[list[int]],
+        loss_of: Pass,
+        backward: Callable[[Tensor], object] = Tensor.backward,
+    ) -> None:
+        """Forward and backward over pairs, one micro-batch after the other; gradients add up.
+
+        Args:
+            pairs: of one optimizer step.
+            groups: its micro-batches, as positions in `pairs`.
+            loss_of: called between a micro-batch's forward and backward pass.
+            backward: how a loss is back-propagated.
+        """
+        for group in groups:
+            backward(loss_of(group, self.score([pairs[i] for i in group], group)))
 
     def score_all(self, pairs: Sequence[TokenPair], budget: int) -> PackScores:
-        """Score all pairs without gradients, in packs of up to `budget` tokens.
+        """Score all pairs without gradients, in passes of up to `budget` tokens.
 
         Returns:
             The scores of all 2n sequences, chosen first, in the order of `pairs`, on the CPU.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from qdpo import console
 from qdpo.engine import attention
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import Fusion
-from qdpo.engine.padded import score_padded
+from qdpo.engine.layouts import Separate
+from qdpo.engine.logps import PackScores
 from qdpo.engine.probe import probe_pairs
 from qdpo.engine.recompute import decoder_layers
 from qdpo.errors import MemoryShortageError, TrainingError
@@ -28,7 +29,7 @@ FACTORS = (1.0, -0.5, -0.8, 0.6)
 """What the log-probabilities of the probe's two pairs are multiplied by, chosen ones first."""
 
 
-def check_gradients(engine: Engine, fusion: Fusion, own_attention: str) -> float | None:
+def check_gradients(engine: Engine) -> float | None:
     """Compare gradients on the probe's two pairs.
 
     One set of gradients is held, the engine's; of the other each parameter's is subtracted when it comes, and dropped.
@@ -36,8 +37,6 @@ def check_gradients(engine: Engine, fusion: Fusion, own_attention: str) -> float
 
     Args:
         engine: as training will use it, with fused functions installed and checkpointing set up.
-        fusion: what was fused.
-        own_attention: the model's own attention implementation.
 
     Returns:
         The relative difference (L2), None when dropout makes two passes incomparable.
@@ -53,7 +52,7 @@ def check_gradients(engine: Engine, fusion: Fusion, own_attention: str) -> float
     was = model.training
     model.train()
     try:
-        gap, size = _within_memory(lambda part: _compare(engine, fusion, own_attention, part), trained)
+        gap, size = _within_memory(lambda part: _compare(engine, part), trained)
     finally:
         model.train(was)
     difference = gap / size if size else (math.inf if gap else 0.0)
@@ -92,11 +91,12 @@ def _within_memory(
         console.note(f"out of memory in the gradient check: comparing {at_once} of {len(trained)} weights at a time")
 
 
-def _compare(engine: Engine, fusion: Fusion, own_attention: str, part: list[nn.Parameter]) -> tuple[float, float]:
+def _compare(engine: Engine, part: list[nn.Parameter]) -> tuple[float, float]:
     """Norms (L2) over some parameters: of the difference of both gradients, and of the engine's."""
-    model = engine.model
-    pairs = probe_pairs(model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
-    _weighted(engine.score(pairs, range(len(pairs))).logps, FACTORS).backward(inputs=part)
+    pairs = probe_pairs(engine.model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+    numbers = list(range(len(pairs)))
+    backward = partial(Tensor.backward, inputs=part)
+    engine.step(pairs, [numbers], _weighted, backward)
     rest = [_taken(parameter) for parameter in part]
     size = _norm(rest)
     hooks = [
@@ -104,19 +104,19 @@ def _compare(engine: Engine, fusion: Fusion, own_attention: str, part: list[nn.P
         for parameter, gradient in zip(part, rest, strict=True)
     ]
     try:
-        with _without_engine(model, fusion, own_attention):
-            for number, pair in enumerate(pairs):
-                with engine.autocast():
-                    logps = score_padded(model, [pair], engine.device).logps
-                _weighted(logps, FACTORS[number :: len(pairs)]).backward(inputs=part)
+        with _without_engine(engine):
+            replace(engine, layout=Separate()).step(pairs, [[number] for number in numbers], _weighted, backward)
     finally:
         for hook in hooks:
             hook.remove()
     return _norm(rest), size
 
 
-def _weighted(logps: Tensor, factors: Sequence[float]) -> Tensor:
-    return (torch.tensor(factors, device=logps.device, dtype=logps.dtype) * logps).sum()
+def _weighted(group: list[int], scores: PackScores) -> Tensor:
+    """The log-probabilities of some of the probe's pairs, multiplied by their factors."""
+    half = len(FACTORS) // 2
+    factors = [FACTORS[side * half + i] for side in (0, 1) for i in group]
+    return (torch.tensor(factors, device=scores.logps.device, dtype=scores.logps.dtype) * scores.logps).sum()
 
 
 def _taken(parameter: nn.Parameter) -> Tensor:
@@ -138,14 +138,14 @@ def _norm(gradients: list[Tensor]) -> float:
 
 
 @contextlib.contextmanager
-def _without_engine(model: nn.Module, fusion: Fusion, own_attention: str) -> Iterator[None]:
+def _without_engine(engine: Engine) -> Iterator[None]:
     """The model as it is without the engine: its own attention, nothing fused, nothing computed twice."""
-    installed = attention.install(model, own_attention)
+    installed = attention.install(engine.model, engine.own)
     try:
-        with fusion.suspended(), _not_checkpointed(model):
+        with engine.fusion.suspended(), _not_checkpointed(engine.model):
             yield
     finally:
-        attention.install(model, installed or own_attention)
+        attention.install(engine.model, installed or engine.own)
 
 
 @contextlib.contextmanager

@@ -297,20 +297,14 @@ def _score_chunk(
             return logps, entropy, logits.mean(-1), logits.argmax(-1) == targets, log_squares
 
 
-def score_pack(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> PackScores:
-    """Run a pack through a causal language model and score its completions.
+def hidden_of(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> Tensor:
+    """(N, H) last hidden states of a pack.
 
     Args:
         model: the *ForCausalLM itself (with adapters injected or not), its attention installed unless a mask is given.
         pack: on the model's device.
         mask: what `qdpo.engine.masks` makes, for a model with its own attention.
     """
-    scores = score_tokens(hidden_of(model, pack, mask).index_select(0, pack.rows), head_of(model), pack.targets)
-    return sum_per_sequence(scores, pack.scored, pack.sequence, 2 * pack.n_pairs)
-
-
-def hidden_of(model: nn.Module, pack: Pack, mask: Tensor | dict[str, Tensor] | None = None) -> Tensor:
-    """(N, H) last hidden states of a pack, see `score_pack`."""
     backbone: Any = model.base_model
     settings: dict[str, Any] = {"attention_mask": mask}
     if mask is None:

@@ -10,7 +10,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention, varlen
-from qdpo.engine.engine import WAYS, evaluating
+from qdpo.engine.engine import evaluating
 from qdpo.engine.layout import build_pack
+from qdpo.engine.layouts import Layout, Masked, Packed, Separate, hidden_of_padded
 from qdpo.engine.logps import hidden_of
-from qdpo.engine.masks import masks_for
-from qdpo.engine.padded import hidden_of_padded
 from qdpo.engine.refusal import refusal
 from qdpo.errors import first_line
 
@@ -34,7 +33,7 @@ FLOOR = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bf
 RoPE compute in fp32 in fp64 models too. A wrong mask gives 0.05 and more."""
 
 VARLEN = "packed varlen"
-"""What the way `packed` is called in `Decision.errors` when its attention is one variable-length kernel."""
+"""What `Packed` is called in `Decision.errors` when its attention is one variable-length kernel."""
 
 WINDOW = 12
 """A sliding window is shrunk to this during the probe, so that short pairs reach beyond it."""
@@ -45,23 +44,37 @@ class Decision:
     """What the probe found.
 
     Attributes:
-        way: one of `qdpo.engine.engine.WAYS`, or `trl` when nothing but stock TRL will do.
+        layout: the one to use; None when nothing but stock TRL will do.
         reason: in one sentence, with figures.
         noise: relative difference (root mean square) between hidden states of separate rows under two paddings.
         errors: the same difference between separate rows and each layout that was tried.
         kernel: how attention is computed: `varlen` in one kernel, `sdpa` by torch's for each segment or kind of them,
             `own` as the model does it.
+        own: the attention implementation that the model came with.
     """
 
-    way: str
+    layout: Layout | None
     reason: str
     noise: float = 0.0
     errors: dict[str, float | str] = field(default_factory=dict)
     kernel: str = "own"
+    own: str = "sdpa"
+
+    @property
+    def way(self) -> str:
+        """The layout's name, or `trl`."""
+        return self.layout.name if self.layout is not None else "trl"
 
     def as_dict(self) -> dict[str, Any]:
         """For run.json."""
-        return asdict(self)
+        return {
+            "way": self.way,
+            "reason": self.reason,
+            "noise": self.noise,
+            "errors": self.errors,
+            "kernel": self.kernel,
+            "attention": self.own,
+        }
 
 
 def probe_pairs(vocabulary: int) -> list[TokenPair]:
@@ -101,19 +114,23 @@ def decide(
             alone = torch.cat([_rows_of_padded(model, [pair], device, 3) for pair in pairs])
             noise = max(noise, _difference(alone, _by_pair(separate, pairs)))
         except Exception as error:  # whatever a foreign architecture raises, the answer is the same
-            return Decision("trl", f"separate padded rows do not run: {first_line(error, 200)}")
+            return Decision(None, f"separate padded rows do not run: {first_line(error, 200)}", own=own)
         limit = max(MARGIN * noise, FLOOR.get(separate.dtype, 1e-3))
         why = refusal(config, bool(getattr(model, "_is_stateful", False)))
         if why is None and (seen := _visible(model, pairs, device)) <= 2 * limit:
             why = f"a wrong layout would change the result by {seen:.1e} only, too little to be told from rounding"
         if why is None:
-            kinds = _kernels(model, device, kernel, errors)
-            for way, kind in (*kinds, ("packed_mask", "own"), ("packed_masks", "own")):
-                tried_as = VARLEN if kind == "varlen" else way
+            tries: list[tuple[Packed, str]] = [
+                *((Packed(), kind) for kind in _kernels(model, device, kernel, errors)),
+                (Masked(), "own"),
+                (Masked(by_layer_type=True), "own"),
+            ]
+            for layout, kind in tries:
+                tried_as = VARLEN if kind == "varlen" else layout.name
                 try:
                     attention.install(model, {"varlen": varlen.NAME, "sdpa": attention.NAME, "own": own}[kind])
-                    gap = _difference(_rows_of_packed(model, pairs, device, way), separate)
-                    if way == "packed":
+                    gap = _difference(_rows_of_packed(model, pairs, device, layout), separate)
+                    if kind != "own":
                         # evaluation by other code uses ordinary passes of the installed attention
                         gap = max(gap, _difference(_rows_of_padded(model, pairs, device, 0), separate))
                 except Exception as problem:
@@ -121,24 +138,22 @@ def decide(
                     continue
                 errors[tried_as] = gap
                 if gap <= limit:
-                    how = WAYS[way] + (", attention in one variable-length kernel" if kind == "varlen" else "")
+                    how = layout.words + (", attention in one variable-length kernel" if kind == "varlen" else "")
                     reason = f"{how}: differs from separate rows by {gap:.1e}, two paddings by {noise:.1e}"
                     if isinstance(without := errors.get(VARLEN), str):
                         reason += f" (without the variable-length kernel: {without})"
-                    return Decision(way, reason, noise, errors, kind)
+                    return Decision(layout, reason, noise, errors, kind, own)
         attention.install(model, own)
         if why is None:
             tried = ", ".join(f"{way} {e:.1e}" if isinstance(e, float) else f"{way} fails" for way, e in errors.items())
             why = f"packed rows differ from separate ones ({tried}; two paddings {noise:.1e})"
         if noise > FLOOR.get(separate.dtype, 1e-3) * 25:
-            return Decision("trl", f"{why}, and padding changes the result by {noise:.1e}", noise, errors)
-        return Decision("unshared", f"{WAYS['unshared']}: {why}", noise, errors)
+            return Decision(None, f"{why}, and padding changes the result by {noise:.1e}", noise, errors, own=own)
+        return Decision(Separate(), f"{Separate().words}: {why}", noise, errors, own=own)
 
 
-def _kernels(
-    model: nn.Module, device: torch.device, known: str | None, errors: dict[str, float | str]
-) -> list[tuple[str, str]]:
-    """The way `packed` with each kernel worth trying, the fastest first; what speaks against one goes into `errors`."""
+def _kernels(model: nn.Module, device: torch.device, known: str | None, errors: dict[str, float | str]) -> list[str]:
+    """The kernels worth trying for `Packed`, the fastest first; what speaks against one goes into `errors`."""
     varlen.register()
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     if torch.is_autocast_enabled(device.type):
@@ -148,7 +163,7 @@ def _kernels(
     except Exception as problem:  # whatever this card, driver and torch say of the kernel, there is the other way
         errors[VARLEN] = f"not timed: {type(problem).__name__}: {first_line(problem, 200)}"
         wanted = False
-    return [("packed", "varlen")] * wanted + [("packed", "sdpa")]
+    return ["varlen"] * wanted + ["sdpa"]
 
 
 def _rows_of_padded(model: nn.Module, pairs: list[TokenPair], device: torch.device, padding: int) -> Tensor:
@@ -176,13 +191,12 @@ def _by_pair(rows: Tensor, pairs: list[TokenPair]) -> Tensor:
     return torch.cat([parts[i + n * side] for i in range(n) for side in (0, 1)])
 
 
-def _rows_of_packed(model: nn.Module, pairs: list[TokenPair], device: torch.device, way: str) -> Tensor:
+def _rows_of_packed(model: nn.Module, pairs: list[TokenPair], device: torch.device, layout: Packed) -> Tensor:
     """The same rows taken from a packed row."""
     # a packed row leaves out last tokens; one more, never looked at, keeps the real ones
     longer = [TokenPair(p.row, p.prompt, [*p.chosen, p.chosen[0]], [*p.rejected, p.rejected[0]]) for p in pairs]
     pack = build_pack(longer, range(len(pairs))).to(device)
-    mask = None if way == "packed" else masks_for(model, pack, by_layer_type=way == "packed_masks")
-    hidden = hidden_of(model, pack, mask)
+    hidden = hidden_of(model, pack, layout.mask(model, pack))
     by_start = {segment.start: segment for segment in pack.segments}
     starts = sorted(by_start)
     chosen, rejected = [], []

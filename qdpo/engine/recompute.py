@@ -74,3 +74,8 @@ def checkpoint_layers(model: nn.Module, count: int | None) -> int:
         layer.gradient_checkpointing = number < count
         layer._gradient_checkpointing_func = run
     return min(count, len(layers))
+
+
+def checkpointed(model: nn.Module) -> int:
+    """How many layers are checkpointed."""
+    return sum(bool(layer.gradient_checkpointing) for layer in decoder_layers(model))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.errors import InputMissingError, UnavailableError
+from qdpo.errors import InputMissingError
 from qdpo.evaluation.scoring import Side
 from qdpo.files import sha256_file
-from qdpo.hardware import find_device
+from qdpo.hardware import find_device, mixed_precision
 from qdpo.run import folder as run_folder
 from qdpo.run.trained import load_adapted, tokenizer_of
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from qdpo.data.template import Template
     from qdpo.engine.engine import Engine
-    from qdpo.model.load import Base
 
 START = "start"
 """The name under which the adapter that training started from is loaded, where it is the reference."""
@@ -81,6 +80,7 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
         QdpoError: model, tokenizer or template cannot be loaded.
     """
     from qdpo.data.template import load_template
+    from qdpo.engine.attach import attach
     from qdpo.libraries import quiet_libraries
     from qdpo.model.load import load_base, load_tokenizer
     from qdpo.model.weights import weights_sha256
@@ -108,8 +108,10 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
         "dtype": str(base.dtype).removeprefix("torch."),
         "device": device.name,
     }
-    engine = _engine(base, device)
-    about["engine"] = engine.way
+    engine, decision = attach(base.model, device.torch, mixed_precision(device, base.dtype))
+    if decision.way != "packed":
+        console.note(f"engine: {decision.reason}")
+    about["engine"] = decision.way
     return Subject(
         engine, base_side, policy_side, tokenizer, load_template(config.data.template, tokenizer), config, about
     )
@@ -133,17 +135,3 @@ def _switched(policy: PeftModel) -> Iterator[None]:
         yield
     finally:
         policy.set_adapter("default")
-
-
-def _engine(base: Base, device: Any) -> Engine:
-    from qdpo.engine.engine import Engine
-    from qdpo.engine.probe import decide
-    from qdpo.hardware import mixed_precision
-
-    autocast = mixed_precision(device, base.dtype)
-    decision = decide(base.model, device.torch, autocast)
-    if decision.way == "trl":
-        raise UnavailableError(f"this model cannot be scored: {decision.reason}")
-    if decision.way != "packed":
-        console.note(f"engine: {decision.reason}")
-    return Engine(base.model, device.torch, autocast, decision.way)

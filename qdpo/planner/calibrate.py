@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
-from qdpo.hardware import GIB, Device, find_device
+from qdpo.hardware import GIB, Device, find_device, mixed_precision
 from qdpo.planner.auto import choose
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_from
 from qdpo.planner.estimate import Settings, estimate
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.optimizer import FUSED, choose_optimizer
-from qdpo.planner.settings import compute_type, settings_for
+from qdpo.planner.optimizer import choose_optimizer
+from qdpo.planner.settings import settings_for
 from qdpo.planner.shapes import shape_of
 
 if TYPE_CHECKING:
     import torch
 
     from qdpo.data.pairs import TokenPair
+    from qdpo.engine.logps import PackScores
 
 
 @dataclass(frozen=True)
@@ -155,11 +154,17 @@ class Step:
         import torch
 
         self.policy.train()
-        for group in self.engine.cut(self.pairs, self.config.packing.tokens_per_micro_batch):
-            scores = self.engine.score([self.pairs[i] for i in group], group)
+
+        def loss_of(group: list[int], scores: PackScores) -> torch.Tensor:
             chosen, rejected = scores.logps.chunk(2)
-            loss = -torch.nn.functional.logsigmoid(self.config.loss.beta * (chosen - rejected)).sum() / len(self.pairs)
+            margins = self.config.loss.beta * (chosen - rejected)
+            return -torch.nn.functional.logsigmoid(margins).sum() / len(self.pairs)
+
+        def backward(loss: torch.Tensor) -> None:
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+        groups = self.engine.cut(self.pairs, self.config.packing.tokens_per_micro_batch)
+        self.engine.step(self.pairs, groups, loss_of, backward)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.policy.parameters() if p.requires_grad]
@@ -177,51 +182,18 @@ def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig
     """A step on a loaded model, its attention, fused functions and checkpointing set up as in a run."""
     import torch
 
-    from qdpo.engine import attention
-    from qdpo.engine.engine import Engine
-    from qdpo.engine.fuse import fuse
-    from qdpo.engine.recompute import checkpoint_layers
+    from qdpo.engine.attach import attach
+    from qdpo.engine.optimizer import make_optimizer
 
-    packing, model = config.packing, policy.get_base_model()
-    attention.install(model)
-    fuse(
-        model,
-        linear=packing.fused_lora,
-        mlp=packing.fused_mlp,
-        norm=packing.fused_norm,
-        skip_unscored=packing.skip_unscored,
-    )
-    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
-    checkpoint_layers(model, wanted if config.train.gradient_checkpointing else 0)
-    half = device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    engine = Engine(
-        model, device.torch, partial(torch.autocast, "cuda", dtype) if half else contextlib.nullcontext, "packed"
+    precision = mixed_precision(device, dtype)
+    engine, _ = attach(
+        policy, device.torch, precision, config.packing, checkpointing=config.train.gradient_checkpointing
     )
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler("cuda") if device.kind == "cuda" and dtype == torch.float16 else None
-    return Step(engine, policy, make_optimizer(config, trained, device), config, pairs, scaler)
-
-
-def make_optimizer(config: RunConfig, trained: list[Any], device: Device) -> Any:
-    """The optimizer that the configuration names, as transformers makes it."""
-    import torch
-
-    train = config.train
-    settings: dict[str, Any] = {
-        "lr": train.learning_rate,
-        "betas": (train.adam_beta1, train.adam_beta2),
-        "eps": train.adam_epsilon,
-        "weight_decay": train.weight_decay,
-    }
-    scaled = device.kind == "cuda" and compute_type(config, card_of(device))[0] == "float16"
     weights = sum(parameter.numel() for parameter in trained)
-    optim = choose_optimizer(train.optim, weights, math.inf, device.kind, scaled=scaled).name
-    if optim.startswith("adamw_torch"):
-        return torch.optim.AdamW(trained, fused=optim == FUSED or None, **settings)
-    from bitsandbytes.optim import AdamW
-
-    paged = optim.startswith("paged") and device.kind == "cuda"
-    return AdamW(trained, optim_bits=8 if "8bit" in optim else 32, is_paged=paged, **settings)
+    chosen = choose_optimizer(config.train.optim, weights, math.inf, device.kind, scaled=scaler is not None)
+    return Step(engine, policy, make_optimizer(config.train, chosen.name, trained), config, pairs, scaler)
 
 
 def tensor_bytes(module: Any) -> int:

@@ -3,52 +3,42 @@
 checkpoints/step-000050/
   adapter_model.safetensors, adapter_config.json
   optimizer.safetensors, optimizer.json    tensors; the rest of the state
-  scheduler.json, scaler.json
-  rng.safetensors, rng.json                torch's generators; Python's and NumPy's
-  trainer_state.json, progress.json        transformers' counters; ours
+  scaler.json                              of a run in float16
+  progress.json                            step, counters, the best evaluation
   manifest.json
+
+Learning rates and random numbers are no state: they follow from the settings, the seed and the step.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 
 from qdpo import console
+from qdpo.engine.optimizer import load_state
 from qdpo.errors import DataError
-from qdpo.files import manifest_problems, sweep, write_json
-from qdpo.training.guards import check_saved
-from qdpo.training.optimizer import load_state
+from qdpo.files import explained, manifest_problems, staged_folder, sweep, write_json
+from qdpo.training.guards import Skips, check_saved
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TRAINER_STATE = "trainer_state.json"
-PROGRESS = "progress.json"
-REQUIRED = (
-    ADAPTER_WEIGHTS,
-    "adapter_config.json",
-    "optimizer.safetensors",
-    "optimizer.json",
-    "scheduler.json",
-    "rng.safetensors",
-    "rng.json",
-    TRAINER_STATE,
-    PROGRESS,
-)
+PROGRESS, SCALER = "progress.json", "scaler.json"
+REQUIRED = (ADAPTER_WEIGHTS, "adapter_config.json", "optimizer.safetensors", "optimizer.json", PROGRESS)
 """What every checkpoint has; one of a run in float16 also has scaler.json."""
+FOLDER = "checkpoints"
 STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
 
 
@@ -116,7 +106,7 @@ def whole_checkpoint(folder: Path, run_id: str | None) -> list[str]:
                 json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             return [f"{path.name} cannot be read: {error}"]
-    progress: Any = read_progress(folder)
+    progress: Any = json.loads((folder / PROGRESS).read_text("utf-8"))
     step, run = (progress.get(key) if isinstance(progress, dict) else None for key in ("step", "run"))
     if run_id is not None and run != run_id:
         return ["it is another run's"]
@@ -200,9 +190,21 @@ def write_optimizer(optimizer: Any, folder: Path) -> None:
 
 
 def read_optimizer(optimizer: Any, folder: Path) -> None:
-    """Load what `write_optimizer` wrote."""
+    """Load what `write_optimizer` wrote; rates, moments' decay and the like stay the optimizer's own.
+
+    A resume may have been allowed to change these settings: only what was learned is the checkpoint's.
+
+    Raises:
+        DataError: it is another optimizer's.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     tensors = load((folder / "optimizer.safetensors").read_bytes())
-    load_state(optimizer, _join(json.loads((folder / "optimizer.json").read_text()), tensors))
+    try:
+        load_state(optimizer, _join(json.loads((folder / "optimizer.json").read_text()), tensors))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the optimizer's state in {folder} does not fit: {error}") from error
+    for group, ours in zip(optimizer.param_groups, settings, strict=True):
+        group.update(ours)
 
 
 def _split(value: Any) -> tuple[dict[str, torch.Tensor], Any]:
@@ -235,48 +237,82 @@ def _join(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return item["value"]
 
 
-# ----------------------------------------------------------------------------------------------------------- progress
+# ------------------------------------------------------------------------------------------------------ the whole of it
 
 
-def write_progress(folder: Path, progress: dict[str, Any]) -> None:
-    """What transformers does not count, and which run and step this is."""
-    write_json(folder / PROGRESS, progress)
+@dataclass
+class Progress:
+    """Where a run stands, besides weights and the optimizer's state.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens_seen: tokens trained on so far.
+        skips: steps that the fp16 scaler skipped.
+        best_step: of the best evaluation so far, by `train.load_best`; None for none.
+        best_value: what it was.
+    """
+
+    step: int = 0
+    tokens_seen: int = 0
+    skips: Skips = field(default_factory=Skips)
+    best_step: int | None = None
+    best_value: float | None = None
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    """What `write_progress` wrote."""
-    return json.loads((folder / PROGRESS).read_text())
+def save(
+    checkpoints: Path,
+    progress: Progress,
+    policy: PeftModel,
+    optimizer: Any,
+    scaler: Any,
+    *,
+    run_id: str,
+    base_name: str,
+    keep: int,
+    needed: int,
+) -> None:
+    """Write the checkpoint of a step, and remove those that are not kept.
+
+    Args:
+        checkpoints: their folder.
+        progress: where the run stands.
+        policy: the model with its adapter.
+        optimizer: its state is written.
+        scaler: of the loss in float16, else None.
+        run_id: of the run, which every checkpoint names.
+        base_name: what the adapter names as its base.
+        keep: newest checkpoints to keep; the best evaluation's stays besides.
+        needed: bytes that it will take at the most.
+
+    Raises:
+        TrainingError: a value is not finite.
+        DiskError: there is no room.
+    """
+    with staged_folder(step_folder(checkpoints, progress.step), replace=True, needed=needed) as staging:
+        write_adapter(policy, staging, base_name)
+        write_optimizer(optimizer, staging)
+        if scaler is not None:
+            write_json(staging / SCALER, scaler.state_dict())
+        write_json(staging / PROGRESS, {"run": run_id, **asdict(progress)})
+    with explained(checkpoints):
+        prune(checkpoints, keep, progress.best_step)
 
 
-# ------------------------------------------------------------------------------------------------------ random numbers
+def read_progress(folder: Path) -> Progress:
+    """Where the run stood.
+
+    Raises:
+        DataError: the file is of another version.
+    """
+    try:
+        found = json.loads((folder / PROGRESS).read_text("utf-8"))
+        found.pop("run")
+        return Progress(**found | {"skips": Skips(**found["skips"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{folder / PROGRESS} cannot be read: {error}", "train again with this version") from error
 
 
-def write_rng(folder: Path) -> None:
-    """The states of all random number generators that training uses."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    version, words, gauss = random.getstate()
-    legacy: Any = np.random.get_state()
-    tensors["numpy"] = torch.from_numpy(legacy[1].astype(np.int64))
-    save_file(tensors, folder / "rng.safetensors")
-    write_json(
-        folder / "rng.json",
-        {
-            "python": [version, list(words), gauss],
-            "numpy": [legacy[0], int(legacy[2]), int(legacy[3]), float(legacy[4])],
-        },
-    )
-
-
-def read_rng(folder: Path) -> None:
-    """Load what `write_rng` wrote."""
-    tensors = load((folder / "rng.safetensors").read_bytes())
-    states = json.loads((folder / "rng.json").read_text())
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(tensors["cpu"])
-    if torch.cuda.is_available() and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"])
+def read_scaler(scaler: Any, folder: Path) -> None:
+    """Load the scaler's state where there is a scaler."""
+    if scaler is not None:
+        scaler.load_state_dict(json.loads((folder / SCALER).read_text("utf-8")))

@@ -6,51 +6,52 @@ What has been seen is read from metrics.jsonl and not kept here: a resumed run c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing import Literal
 
 from qdpo import console
+from qdpo.config.schema import TrainSection
 from qdpo.training import parallel
-from qdpo.training.callbacks import read_metrics
+from qdpo.training.log import read_metrics
 
 KEYS = {"accuracy": "eval_rewards/accuracies", "loss": "eval_loss"}
 
 
-class EarlyStopCallback(TrainerCallback):
-    """Ends training after some evaluations in a row without a new best; stands behind the one who writes the metrics.
+@dataclass(frozen=True)
+class EarlyStop:
+    """Ends training after some evaluations in a row without a new best.
 
     The step where it ends becomes the run's last one, with its checkpoint, so that a resume has nothing left to do.
 
-    Args:
+    Attributes:
         path: the run's metrics.jsonl.
         by: what is to get better.
         patience: evaluations in a row without a new best.
     """
 
-    def __init__(self, path: Path, by: Literal["accuracy", "loss"], patience: int) -> None:
-        self.path = path
-        self.by: Literal["accuracy", "loss"] = by
-        self.patience = patience
+    path: Path
+    by: Literal["accuracy", "loss"]
+    patience: int
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Look back, and stop if it is time."""
-        if state.global_step >= state.max_steps or state.global_step == 0:
-            return control
-        rows, waited = self._waited(state.global_step)
+    @classmethod
+    def of(cls, train: TrainSection, folder: Path) -> EarlyStop | None:
+        """What the settings ask for, in a run directory; None for no early stop."""
+        if train.early_stop == "none":
+            return None
+        return cls(folder / "metrics.jsonl", train.early_stop, train.early_stop_evals)
+
+    def ends(self, step: int, steps: int) -> bool:
+        """Whether a run of `steps` is to end after the evaluation of a step, which is said."""
+        rows, waited = self._waited(step)
         if waited < self.patience:
-            return control
+            return False
         best = rows[-1 - waited]
         console.note(
-            f"early stop at step {state.global_step} of {state.max_steps}: held-out {self.by} has not been better than "
+            f"early stop at step {step} of {steps}: held-out {self.by} has not been better than "
             f"{best[KEYS[self.by]]:.4f} at step {best['step']} in {waited} evaluations (train.early_stop_evals)"
         )
-        state.max_steps = state.global_step
-        control.should_training_stop = control.should_save = True
-        return control
+        return True
 
     def ended(self, step: int) -> bool:
         """Whether a run that stands at a step has been ended there; a resume with more patience goes on."""
@@ -64,11 +65,6 @@ class EarlyStopCallback(TrainerCallback):
         waited = evaluations_since_best([row[KEYS[self.by]] for row in rows], lower_is_better=self.by == "loss")
         # one process decides for all: a difference in the last digit must not end half of them
         return rows, parallel.from_first(waited)
-
-
-def ended_early(callbacks: Sequence[TrainerCallback], step: int) -> bool:
-    """Whether one of a trainer's callbacks has ended the run at a step."""
-    return any(isinstance(callback, EarlyStopCallback) and callback.ended(step) for callback in callbacks)
 
 
 def evaluations_since_best(values: Sequence[float], *, lower_is_better: bool) -> int:

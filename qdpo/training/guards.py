@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from qdpo.errors import TrainingError
-
-if TYPE_CHECKING:
-    from qdpo.training.checkpointing import WholeCheckpoints
 
 SKIPS_IN_A_ROW = 20
 """Steps in a row that the fp16 scaler may skip."""
@@ -62,19 +57,21 @@ class StepWatch:
     finite: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
 
-    def add(self, group: list[int], chosen: Tensor, rejected: Tensor, losses: Tensor, policy: nn.Module) -> None:
-        """Note a micro-batch after its backward pass.
+    def saw(self, group: list[int], chosen: Tensor, rejected: Tensor, losses: Tensor) -> None:
+        """Note a micro-batch after its forward pass.
 
         Args:
             group: positions of its n pairs in `rows`.
             chosen: (n,) log-probabilities.
             rejected: (n,) log-probabilities.
             losses: (n,).
-            policy: whose gradients they went into.
         """
         self.groups.append(group)
         logps = torch.isfinite(chosen.detach()) & torch.isfinite(rejected.detach())
         self.finite.append(torch.stack([logps, torch.isfinite(losses.detach())]))
+
+    def saw_gradients(self, policy: nn.Module) -> None:
+        """Note the gradients after a micro-batch's backward pass."""
         self.norms.append(gradient_norm(policy))
 
     def check(self, step: int, policy: nn.Module) -> None:
@@ -99,41 +96,6 @@ class StepWatch:
         finite = torch.isfinite(torch.stack(self.norms)).tolist() if self.norms else []
         places = self.groups[finite.index(False)] if False in finite else range(len(self.rows))
         return sorted(self.rows[i] for i in places)
-
-
-class GuardCallback(TrainerCallback):
-    """Looks at gradients before the optimizer's step and at weights after it.
-
-    Args:
-        trainer: knows the rows of the step, the scaler, and the count of skipped steps.
-    """
-
-    def __init__(self, trainer: WholeCheckpoints) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop before gradients that are not finite are applied; with a scaler, it skips such a step itself."""
-        if self.trainer.accelerator.scaler is not None:
-            return
-        if not torch.isfinite(gradient_norm(self.trainer.policy)):
-            rows = self.trainer.suspects()
-            raise not_finite("the gradients", state.global_step + 1, rows, self.trainer.policy)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count skipped steps; look at the weights after any other."""
-        trainer, step = self.trainer, state.global_step + 1
-        skipped = bool(trainer.accelerator.optimizer_step_was_skipped)
-        trainer.skips.count(skipped)
-        if trainer.skips.in_a_row >= SKIPS_IN_A_ROW:
-            raise TrainingError(
-                f"the gradients of the last {SKIPS_IN_A_ROW} steps overflowed in float16 and were all skipped "
-                f"(step {step}, {name_rows(trainer.suspects())})",
-                "set model.dtype=bfloat16 (compute capability 8.0 and up) or float32, or look at these rows; "
-                "the last checkpoint is intact",
-            )
-        trained = [p.detach() for p in trainer.policy.parameters() if p.requires_grad]
-        if not skipped and not torch.isfinite(nn.utils.get_total_norm(trained)):
-            raise not_finite("the weights after the update", step, trainer.rows_of_step(), trainer.policy)
 
 
 def gradient_norm(policy: nn.Module) -> Tensor:

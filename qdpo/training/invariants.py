@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from qdpo import console
 from qdpo.config.schema import LoraSection
@@ -190,31 +189,18 @@ def check_finite(policy: nn.Module) -> Check:
     return Check("all weights are finite", f"{count} tensors")
 
 
-class FirstStepCallback(TrainerCallback):
-    """After the first step with a learning rate above 0, lora_B is non-zero on every target."""
+def check_adapter_learned(policy: nn.Module, step: int) -> Check:
+    """After a step with a learning rate above 0, lora_B is non-zero on every target.
 
-    def __init__(self, checks: list[Check]) -> None:
-        self.checks = checks
-        self.rate = 0.0
-        self.done = False
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember the rate that the coming step uses; warmup starts at 0."""
-        self.rate = kwargs["optimizer"].param_groups[0]["lr"]
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check once."""
-        # a step that fp16's scaler skipped changed nothing
-        if self.done or self.rate == 0.0 or getattr(kwargs.get("optimizer"), "step_was_skipped", False):
-            return
-        self.done = True
-        layers = lora_layers(kwargs["model"])
-        dead = [name for name, layer in layers.items() if not layer.lora_B["default"].weight.any()]
-        if dead:
-            raise TrainingError(
-                f"after step {state.global_step}, lora_B is still zero on {len(dead)} of {len(layers)} layers "
-                f"(first: {dead[0]})",
-                "no gradient reaches them: check gradient checkpointing and lora.target_modules",
-            )
-        detail = f"lora_B is non-zero on {len(layers)} layers after step {state.global_step}"
-        self.checks.append(Check("every adapter learns", detail).say())
+    Args:
+        policy: with its adapter.
+        step: optimizer steps done.
+    """
+    layers = lora_layers(policy)
+    dead = [name for name, layer in layers.items() if not layer.lora_B["default"].weight.any()]
+    if dead:
+        raise TrainingError(
+            f"after step {step}, lora_B is still zero on {len(dead)} of {len(layers)} layers (first: {dead[0]})",
+            "no gradient reaches them: check gradient checkpointing and lora.target_modules",
+        )
+    return Check("every adapter learns", f"lora_B is non-zero on {len(layers)} layers after step {step}")

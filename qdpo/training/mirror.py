@@ -11,7 +11,6 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.errors import DiskError, OutputError, QdpoError, UsageError
@@ -27,9 +26,6 @@ from qdpo.files import (
 )
 from qdpo.run import lock
 from qdpo.run.folder import RECORD
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 CHECKPOINTS = "checkpoints"
 NOT_COPIED = ("export", "tensorboard", lock.FILE)
@@ -192,14 +188,3 @@ def _identity(folder: Path) -> str | None:
         return str(json.loads((folder / RECORD).read_text())["id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def mirror_callback(mirror: Mirror) -> TrainerCallback:
-    """Tells the mirror of every checkpoint."""
-    from transformers import TrainerCallback
-
-    class MirrorCallback(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            mirror.update()
-
-    return MirrorCallback()

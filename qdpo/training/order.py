@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch.utils.data import Sampler
 
 from qdpo.config.steps import steps_per_epoch
 
 
+@lru_cache(maxsize=2)
 def permutation(n: int, seed: int, epoch: int) -> list[int]:
-    """The order of n pairs in one epoch."""
+    """The order of n pairs in one epoch; not to be changed."""
     generator = torch.Generator().manual_seed(seed + epoch)
     return torch.randperm(n, generator=generator).tolist()
 
@@ -23,18 +22,3 @@ def visited(n: int, seed: int, pairs_per_step: int, steps: int) -> list[int]:
         # a second epoch shuffles what the first left over into its own steps
         return list(range(n))
     return sorted(permutation(n, seed, 0)[: steps * pairs_per_step])
-
-
-@dataclass
-class EpochSampler(Sampler[int]):
-    """Yields one epoch's order; `epoch` is set by the trainer before each epoch, also after a resume."""
-
-    n: int
-    seed: int
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(permutation(self.n, self.seed, self.epoch))

@@ -17,8 +17,7 @@ from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine
-from qdpo.engine.layout import packed_tokens
-from qdpo.engine.padded import longest
+from qdpo.engine.layouts import longest
 from qdpo.errors import MemoryShortageError
 from qdpo.hardware import is_out_of_memory
 from qdpo.training import parallel
@@ -173,20 +172,13 @@ class Budgets:
 def need_of(engine: Engine, pairs: Sequence[TokenPair], budget: int) -> Need:
     """What passes over the pairs take under a budget."""
     groups = [[pairs[i] for i in group] for group in engine.cut(pairs, budget)]
-    largest = max(groups, key=lambda group: tokens_of(engine, group))
+    largest = max(groups, key=lambda group: engine.layout.tokens(group))
     return Need(
-        tokens_of(engine, largest),
-        max(tokens_of(engine, [pair]) for pair in pairs),
+        engine.layout.tokens(largest),
+        max(engine.layout.tokens([pair]) for pair in pairs),
         [pair.row for pair in largest],
         max(map(longest, largest)),
     )
-
-
-def tokens_of(engine: Engine, group: Sequence[TokenPair]) -> int:
-    """Tokens of one pass over the pairs, as `Engine.cut` counts them."""
-    if engine.way == "unshared":
-        return 2 * len(group) * max(map(longest, group))
-    return sum(map(packed_tokens, group))
 
 
 def settings_to_try(config: RunConfig, sequence: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import time
 from collections.abc import Sequence
@@ -30,12 +29,15 @@ from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
 from qdpo.training.stages.state import Run
-from qdpo.training.stages.trainer import add_outside, build_trainer, build_trl_trainer
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.prepare import Prepared
+    from qdpo.engine.engine import Engine
     from qdpo.training.losses import LossSettings
-    from qdpo.training.trainer import DpoTrainer
-    from qdpo.training.trl_engine import TrlTrainer
+    from qdpo.training.recipe import Recipe
 
 
 MIRROR_SECONDS = {"finished": 600.0, "running": 4.0, "stopped": 2.0}
@@ -122,32 +124,60 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
         loss: the loss.
         begin: when the run began, as `time.monotonic` says it.
     """
-    config = run.config
     tokenizer, data = prepare_data(run)
     policy, engine = load_policy(run)
     accept(run)
     check_room(run, policy, tokenizer, data)
     run_checks(run, engine, policy, tokenizer, data, loss)
-    trainer: DpoTrainer | TrlTrainer
-    if config.engine == "trl":
-        trainer, terminal = build_trl_trainer(run, policy, tokenizer, data)
-    else:
-        budgets = token_budgets(run)
-        train_split, heldout = reference_pass(run, engine, policy, data, budgets)
-        trainer, terminal = build_trainer(run, policy, engine, tokenizer, train_split, heldout, data, loss, budgets)
-        use_memory(run, trainer, data)
-    add_outside(trainer, stop, mirror)
-    with contextlib.closing(terminal):
-        trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+    recipe = build_recipe(run, policy, engine, tokenizer, data, loss, stop, mirror)
+    recipe.train()
     stop.patient = False
     if not parallel.is_first():
         return
     if stop.signal is not None:
         run.save(state="stopped")
-        done = f"step {trainer.state.global_step} of {trainer.state.max_steps}"
+        done = f"step {recipe.progress.step} of {recipe.steps}"
         console.note(f"stopped at {done}; to go on: qdpo train --run-dir {shlex.quote(str(run.folder))} --resume")
         return
-    finish(run, trainer, policy, tokenizer, seconds=time.monotonic() - begin)
+    finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
+
+
+def build_recipe(
+    run: Run,
+    policy: PeftModel,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Prepared,
+    loss: LossSettings,
+    stop: Stop,
+    mirror: Mirror | None,
+) -> Recipe:
+    """The training of a run, its reference known and its memory shared out."""
+    from qdpo.training.recipe import Recipe
+    from qdpo.training.samples import samples_of
+
+    samples = samples_of(run, tokenizer, data, engine.autocast)
+    if run.config.engine == "trl":
+        from qdpo.training.trl_engine import TrlRecipe
+
+        return TrlRecipe(run, policy, engine, data, tokenizer, samples=samples, stop=stop, mirror=mirror)
+    budgets = token_budgets(run)
+    train, heldout = reference_pass(run, engine, policy, data, budgets)
+    recipe = Recipe(
+        run,
+        policy,
+        engine,
+        train=train,
+        heldout=heldout,
+        text=data.text,
+        loss=loss,
+        budgets=budgets,
+        samples=samples,
+        stop=stop,
+        mirror=mirror,
+    )
+    use_memory(run, recipe, data)
+    return recipe
 
 
 def open_mirror(run: Run, folder: Path | None) -> Mirror | None:

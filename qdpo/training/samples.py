@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console
 from qdpo.config.schema import RunConfig
@@ -37,13 +36,15 @@ from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
 from qdpo.files import append, explained
 from qdpo.hardware import is_out_of_memory
-from qdpo.training.callbacks import step_of
+from qdpo.training.log import step_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from qdpo.data.prepare import Prepared
     from qdpo.data.template import Template
+    from qdpo.training.stages.state import Run
 
 FILE = "samples.jsonl"
 SHOWN = 240
@@ -94,6 +95,20 @@ def choose_prompts(
     return list(chosen.values())
 
 
+def samples_of(
+    run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared, autocast: Callable[[], AbstractContextManager[object]]
+) -> Samples:
+    """The samples of a run."""
+    return Samples(
+        run.folder / FILE,
+        choose_prompts(run.config, tokenizer, data.template, data.heldout),
+        tokenizer,
+        data.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)}),
+        run.config.samples.max_new_tokens,
+        autocast,
+    )
+
+
 def greedy(
     model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int
 ) -> list[tuple[list[int], bool]]:
@@ -140,7 +155,7 @@ def greedy(
     return list(zip(made, ended, strict=True))
 
 
-class SamplesCallback(TrainerCallback):
+class Samples:
     """Answers the prompts at every evaluation, appends to samples.jsonl, and shows base and policy side by side.
 
     Args:
@@ -167,25 +182,25 @@ class SamplesCallback(TrainerCallback):
         self.base: list[tuple[str, bool]] = []
         self.shown: list[str] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Drop lines of steps that a resumed run will do again."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text().splitlines() if state.global_step else []
+    def begin(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will do again."""
+        if self.path.exists():
+            lines = self.path.read_text().splitlines() if step else []
             with explained(self.path):
-                self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= state.global_step))
+                self.path.write_text("".join(f"{line}\n" for line in lines if step_of(line) <= step))
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def show(self, policy: PeftModel, step: int) -> None:
         """Answer, write, show; a model that cannot answer is trained on without samples."""
-        if not self.prompts or not state.is_world_process_zero:
+        if not self.prompts:
             return
         try:
-            rows = self.answers(kwargs["model"], state.global_step)
+            rows = self.answers(policy, step)
         except (RuntimeError, MemoryError, TypeError, ValueError, AttributeError, IndexError) as error:
             console.warn(f"no samples from here on: the model cannot continue a prompt ({first_line(error, 200)})")
             self.prompts = []
             return
         append(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._show(state.global_step, rows)
+        self._show(step, rows)
 
     def answers(self, policy: PeftModel, step: int) -> list[dict[str, Any]]:
         """The lines of one evaluation."""

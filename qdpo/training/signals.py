@@ -14,12 +14,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdpo import console
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 3.0
@@ -160,32 +157,3 @@ def _end(number: int) -> None:
             # A live display that is cut off leaves the terminal without a cursor.
             os.write(sys.stderr.fileno(), b"\x1b[?25h")
     os._exit(128 + number)
-
-
-def stop_callback(stop: Stop) -> TrainerCallback:
-    """Ends training where a checkpoint holds everything: after a step, an evaluation or a save."""
-    from transformers import TrainerCallback, TrainerControl
-
-    from qdpo.training import parallel
-
-    class StopCallback(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-            # From here on there is something to lose.
-            stop.patient = True
-
-        def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-            # processes that train together stop after the same step
-            stop.signal = parallel.agreed(stop.signal)
-            if stop.signal is not None:
-                control.should_save = control.should_training_stop = True
-            return control
-
-        def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-            return self.on_step_end(args, state, control) if state.global_step else control
-
-        def on_save(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-            if stop.signal is not None and parallel.world() == 1:
-                control.should_training_stop = True
-            return control
-
-    return StopCallback()

@@ -17,7 +17,6 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qdpo import console, notebook
 from qdpo.run.record import all_ties
@@ -40,19 +39,19 @@ METRICS = (
 """Title, key and format of what the table and the lines show."""
 
 
-class TerminalCallback(TrainerCallback):
+class Terminal:
     """Shows progress and the latest metrics of training and of the held-out pairs.
 
-    The live display is stopped by the end of training, by `close()`, and at the latest when the interpreter exits;
-    whoever runs the trainer calls `close()` in a `finally`, because the Trainer has no event for an exception.
+    Whoever calls `begin` calls `close` in a `finally`; at the latest the interpreter's exit stops the live display.
 
     Args:
+        steps: optimizer steps of the whole run.
         live: a live display or plain lines; None decides by the terminal.
     """
 
-    def __init__(self, live: bool | None = None) -> None:
+    def __init__(self, steps: int, live: bool | None = None) -> None:
         self.live = _can_redraw() if live is None else live
-        self.max_steps = 0
+        self.steps = steps
         self.step = 0
         self.first_step = 0
         self.started: float | None = None
@@ -73,70 +72,35 @@ class TerminalCallback(TrainerCallback):
         )
         self._task = self._progress.add_task("training", total=None)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def begin(self, step: int) -> None:
         """Start the display; a resumed run starts at its step."""
-        if not state.is_world_process_zero:
-            return
-        self.max_steps = state.max_steps
-        self.step = self.first_step = state.global_step
+        self.step = self.first_step = step
         self.started = time.monotonic()
-        self._progress.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._progress.update(self._task, total=self.steps, completed=step)
         self._open()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the bar."""
-        if not state.is_world_process_zero:
-            return
-        self.step = state.global_step
-        self._progress.update(self._task, completed=state.global_step)
-        self._say_doing("evaluating" if control.should_evaluate else "")
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say that an evaluation is under way."""
-        if state.is_world_process_zero:
+        if not step:
             self._say_doing("evaluating")
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say that training goes on."""
-        if state.is_world_process_zero:
-            self._say_doing("")
+    def moved(self, step: int, *, evaluating: bool) -> None:
+        """Move the bar, and say whether an evaluation follows."""
+        self.step = step
+        self._progress.update(self._task, completed=step)
+        self._say_doing("evaluating" if evaluating else "")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show one line of metrics; the Trainer's closing summary is not one."""
-        if not state.is_world_process_zero or not logs:
-            return
-        heldout = f"{EVAL_PREFIX}loss" in logs
-        if not heldout and "loss" not in logs:
-            return
-        values = {key.removeprefix(EVAL_PREFIX): value for key, value in logs.items()} if heldout else dict(logs)
-        if not heldout:
-            self.rows["train"] = (state.global_step, values)
-        elif state.global_step == 0:
-            self.rows["start"] = (0, values)
-        else:
-            self.rows["held-out"] = (state.global_step, values)
+    def log(self, part: str, step: int, values: dict[str, Any]) -> None:
+        """Show one line of metrics.
+
+        Args:
+            part: `train` or `held-out`.
+            step: optimizer step.
+            values: metrics, those of an evaluation with the prefix `eval_`.
+        """
+        values = {key.removeprefix(EVAL_PREFIX): value for key, value in values.items()}
+        self.rows["start" if part == "held-out" and step == 0 else part] = (step, values)
         if self._live is not None:
             self._live.refresh()
         elif not self.live:
-            line = self.line("held-out" if heldout else "train", state.global_step, values, state.max_steps)
-            console.talk().print(line, markup=False, soft_wrap=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the last state of the table on the screen."""
-        self.close()
+            console.talk().print(self.line(part, step, values), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop the live display; harmless when there is none."""
@@ -147,18 +111,15 @@ class TerminalCallback(TrainerCallback):
         atexit.unregister(self.close)
         live.stop()
 
-    def line(self, part: str, step: int, values: dict[str, Any], max_steps: int) -> str:
+    def line(self, part: str, step: int, values: dict[str, Any]) -> str:
         """The plain line of one logged step or evaluation.
 
         Args:
             part: `train` or `held-out`.
             step: optimizer step.
             values: metrics without the `eval_` prefix.
-            max_steps: steps of the whole run.
         """
-        # An evaluation ahead of training does not know yet how long the run will be.
-        total = f"/{max_steps}" if max_steps else ""
-        words = [f"step {step:>{len(str(max_steps))}}{total}", f"{part:<8}"]
+        words = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"{part:<8}"]
         words += [f"{title} {_show(values, key, form):>7}" for title, key, form in METRICS]
         words += _extras(values)
         if part == "train" and (left := self._seconds_left(step)) is not None:
@@ -168,7 +129,7 @@ class TerminalCallback(TrainerCallback):
     def _seconds_left(self, step: int) -> float | None:
         if self.started is None or step <= self.first_step:
             return None
-        return (time.monotonic() - self.started) / (step - self.first_step) * max(0, self.max_steps - step)
+        return (time.monotonic() - self.started) / (step - self.first_step) * max(0, self.steps - step)
 
     def _open(self) -> None:
         if not self.live or self._live is not None:

@@ -1,12 +1,13 @@
-"""`engine: trl`: stock `trl.DPOTrainer` on the same pairs, in the same order, with the same schedule and files.
+"""`engine: trl`: stock `trl.DPOTrainer` computes every pass, on the same pairs, in the same order, for the same files.
 
 TRL computes the log-probabilities, the reference's included, the loss and the metrics. Ours are the token ids, the
-order, the checkpoints and the callbacks. It is there for what the packed engine refuses, and to compare with.
+order, the optimizer's step and the checkpoints. It is there for what the packed engine refuses, and to compare with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,23 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 import trl.trainer.utils
 from datasets import Dataset
-from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import TrainerCallback
+from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
 from qdpo.config.schema import PackingSection, RunConfig
-from qdpo.config.steps import steps_for, steps_per_epoch
 from qdpo.data.pairs import TokenPair
-from qdpo.engine.engine import Engine, text_nll
-from qdpo.engine.padded import longest
+from qdpo.engine.engine import Engine, evaluating, text_nll
+from qdpo.engine.layouts import longest
 from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
-from qdpo.training.checkpointing import WholeCheckpoints
-from qdpo.training.guards import GuardCallback, Skips, not_finite
-from qdpo.training.losses import COUPLED
-from qdpo.training.order import permutation
+from qdpo.training import checkpoint, parallel
+from qdpo.training.guards import StepWatch
+from qdpo.training.losses import COUPLED, LossSettings
+from qdpo.training.out_of_memory import Budgets
+from qdpo.training.recipe import Recipe, Split
+from qdpo.training.stages.state import Run
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 
 WAY_OUT = "set engine: packed, which needs no Triton"
 NEWER = f"install trl 1.16, which runs here without Triton, or {WAY_OUT}"
-
-NOT_LOGGED = ("num_tokens", "runtime", "samples_per_second", "steps_per_second")
-"""What TRL and transformers add to a log, and a run of the packed engine does not have."""
 
 NOT_USED = ("checkpoint_layers", "fused_lora", "fused_mlp", "fused_norm", "skip_unscored", "reference_cache")
 """Settings of the packed engine alone."""
@@ -82,65 +79,46 @@ def check(config: RunConfig, device: Device) -> None:
         )
 
 
-class StepSampler(Sampler[int]):
-    """The order that the packed engine visits pairs in: whole steps only, an epoch known from the steps done.
+class _Trainer(DPOTrainer):
+    """TRL's trainer, given token ids instead of text."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+        """The pairs are tokens already."""
+        return dataset
+
+
+class TrlRecipe(Recipe):
+    """The recipe with every pass by TRL: its batches, its reference, its loss and its metrics, through `compute_loss`.
 
     Args:
-        trainer: whose step is asked.
-        n: training pairs.
-        step: pairs of one optimizer step.
-    """
-
-    def __init__(self, trainer: TrlTrainer, n: int, step: int) -> None:
-        self.trainer, self.n, self.step = trainer, n, step
-        self.per_epoch = steps_per_epoch(n, step)
-
-    def __len__(self) -> int:
-        return self.per_epoch * self.step
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self.trainer.state.global_step // self.per_epoch
-        return iter(permutation(self.n, self.trainer.args.seed, epoch)[: len(self)])
-
-
-class TrlTrainer(WholeCheckpoints, DPOTrainer):
-    """TRL's trainer, given token ids instead of text, with our order, checkpoints and metric names.
-
-    Args:
+        run: see `Recipe`.
         policy: the model with its adapter, which stays fp32.
-        arguments: of transformers' TrainingArguments, as the packed engine has them.
-        config: the run's.
+        engine: runs the held-out texts.
         data: train and held-out pairs, held-out texts.
         tokenizer: not changed.
-        callbacks: besides the Trainer's own.
+        settings: see `Recipe`.
     """
 
     def __init__(
         self,
+        run: Run,
         policy: PeftModel,
-        arguments: dict[str, Any],
-        config: RunConfig,
+        engine: Engine,
         data: Prepared,
         tokenizer: PreTrainedTokenizerBase,
-        callbacks: list[TrainerCallback],
+        **settings: Any,
     ) -> None:
-        self.policy, self.text = policy, data.text
-        self.base_name, self.keep = config.model.name, config.train.keep
-        self.budget = config.packing.tokens_without_grad
-        self.skips = Skips()
-        self.rows = [pair.row for pair in data.train]
-        half = config.packing.tokens_per_micro_batch // 2
-        self.more_memory = (f"packing.tokens_per_micro_batch={half}", *self.more_memory)
+        config = run.config
         # TRL rounds the adapter of a quantized base to bf16; ours is fp32
         before = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
-        super().__init__(
+        self.rows = {"train": as_dataset(data.train), "eval": as_dataset(data.heldout)}
+        self.trl = _Trainer(
             model=policy,
-            args=trl_arguments(arguments, config, data.train),
-            train_dataset=as_dataset(data.train),
-            eval_dataset=as_dataset(data.heldout),
+            args=trl_arguments(run, data.train),
+            train_dataset=self.rows["train"],
+            eval_dataset=self.rows["eval"],
             # TRL gives it a pad token
             processing_class=deepcopy(tokenizer),
-            callbacks=callbacks,
         )
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
@@ -148,76 +126,85 @@ class TrlTrainer(WholeCheckpoints, DPOTrainer):
         if config.reference == "base":
             # TRL takes a ready adapter for one that was trained, and a copy of it for the reference
             policy.delete_adapter("ref")
-        self.model_accepts_loss_kwargs = False
-        self.add_callback(GuardCallback(self))
-        self.sampler = StepSampler(self, len(data.train), min(len(data.train), config.train.pairs_per_step))
+        if config.train.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(self.trl.args.gradient_checkpointing_kwargs)
+        unknown = torch.empty(0, 2)
+        super().__init__(
+            run,
+            policy,
+            engine,
+            train=Split(data.train, unknown),
+            heldout=Split(data.heldout, unknown),
+            text=data.text,
+            loss=LossSettings(),
+            budgets=Budgets(config),
+            **settings,
+        )
 
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens trained on so far, padding not counted."""
-        return int(self._total_train_tokens)
+    def forward_backward(self, batch: Sequence[int], when: str = "") -> Tensor:
+        """Forward and backward over one global batch, in padded batches of equal size."""
+        torch.manual_seed(parallel.seed(self.config.train.seed, self.progress.step))
+        return self.passes(batch)
 
-    @tokens_seen.setter
-    def tokens_seen(self, value: int) -> None:
-        self._total_train_tokens = value
+    def passes(self, batch: Sequence[int]) -> Tensor:
+        """TRL's batches of one step, each with its part of the loss."""
+        self.watch = StepWatch([self.train_split.pairs[i].row for i in batch])
+        total = torch.zeros((), device=self.device)
+        size = self.trl.args.per_device_train_batch_size
+        for begin in range(0, len(batch), size):
+            group = range(begin, min(begin + size, len(batch)))
+            loss, chosen, rejected = self._compute("train", [batch[i] for i in group])
+            self.watch.saw(list(group), chosen, rejected, loss.expand(len(group)))
+            loss = loss * len(group) / len(batch)
+            total += loss.detach()
+            self.backward(loss)
+        return total
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        """The pairs are tokens already."""
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        return self.sampler
-
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
+    def _compute(self, part: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """TRL's loss of some pairs, and the log-probabilities of their completions."""
         outputs: list[Any] = []
         # the policy's pass comes first, the reference's second
-        watch = model.register_forward_hook(lambda module, args, output: outputs.append(output))
+        watch = self.policy.register_forward_hook(lambda module, args, output: outputs.append(output))
+        inputs = self.trl.data_collator([self.rows[part][i] for i in numbers])
+        inputs = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         try:
-            loss = super()._compute_loss(model, inputs, return_outputs)
+            with self.engine.autocast():
+                loss = self.trl.compute_loss(self.policy, inputs)
         finally:
             watch.remove()
         chosen, rejected = outputs[0].log_probs.detach().sum(dim=1).chunk(2)
-        metrics = self._metrics["train" if self.policy.training else "eval"]
-        metrics["logps/accuracies"].append((chosen > rejected).float().mean().item())
-        if not self.policy.training:
-            # TRL takes the mean of the batches' means; the last batch may be a small one
-            metrics["loss"].append(loss.item())
-            for values in metrics.values():
-                values.extend(values[-1:] * (len(chosen) - 1))
-        elif not torch.isfinite(loss):
-            # TRL's batch does not say which pairs it holds
-            raise not_finite("the loss", self.state.global_step + 1, self.rows_of_step(), self.policy)
-        return loss
+        self.trl._metrics[part]["logps/accuracies"].append((chosen > rejected).float().mean().item())
+        return loss, chosen, rejected
 
-    def rows_of_step(self) -> list[int]:
-        """The rows of the step at hand, all of its batches'."""
-        epoch, place = divmod(self.state.global_step, self.sampler.per_epoch)
-        order = permutation(self.sampler.n, self.args.seed, epoch)
-        return sorted(self.rows[i] for i in order[place * self.sampler.step : (place + 1) * self.sampler.step])
+    def step_metrics(self) -> dict[str, float]:
+        """The means of TRL's metrics over the batches since the last call."""
+        return self._read("train")
 
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        limit = self.args.max_steps if self.args.max_steps > 0 else None
-        return steps_for(self.sampler.n, self.sampler.step, self.args.num_train_epochs, limit)
+    def _read(self, part: str) -> dict[str, float]:
+        metrics = self.trl._metrics[part]
+        values = {name: sum(found) / len(found) for name, found in metrics.items() if name != "num_tokens" and found}
+        metrics.clear()
+        return values
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """TRL's evaluation, with the held-out texts'."""
+    def score_heldout(self) -> dict[str, float]:
+        """TRL's metrics of the held-out pairs, each pair with the same weight, and the loss of held-out texts."""
+        count, size = len(self.heldout.pairs), self.trl.args.per_device_eval_batch_size
+        totals: defaultdict[str, float] = defaultdict(float)
+        with torch.no_grad(), evaluating(self.policy):
+            for begin in range(0, count, size):
+                numbers = range(begin, min(begin + size, count))
+                loss, _, _ = self._compute("eval", numbers)
+                for name, value in {"loss": loss.item(), **self._read("eval")}.items():
+                    totals[name] += value * len(numbers)
+        values = {name: total / count for name, total in totals.items()}
         if self.text:
-            engine = Engine(
-                self.policy.get_base_model(), self.accelerator.device, self.accelerator.autocast, "unshared"
-            )
-            self._metrics["eval"]["text_nll"] = [text_nll(engine, self.text, self.budget)]
-        return super().evaluate(*args, **kwargs)
+            values["text_nll"] = text_nll(self.engine, self.text, self.config.packing.tokens_without_grad)
+        return values
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what the packed engine logs, under its names."""
-        for metrics in self._metrics.values():
-            metrics.pop("num_tokens", None)
-        for name in NOT_LOGGED:
-            logs.pop(f"eval_{name}", None)
-        if "loss" in logs:
-            logs |= self.scaler_metrics(logs)
-        super().log(logs, start_time)
+    def more_memory(self) -> tuple[str, ...]:
+        """Smaller batches, and what helps besides."""
+        half = self.config.packing.tokens_per_micro_batch // 2
+        return (f"packing.tokens_per_micro_batch={half}", *super().more_memory())
 
 
 def as_dataset(pairs: Sequence[TokenPair]) -> Dataset:
@@ -239,19 +226,24 @@ def pairs_per_batch(config: RunConfig, pairs: Sequence[TokenPair]) -> int:
     return max(size for size in range(1, step + 1) if step % size == 0 and (size == 1 or size <= room))
 
 
-def trl_arguments(arguments: dict[str, Any], config: RunConfig, pairs: Sequence[TokenPair]) -> DPOConfig:
-    """The configuration in TRL's terms; a step is cut into padded batches of equal size."""
+def trl_arguments(run: Run, pairs: Sequence[TokenPair]) -> DPOConfig:
+    """What TRL must know of the configuration; a step is cut into padded batches of equal size."""
+    config = run.config
     step = min(len(pairs), config.train.pairs_per_step)
     size = pairs_per_batch(config, pairs)
     console.note(f"engine: stock TRL {version('trl')}, {size} of a step's {step} pairs in a padded batch")
-    changed = {
-        "per_device_train_batch_size": size,
-        "per_device_eval_batch_size": size,
-        "gradient_accumulation_steps": step // size,
-        "gradient_checkpointing": config.train.gradient_checkpointing,
-        "prediction_loss_only": True,
-        "disable_dropout": config.train.disable_dropout,
+    return DPOConfig(
+        output_dir=str(run.folder / checkpoint.FOLDER),
+        per_device_train_batch_size=size,
+        per_device_eval_batch_size=size,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+        disable_dropout=config.train.disable_dropout,
         # the pairs were cut when they were tokenised
-        "max_length": None,
-    }
-    return DPOConfig(**(arguments | config.loss.model_dump() | changed))
+        max_length=None,
+        # the recipe makes the context of a pass
+        bf16=False,
+        fp16=False,
+        use_cpu=run.device.kind == "cpu",
+        report_to="none",
+        **config.loss.model_dump(),
+    )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.toys import ARCHITECTURES, build, in_float64, make_pairs, separate_logps, trainable
+from engine.toys import ARCHITECTURES, build, in_float64, make_pairs, score_pack, separate_logps, trainable
 from torch import Tensor
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import score_pack
 
 BACKENDS = {"looped": 0, "batched": 1 << 30}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.toys import ARCHITECTURES, build, in_float64, make_pairs
+from engine.toys import ARCHITECTURES, build, in_float64, make_pairs, score_pack
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from qdpo.engine import attention, fused_mlp
 from qdpo.engine.fuse import fuse
 from qdpo.engine.fused_norm import FusedRmsNorm
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import score_pack
 from qdpo.engine.recompute import checkpoint_layers
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from engine.toys import build, make_pairs
+from engine.toys import build, make_pairs, score_pack
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -15,7 +15,6 @@ from qdpo.engine import attention
 from qdpo.engine.fuse import fuse
 from qdpo.engine.kept import bytes_to_keep, keep_dequantized, kept_weight
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import score_pack
 from qdpo.engine.recompute import decoder_layers
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.toys import build, in_float64, make_pairs, separate_logps
+from engine.toys import build, in_float64, make_pairs, score_pack, separate_logps
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdpo.engine import attention, logps
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import Head, head_of, score_pack, score_tokens
+from qdpo.engine.logps import Head, head_of, score_tokens
 from qdpo.errors import TrainingError
 
 HEADS: dict[str, dict[str, Any]] = {

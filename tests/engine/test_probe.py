@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qdpo.engine import attention, fused_linear, probe
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import Fusion, fuse
+from qdpo.engine.fuse import fuse
 from qdpo.engine.gradient_check import check_gradients
-from qdpo.engine.padded import cut_padded, longest, score_padded
+from qdpo.engine.layouts import Separate, cut_padded, longest, scores_of
 from qdpo.engine.probe import decide
 from qdpo.engine.recompute import checkpoint_layers
 from qdpo.engine.refusal import refusal
@@ -49,7 +49,8 @@ def test_models_with_an_attention_of_their_own_get_a_mask(kind: str, way: str) -
     model = other(kind, num_local_experts=4, num_experts_per_tok=2, sliding_window=6)
     decision = decide(model, CPU)
     assert decision.way == way, decision
-    engine, pairs = Engine(model, CPU, way=decision.way), make_pairs()
+    assert decision.layout is not None
+    engine, pairs = Engine(model, CPU, layout=decision.layout), make_pairs()
     scores = engine.score_all(pairs, 60)
     torch.testing.assert_close(scores.logps, separate_logps(model, pairs), rtol=1e-4, atol=1e-3)
 
@@ -59,7 +60,8 @@ def test_what_cannot_share_prompts_is_scored_in_padded_rows(kind: str) -> None:
     model = other(kind, state_size=8, num_heads=8, head_dim=8, n_groups=1, expand=2, n_head=4, n_layer=2)
     decision = decide(model, CPU)
     assert decision.way == "unshared", decision
-    engine, pairs = Engine(model, CPU, way=decision.way), make_pairs()
+    assert decision.layout is not None
+    engine, pairs = Engine(model, CPU, layout=decision.layout), make_pairs()
     scores = engine.score_all(pairs, 60)
     torch.testing.assert_close(scores.logps, separate_logps(model, pairs), rtol=1e-4, atol=1e-3)
 
@@ -148,32 +150,35 @@ def test_padded_groups_respect_the_budget(budget: int) -> None:
 
 def test_padded_scores_do_not_depend_on_the_padding() -> None:
     model, pairs = build("llama"), make_pairs()
-    first, second = (score_padded(model, pairs, CPU, padding) for padding in (0, 5))
+    first, second = (
+        scores_of(model, Separate().predicting(model, pairs, range(len(pairs)), CPU, padding), 2 * len(pairs))
+        for padding in (0, 5)
+    )
     torch.testing.assert_close(first.logps, second.logps, rtol=0, atol=1e-5)
     assert first.tokens.tolist() == [len(p.chosen) for p in pairs] + [len(p.rejected) for p in pairs]
 
 
-def adapted() -> tuple[Engine, Fusion]:
+def adapted() -> Engine:
     from engine.test_fuse import adapted as policy_of
 
     policy = policy_of("llama", torch.float32)
     fusion = fuse(policy)
     checkpoint_layers(policy, 2)
-    return Engine(policy.get_base_model(), CPU), fusion
+    return Engine(policy.get_base_model(), CPU, fusion=fusion)
 
 
 def test_gradients_agree() -> None:
-    engine, fusion = adapted()
-    difference = check_gradients(engine, fusion, "sdpa")
+    engine = adapted()
+    difference = check_gradients(engine)
     assert difference is not None
     assert 0 < difference < 1e-4
     assert engine.model.config._attn_implementation == attention.NAME
-    assert all("forward" in module.__dict__ for module in fusion.modules)
+    assert all("forward" in module.__dict__ for module in engine.fusion.modules)
 
 
 def test_a_wrong_gradient_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, fusion = adapted()
+    engine = adapted()
     plain = fused_linear.lora_weight_gradients
     monkeypatch.setattr(fused_linear, "lora_weight_gradients", lambda *args: tuple(-part for part in plain(*args)))
     with pytest.raises(TrainingError, match="differs from that of separate rows"):
-        check_gradients(engine, fusion, "sdpa")
+        check_gradients(engine)

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import torch
 from engine.test_attention import gradients
-from engine.toys import ARCHITECTURES, build, in_float64, make_pairs, separate_logps, trainable
+from engine.toys import ARCHITECTURES, build, in_float64, make_pairs, score_pack, separate_logps, trainable
 from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
 from qdpo.engine import attention, varlen
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import score_pack
 from qdpo.engine.probe import decide
 
 CPU = torch.device("cpu")

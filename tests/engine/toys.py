@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qdpo.data.pairs import TokenPair
+from qdpo.engine.layout import Pack
+from qdpo.engine.logps import PackScores, head_of, hidden_of, score_tokens, sum_per_sequence
 
 VOCAB = 97
 
@@ -122,3 +124,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("float32", "float"):
         monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(Tensor, "float", Tensor.double)
+
+
+def score_pack(model: Any, pack: Pack) -> PackScores:
+    """The scores of a pack that is at hand, by a model whose attention is installed."""
+    tokens = score_tokens(hidden_of(model, pack).index_select(0, pack.rows), head_of(model), pack.targets)
+    return sum_per_sequence(tokens, pack.scored, pack.sequence, 2 * pack.n_pairs)

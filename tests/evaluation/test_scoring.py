@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine
+from qdpo.engine.layouts import Separate
 from qdpo.engine.probe import decide
 from qdpo.errors import UnavailableError
 from qdpo.evaluation.scoring import score_pairs
@@ -52,10 +53,11 @@ def test_scores_are_those_of_separate_sequences(name: str, more: tuple[str, ...]
         with policy.disable_adapter():
             before = separate_logps(model, pairs)
     kl = [[separate_kl(policy, model, pair, c) for c in (pair.chosen, pair.rejected)] for pair in pairs]
-    way = decide(model, CPU).way if layout == "probed" else layout
+    found = decide(model, CPU).layout if layout == "probed" else Separate()
+    assert found is not None
     seen: list[int] = []
     scores = score_pairs(
-        Engine(model, CPU, way=way), pairs, 60, policy.disable_adapter, contextlib.nullcontext, seen.append
+        Engine(model, CPU, layout=found), pairs, 60, policy.disable_adapter, contextlib.nullcontext, seen.append
     )
     n = len(pairs)
     assert sum(seen) == n
@@ -70,7 +72,7 @@ def test_scores_are_those_of_separate_sequences(name: str, more: tuple[str, ...]
 
 def test_a_base_alone_has_no_divergence() -> None:
     model = build("llama", torch.float32)
-    scores = score_pairs(Engine(model, CPU, way="unshared"), make_pairs(), 100, contextlib.nullcontext, None)
+    scores = score_pairs(Engine(model, CPU, layout=Separate()), make_pairs(), 100, contextlib.nullcontext, None)
     assert torch.equal(scores.base, scores.policy)
     assert not scores.kl.any()
 
@@ -80,7 +82,7 @@ def test_a_pass_that_does_not_fit_says_which_setting_to_lower(monkeypatch: pytes
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Engine, "predicting", full)
-    engine = Engine(build("llama", torch.float32), CPU, way="unshared")
+    engine = Engine(build("llama", torch.float32), CPU, layout=Separate())
     with pytest.raises(UnavailableError) as caught:
         score_pairs(engine, make_pairs(), 4096, contextlib.nullcontext, None)
     assert "tokens_without_grad=2048" in str(caught.value.hint)

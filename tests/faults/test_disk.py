@@ -15,7 +15,7 @@ from faults.runs import World, assert_whole, staging, steps_saved, wait_for
 
 from qdpo.errors import DiskError
 from qdpo.files import explained, free_bytes, manifest_problems, require_space, size_of, staged_folder
-from qdpo.training.preflight import check_disk
+from qdpo.training.stages.disk import check_disk
 
 STEPS = 40
 SIZE = "24m"

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from training.tiny import StopAt, Stopped, Tiny, TinyRun, train_tiny, with_callbacks
-from transformers import TrainerCallback
+from training.tiny import Callback, StopAt, Stopped, Tiny, TinyRun, train_tiny, with_callbacks
 
 from qdpo.errors import MemoryShortageError
 from qdpo.training.checkpoint import newest_whole, whole_checkpoint
-from qdpo.training.trainer import DpoTrainer
+from qdpo.training.recipe import Recipe
+from qdpo.training.stages import memory
 
 FAST = (
     *("train.max_steps=6", "train.save_every=2", "train.eval_every=3", "samples.count=0", "model.quantization=none"),
@@ -50,8 +50,8 @@ class Shortage:
         self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.seen = 0
 
-    def __call__(self, trainer: DpoTrainer) -> None:
-        trainer.engine.model.model.norm.register_forward_hook(self.hook)
+    def __call__(self, recipe: Recipe) -> None:
+        recipe.engine.model.model.norm.register_forward_hook(self.hook)
 
     def hook(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         """Count the pass; fail where it is wanted."""
@@ -135,24 +135,23 @@ def test_at_every_micro_batch(number: int, backward: bool, tiny: Tiny, tmp_path:
     assert len(run.record["memory"]["halved"]) == 1
 
 
-class SmallerFrom(TrainerCallback):
+class SmallerFrom(Callback):
     """Lowers the token budget when a step begins."""
 
     def __init__(self, step: int, tokens: int) -> None:
         self.step, self.tokens = step, tokens
-        self.trainer: Any = None
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, recipe: Recipe) -> None:
         """Lower it."""
-        if state.global_step + 1 == self.step:
-            self.trainer.budgets.tokens_per_micro_batch = self.tokens
+        if recipe.progress.step + 1 == self.step:
+            recipe.budgets.tokens_per_micro_batch = self.tokens
 
 
 def test_dropout_repeats(tiny: Tiny, tmp_path: Path) -> None:
     with with_callbacks(change=Shortage({3}, backward=True)):
         run = train_tiny(tiny, tmp_path / "run", *FAST, *DROPOUT, WHOLE)
     lower = SmallerFrom(3, run.record["memory"]["tokens_per_micro_batch"])
-    with with_callbacks(lower, change=lambda trainer: setattr(lower, "trainer", trainer)):
+    with with_callbacks(lower):
         planned = train_tiny(tiny, tmp_path / "planned", *FAST, *DROPOUT, WHOLE)
     assert run.sha256 == planned.sha256
     assert run.losses == planned.losses
@@ -233,9 +232,9 @@ def test_nothing_left_to_halve(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_memory_that_runs_out_elsewhere_is_explained(tiny: Tiny, tmp_path: Path) -> None:
-    class Full(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
+    class Full(Callback):
+        def on_update(self, recipe: Recipe) -> None:
+            if recipe.progress.step == 2:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     with with_callbacks(Full()), pytest.raises(MemoryShortageError, match="out of memory in step 3") as caught:
@@ -255,17 +254,19 @@ def test_layers_are_given_back_before_passes_are_made_smaller(
     same(run, undisturbed)
 
 
-def longest_first(trainer: DpoTrainer) -> None:
-    trainer.try_longest = True
+@pytest.fixture
+def longest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest micro-batch is tried, as on a card."""
+    monkeypatch.setattr(memory, "tries_longest", lambda run: True)
 
 
 def test_trying_the_longest_micro_batch_first_changes_nothing(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = train_tiny(tiny, tmp_path / "plain", *FAST, *DROPOUT)
     capsys.readouterr()
-    with with_callbacks(change=longest_first):
-        tried = train_tiny(tiny, tmp_path / "tried", *FAST, *DROPOUT)
+    monkeypatch.setattr(memory, "tries_longest", lambda run: True)
+    tried = train_tiny(tiny, tmp_path / "tried", *FAST, *DROPOUT)
     said = capsys.readouterr().err
     assert said.index("ok memory: the longest micro-batch (") < said.index("step 0/6")
     assert tried.sha256 == plain.sha256
@@ -273,13 +274,9 @@ def test_trying_the_longest_micro_batch_first_changes_nothing(
 
 
 def test_a_shortage_shows_before_the_first_step(
-    undisturbed: TinyRun, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: TinyRun, tiny: Tiny, tmp_path: Path, longest_first: None
 ) -> None:
-    def change(trainer: DpoTrainer) -> None:
-        longest_first(trainer)
-        Shortage({1, 2})(trainer)
-
-    with with_callbacks(change=change):
+    with with_callbacks(change=Shortage({1, 2})):
         run = train_tiny(tiny, tmp_path / "run", *FAST, WHOLE)
     whens = [entry["when"] for entry in run.record["memory"]["halved"]]
     assert whens == ["the longest micro-batch, tried first"] * 2

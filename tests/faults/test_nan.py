@@ -10,30 +10,29 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.tiny import Tiny, train_tiny, with_callbacks
-from transformers import TrainerCallback
+from training.tiny import Callback, Tiny, train_tiny, with_callbacks
 
 from qdpo.errors import TrainingError
 from qdpo.files import manifest_problems
 from qdpo.training import guards
 from qdpo.training.checkpoint import complete_steps, step_folder
-from qdpo.training.trainer import DpoTrainer
+from qdpo.training.recipe import Recipe
 
 FAST = ("train.max_steps=8", "train.save_every=1", "train.keep=20", "train.eval_every=8", "samples.count=0")
 SPLIT = ("packing.tokens_per_micro_batch=200",)
 """Several micro-batches a step."""
 
 
-class AtStep(TrainerCallback):
+class AtStep(Callback):
     """Does something when a step begins."""
 
     def __init__(self, step: int, action: Callable[[Any], None]) -> None:
         self.step, self.action = step, action
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, recipe: Recipe) -> None:
         """Do it."""
-        if state.global_step + 1 == self.step:
-            self.action(kwargs["model"])
+        if recipe.progress.step + 1 == self.step:
+            self.action(recipe.policy)
 
 
 def set_value(parameter: torch.Tensor, value: float) -> None:
@@ -132,10 +131,10 @@ def test_at_twenty_places_and_steps(place: str, step: int, tiny: Tiny, tmp_path:
 def test_the_rows_of_a_single_pair_are_named(tiny: Tiny, tmp_path: Path) -> None:
     found: list[int] = []
 
-    def spoil(trainer: DpoTrainer) -> None:
+    def spoil(recipe: Recipe) -> None:
         # the loss of pair 5 is not finite in the step that sees it, and only its own
-        trainer.train_split.reference[5] = torch.nan
-        found.append(trainer.train_split.pairs[5].row)
+        recipe.train_split.reference[5] = torch.nan
+        found.append(recipe.train_split.pairs[5].row)
 
     said = r"step \d: the losses of 1 of 8 pairs are not finite \(rows (\d+)\)$"
     with with_callbacks(change=spoil), pytest.raises(TrainingError, match=said) as caught:
@@ -144,7 +143,7 @@ def test_the_rows_of_a_single_pair_are_named(tiny: Tiny, tmp_path: Path) -> None
 
 
 def test_a_gradient_is_blamed_on_its_micro_batch(tiny: Tiny, tmp_path: Path) -> None:
-    seen: list[DpoTrainer] = []
+    seen: list[Recipe] = []
     change = AtStep(2, lambda model: gradient(model, float("nan")))
     with with_callbacks(change, change=seen.append), pytest.raises(TrainingError) as caught:
         train_tiny(tiny, tmp_path / "run", *FAST, *SPLIT)
@@ -155,10 +154,11 @@ def test_a_gradient_is_blamed_on_its_micro_batch(tiny: Tiny, tmp_path: Path) -> 
 
 
 def test_an_update_that_is_not_finite_is_found_before_it_is_saved(tiny: Tiny, tmp_path: Path) -> None:
-    class Spoil(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step + 1 == 3:
-                for group in kwargs["optimizer"].param_groups:
+    class Spoil(Callback):
+        def on_update(self, recipe: Recipe) -> None:
+            if recipe.progress.step + 1 == 3:
+                assert recipe.optimizer is not None
+                for group in recipe.optimizer.param_groups:
                     group["lr"] = float("inf")
 
     with (
@@ -170,12 +170,12 @@ def test_an_update_that_is_not_finite_is_found_before_it_is_saved(tiny: Tiny, tm
 
 
 def test_a_checkpoint_with_such_a_value_is_not_written(tiny: Tiny, tmp_path: Path) -> None:
-    class Spoil(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    class Spoil(Callback):
+        def on_step_end(self, recipe: Recipe) -> None:
             # after the guards have looked at the step, and before it is saved
-            if state.global_step == 3:
-                optimizer = kwargs["optimizer"]
-                next(iter(optimizer.state.values()))["exp_avg"].view(-1)[0] = float("nan")
+            if recipe.progress.step == 3:
+                assert recipe.optimizer is not None
+                next(iter(recipe.optimizer.state.values()))["exp_avg"].view(-1)[0] = float("nan")
 
     with with_callbacks(Spoil()), pytest.raises(TrainingError, match="the optimizer's state has values that are not"):
         train_tiny(tiny, tmp_path / "run", *FAST)
@@ -184,11 +184,11 @@ def test_a_checkpoint_with_such_a_value_is_not_written(tiny: Tiny, tmp_path: Pat
 
 
 def test_an_evaluation_that_is_not_finite_names_the_heldout_rows(tiny: Tiny, tmp_path: Path) -> None:
-    def spoil(trainer: DpoTrainer) -> None:
+    def spoil(recipe: Recipe) -> None:
         def hook(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor | None:
             return None if module.training else output * torch.nan
 
-        trainer.engine.model.model.norm.register_forward_hook(hook)
+        recipe.engine.model.model.norm.register_forward_hook(hook)
 
     with with_callbacks(change=spoil), pytest.raises(TrainingError, match=r"step 0: .* of 12 held-out pairs"):
         train_tiny(tiny, tmp_path / "run", *FAST, "packing.fused_norm=false")
@@ -197,22 +197,22 @@ def test_an_evaluation_that_is_not_finite_names_the_heldout_rows(tiny: Tiny, tmp
 # -------------------------------------------------------------------------------------------------------- fp16 scaler
 
 
-def with_scaler(scale: float) -> Callable[[DpoTrainer], None]:
-    """Give the trainer a real GradScaler, as a run in float16 has one."""
+def with_scaler(scale: float) -> Callable[[Recipe], None]:
+    """Give the recipe a real GradScaler, as a run in float16 has one."""
 
-    def change(trainer: DpoTrainer) -> None:
-        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
+    def change(recipe: Recipe) -> None:
+        recipe.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
 
     return change
 
 
-def overflow(steps: set[int]) -> TrainerCallback:
+def overflow(steps: set[int]) -> Callback:
     """Gradients that overflow in some steps."""
 
-    class Overflow(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step + 1 in steps:
-                gradient(kwargs["model"], float("inf"))
+    class Overflow(Callback):
+        def on_step_begin(self, recipe: Recipe) -> None:
+            if recipe.progress.step + 1 in steps:
+                gradient(recipe.policy, float("inf"))
 
     return Overflow()
 

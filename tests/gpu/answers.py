@@ -22,7 +22,7 @@ from qdpo.planner.sampling import answers
 from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import speed_of
-from qdpo.training.samples import Prompt, SamplesCallback
+from qdpo.training.samples import Prompt, Samples
 from qdpo.training.stages.model import set_up_engine
 from qdpo.training.stages.state import Run
 
@@ -60,7 +60,7 @@ def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str
         tokenizer: Any = Numbers()
         precision = mixed_precision(device, dtype)
         # no token ends an answer
-        callback = SamplesCallback(Path(folder), prompts, tokenizer, frozenset(), 2, precision)
+        callback = Samples(Path(folder), prompts, tokenizer, frozenset(), 2, precision)
         evaluation = partial(callback.answers, policy, 0)
         evaluation()
         callback.new_tokens, callback.base = new, []

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from benchmarks import models, packed, stock
 from qdpo.data.pairs import TokenPair
-from qdpo.engine.engine import Engine
 from qdpo.planner.shapes import Shape
 from qdpo.training.metrics import Metrics
 
@@ -46,7 +45,6 @@ def _beside(
     trainer = stock.make_trainer(base, 16, checkpointing=True, half=half)
     models.give_lora_b_values(trainer.model)
     policy = trainer.model
-    engine = Engine(policy.get_base_model(), device, trainer.accelerator.autocast)
 
     def with_trl(size: int) -> float:
         policy.train()
@@ -64,7 +62,7 @@ def _beside(
     loss, gradient = gradient_of("TRL", partial(with_trl, 1))
     padded_loss, padded = gradient_of("TRL, all at once", partial(with_trl, len(pairs)))
     settings = packed.Settings(budget=budget, cached=False)
-    with packed.ready(policy, settings):
+    with packed.ready(policy, settings, device, trainer.accelerator.autocast) as engine:
         unused = torch.zeros(len(pairs), 2)
         ours, mine = gradient_of("packed", lambda: packed.step(policy, pairs, engine, settings, unused, Metrics()))
     return {

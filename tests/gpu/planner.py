@@ -8,7 +8,6 @@ import torch
 from gpu.bases import random_model, token_pairs
 
 from qdpo.config.schema import RunConfig
-from qdpo.engine.engine import Engine
 from qdpo.hardware import Device
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.planner.calibrate import make_step, tensor_bytes
@@ -18,7 +17,6 @@ from qdpo.planner.estimate import estimate
 from qdpo.planner.meter import peak_bytes
 from qdpo.planner.settings import compute_type, settings_for
 from qdpo.planner.shapes import Shape
-from qdpo.training.stages import model as model_stage
 
 
 def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Device) -> dict[str, Any]:
@@ -48,8 +46,6 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
     step = make_step(
         policy, dtype, device, config, token_pairs([*packs, *packs] if settings.several else [*packs], shape.vocab)
     )
-    # as it trains, not as the planner thinks it does: mixed precision is the run's
-    step.engine = training_engine(policy, device, dtype)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
 
     def level() -> int:
@@ -87,17 +83,6 @@ def beside_plan(config: RunConfig, shape: Shape, lengths: Lengths, device: Devic
             for name in measured
         },
     }
-
-
-def training_engine(policy: Any, device: Device, dtype: torch.dtype) -> Engine:
-    """An engine that computes as a run's own does.
-
-    Args:
-        policy: with its adapter.
-        device: where the run would compute.
-        dtype: its compute type.
-    """
-    return Engine(policy.get_base_model(), device.torch, model_stage.mixed_precision(device, dtype))
 
 
 def _is_loaded(part: str) -> bool:

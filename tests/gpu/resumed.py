@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from gpu.caps import difference
 from gpu.runs import LEAST_MEMORY, Done, configured, run
-from training.tiny import StopAt, Stopped, with_callbacks
-from transformers import TrainerCallback
+from training.tiny import Callback, StopAt, Stopped, with_callbacks
 
 STATE_BYTES = 8
 """Bytes of both moments of a trained weight."""
@@ -21,7 +20,7 @@ Tight = Callable[[Done, int], AbstractContextManager[object]]
 """Leaves the memory that a run has taken, and so many bytes more."""
 
 
-class OptimizerSeen(TrainerCallback):
+class OptimizerSeen(Callback):
     """Where the optimizer's state lies after a step.
 
     Attributes:
@@ -33,10 +32,9 @@ class OptimizerSeen(TrainerCallback):
         self.paged = (0, 0)
         self.resident = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, recipe: Any) -> None:
         """Look."""
-        optimizer = kwargs["optimizer"]
-        states = getattr(optimizer, "optimizer", optimizer).state.values()
+        states = recipe.optimizer.state.values()
         moments = [values["state1"] for values in states if "state1" in values]
         self.paged = sum(bool(getattr(moment, "is_paged", False)) for moment in moments), len(moments)
         self.resident = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0

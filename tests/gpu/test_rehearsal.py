@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import answers, planner
+from gpu import answers
 from gpu.bases import TOY, config_of, random_model, token_pairs, write_base, write_pairs
 from gpu.beside import PEERS, in_turns
 from gpu.caps import auto_under_caps, difference
@@ -34,6 +34,7 @@ from benchmarks.stock import own_head_runs
 from qdpo.config.resolve import resolve
 from qdpo.hardware import Device, find_device
 from qdpo.model.lora import attach, lora_layers
+from qdpo.planner import calibrate
 from qdpo.planner.data import lengths_from
 from qdpo.planner.lengths import PairLengths, lengths_of
 from qdpo.planner.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
@@ -221,17 +222,17 @@ def test_adapters_on_a_4_bit_base_are_those_of_a_run(make: Callable[[], Any]) ->
     assert {type(layer) for layer in layers.values()} == {Linear4bit}
 
 
-def test_the_planner_is_measured_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planners_step_is_made_in_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Device("cuda", "pretended", (8, 0), 0)
-    mixed: Any = planner.model_stage.mixed_precision(card, torch.bfloat16)
+    mixed: Any = calibrate.mixed_precision(card, torch.bfloat16)
     assert (mixed.func, *mixed.args) == (torch.autocast, "cuda", torch.bfloat16)
     on_cpu = partial(torch.autocast, "cpu", torch.bfloat16)
-    monkeypatch.setattr(planner.model_stage, "mixed_precision", lambda device, dtype: on_cpu)
+    monkeypatch.setattr(calibrate, "mixed_precision", lambda device, dtype: on_cpu)
     config = resolve("garrulus-a40").config
     policy = attach(random_model(TOY, CPU, torch.bfloat16, "nf4", True), config.lora, config.train.seed)
     # built where it is rehearsed, not where it pretends to be
     monkeypatch.setattr(Device, "torch", CPU)
-    engine = planner.training_engine(policy, card, torch.bfloat16)
+    engine = calibrate.make_step(policy, torch.bfloat16, card, config, []).engine
     with engine.autocast():
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -11,7 +11,7 @@ import torch
 
 from qdpo.engine.engine import Engine
 from qdpo.planner.shapes import Shape
-from qdpo.training.trainer import DpoTrainer
+from qdpo.training.recipe import Recipe
 
 LORA_OUTSIDE_THE_MLP = 4
 """Adapted linear layers of a decoder layer beside its MLP's three, which are one function with it."""
@@ -21,7 +21,7 @@ LORA_OUTSIDE_THE_MLP = 4
 def counted_passes() -> Iterator[list[int]]:
     """Counts the passes with gradients of each training step of the runs inside; tries before them are none."""
     counts: list[int] = []
-    step, score = DpoTrainer.training_step, Engine.score
+    step, score = Recipe.step, Engine.score
     in_step = False
 
     def counted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ def counted_passes() -> Iterator[list[int]]:
         return score(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DpoTrainer, "training_step", counted_step)
+        patch.setattr(Recipe, "step", counted_step)
         patch.setattr(Engine, "score", counted_score)
         yield counts
 

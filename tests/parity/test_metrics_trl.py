@@ -1,4 +1,4 @@
-"""The packed engine and our trainer's step against stock TRL: the same batch, fp32, every number that TRL logs."""
+"""The packed engine and our recipe's step against stock TRL: the same batch, fp32, every number that TRL logs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 from parity.trl_cpu import install_torch_head, make_rows, make_trl_trainer, trl_batch, trl_metrics
-from transformers import TrainingArguments
 
 from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention
 from qdpo.engine.engine import Engine
 from qdpo.engine.layout import packed_tokens
+from qdpo.hardware import find_device
 from qdpo.training.losses import LossSettings
 from qdpo.training.out_of_memory import Budgets
-from qdpo.training.trainer import DpoTrainer, Split
+from qdpo.training.recipe import Recipe, Split
+from qdpo.training.stages.state import Run
 
 TOLERANCE = 1e-5
 
@@ -56,35 +57,17 @@ def token_pairs(trl_rows: Any) -> list[TokenPair]:
     return [TokenPair(i, r["prompt_ids"], r["chosen_ids"], r["rejected_ids"]) for i, r in enumerate(trl_rows)]
 
 
-def make_trainer(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder: Path, budget: int) -> DpoTrainer:
-    """Our trainer around TRL's policy, the reference computed by the engine."""
+def make_recipe(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder: Path, budget: int) -> Recipe:
+    """Our recipe around TRL's policy, the reference computed by the engine."""
     attention.install(policy.get_base_model())
+    engine = Engine(policy.get_base_model(), torch.device("cpu"))
     with policy.disable_adapter():
-        logps = Engine(policy.get_base_model(), torch.device("cpu")).score_all(pairs, budget).logps
+        logps = engine.score_all(pairs, budget).logps
     split = Split(pairs, logps.view(2, -1).T.contiguous())
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=len(pairs),
-        use_cpu=True,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
     packing = PackingSection(tokens_per_micro_batch=budget, tokens_without_grad=budget)
     config = RunConfig(name="tiny", model=ModelSection(name="tiny"), data=DataSection(name="tiny"), packing=packing)
-    return DpoTrainer(
-        policy,
-        arguments,
-        Engine(policy.get_base_model(), torch.device("cpu")),
-        train=split,
-        heldout=split,
-        text=[],
-        loss=loss,
-        budgets=Budgets(config),
-        base_name="tiny",
-        keep=1,
-        callbacks=[],
-    )
+    run, budgets = Run(folder, config, find_device()), Budgets(config)
+    return Recipe(run, policy, engine, train=split, heldout=split, text=[], loss=loss, budgets=budgets)
 
 
 def gradients(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -118,9 +101,9 @@ def test_a_step_has_the_loss_gradients_and_metrics_of_trl(
     theirs, trl_gradients = trl_metrics(trl), gradients(policy)
     assert trl_gradients
 
-    trainer = make_trainer(policy, token_pairs(trl.train_dataset), settings, tmp_path, budget)
-    ours_loss = trainer.training_step(policy, {"indices": torch.arange(len(ROWS))})
-    ours, ours_gradients = trainer.train_metrics.read(), gradients(policy)
+    recipe = make_recipe(policy, token_pairs(trl.train_dataset), settings, tmp_path, budget)
+    ours_loss = recipe.forward_backward(range(len(ROWS)))
+    ours, ours_gradients = recipe.step_metrics(), gradients(policy)
 
     assert_near("loss", ours_loss, trl_loss.detach())
     assert ours_gradients.keys() == trl_gradients.keys()
@@ -145,11 +128,11 @@ def test_an_evaluation_has_the_loss_and_metrics_of_trl(kind: str, tmp_path: Path
         )
         policy = trl.model
         theirs = trl.evaluate(trl.train_dataset) | trl.state.log_history[-1]
-    trainer = make_trainer(policy, token_pairs(trl.train_dataset), settings, tmp_path, budget=40)
-    ours = trainer.evaluate()
+    recipe = make_recipe(policy, token_pairs(trl.train_dataset), settings, tmp_path, budget=40)
+    ours = {f"eval_{name}": value for name, value in recipe.score_heldout().items()}
 
     compared = {name for name in theirs if name.startswith("eval_")} - NOT_COMPARED
-    assert compared == set(ours) - {"eval_logps/accuracies", "epoch"}
+    assert compared == set(ours) - {"eval_logps/accuracies"}
     for name in compared:
         assert_near(name, ours[name], theirs[name])
     assert abs(theirs["eval_rewards/margins"]) > 1e-2

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine.toys import score_pack
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -21,7 +22,6 @@ from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention
 from qdpo.engine.fuse import fuse
 from qdpo.engine.layout import build_pack
-from qdpo.engine.logps import score_pack
 from qdpo.engine.recompute import checkpoint_layers
 from qdpo.planner.estimate import Settings, estimate
 from qdpo.planner.lengths import PackShape, lengths_of

@@ -114,7 +114,7 @@ def test_longer_pairs_and_larger_budgets_need_more() -> None:
 def test_packs_are_cut_as_the_engine_cuts_them() -> None:
     from qdpo.data.pairs import TokenPair
     from qdpo.engine.layout import build_pack
-    from qdpo.engine.microbatch import cut as engine_cut
+    from qdpo.engine.layouts import cut_packed as engine_cut
     from qdpo.planner.lengths import lengths_of
 
     pairs = [TokenPair(i, [1] * (5 + i % 7), [2] * (i % 4) + [3] * 5, [2] * (i % 3) + [4] * 9) for i in range(30)]

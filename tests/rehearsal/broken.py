@@ -13,30 +13,31 @@ from typing import Any
 
 
 def no_autocast() -> None:
-    """The trainer's passes run in the types of the weights, as under a context manager that does nothing."""
-    from qdpo.training.trainer import DpoTrainer
+    """The recipe's passes run in the types of the weights, as under a context manager that does nothing."""
+    from qdpo.training.recipe import Recipe
 
-    plain = DpoTrainer.__init__
+    plain = Recipe.__init__
 
-    def without(self: Any, policy: Any, args: Any, engine: Any, **settings: Any) -> None:
-        plain(self, policy, args, dataclasses.replace(engine, autocast=contextlib.nullcontext), **settings)
+    def without(self: Any, run: Any, policy: Any, engine: Any, **settings: Any) -> None:
+        plain(self, run, policy, dataclasses.replace(engine, autocast=contextlib.nullcontext), **settings)
 
-    DpoTrainer.__init__ = without  # type: ignore[method-assign]
+    Recipe.__init__ = without  # type: ignore[method-assign]
 
 
 def unknown_argument() -> None:
     """torch's variable-length kernel does not know an argument, and nobody tried it before."""
-    from qdpo.engine import attention, probe, varlen
+    from qdpo.engine import attach, attention, probe, varlen
+    from qdpo.engine.layouts import Packed
 
     def kernel(*arguments: Any, **options: Any) -> Any:
         raise TypeError("varlen_attn() got an unexpected keyword argument 'enable_gqa'")
 
     def decide(model: Any, *args: Any) -> Any:
         attention.install(model, varlen.NAME)
-        return probe.Decision("packed", "not tried", kernel="varlen")
+        return probe.Decision(Packed(), "not tried", kernel="varlen")
 
     varlen.register()
-    varlen.kernel, probe.decide = kernel, decide
+    varlen.kernel, attach.decide = kernel, decide
 
 
 def dequantized_answers() -> None:

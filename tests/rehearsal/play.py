@@ -168,7 +168,8 @@ def nf4(module: Any, device: Any, dtype: Any, double_quant: bool) -> Any:
 def mark_phases(watch: Any, kernel: str) -> None:
     """Name the parts of a run, and answer what only values could."""
     from qdpo.engine import fused_linear, fused_mlp, probe, varlen
-    from qdpo.training import invariants, run, samples, trainer
+    from qdpo.training import invariants, recipe, run, samples
+    from qdpo.training.stages import memory
 
     def phase(owner: Any, function: str, name: str) -> None:
         plain = getattr(owner, function)
@@ -192,11 +193,11 @@ def mark_phases(watch: Any, kernel: str) -> None:
 
     phase(run, "load_policy", "load")
     phase(run, "run_checks", "checks")
-    phase(trainer.DpoTrainer, "training_step", "step")
-    phase(trainer.DpoTrainer, "run_longest", "longest")
-    phase(trainer.DpoTrainer, "evaluate", "evaluation")
+    phase(recipe.Recipe, "step", "step")
+    phase(memory.Longest, "run", "longest")
+    phase(recipe.Recipe, "score_heldout", "evaluation")
     phase(run, "reference_pass", "reference")
-    phase(samples.SamplesCallback, "answers", "answers")
+    phase(samples.Samples, "answers", "answers")
     for owner in (fused_linear.FusedLora, fused_mlp.FusedMlp):
         counted(owner, "forward", f"{owner.__name__} forward")
         counted(owner, "backward", f"{owner.__name__} backward")

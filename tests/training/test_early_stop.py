@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from training.tiny import Tiny, train_tiny, train_until
-from transformers import TrainerControl, TrainerState
 
-from qdpo.training.early_stop import EarlyStopCallback, ended_early, evaluations_since_best
+from qdpo.training.early_stop import EarlyStop, evaluations_since_best
 
-ARGS: Any = SimpleNamespace()
 # The tiny model memorises its 44 pairs, and its held-out loss rises again.
 OVERFIT = ("train.learning_rate=2.0e-2", "train.max_steps=60", "train.eval_every=4", "train.save_every=4")
 STOP = ("train.early_stop=loss", "train.early_stop_evals=2")
@@ -28,14 +25,12 @@ def test_evaluations_since_the_best(values: list[float], lower: bool, waited: in
     assert evaluations_since_best(values, lower_is_better=lower) == waited
 
 
-def evaluate(folder: Path, by: Any, values: list[float], max_steps: int = 100) -> tuple[TrainerState, TrainerControl]:
-    """What the callback decides after those evaluations, at steps 0, 10, 20, ..."""
+def evaluate(folder: Path, by: Any, values: list[float]) -> bool:
+    """Whether a run of 100 steps ends after those evaluations, at steps 0, 10, 20, ..."""
     key = "eval_loss" if by == "loss" else "eval_rewards/accuracies"
     lines = [{"step": 10 * i, key: value} for i, value in enumerate(values)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    state, control = TrainerState(global_step=10 * (len(values) - 1), max_steps=max_steps), TrainerControl()
-    EarlyStopCallback(folder / "metrics.jsonl", by, 2).on_evaluate(ARGS, state, control)
-    return state, control
+    return EarlyStop(folder / "metrics.jsonl", by, 2).ends(10 * (len(values) - 1), 100)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +46,23 @@ def evaluate(folder: Path, by: Any, values: list[float], max_steps: int = 100) -
     ],
 )
 def test_when_it_stops(tmp_path: Path, by: str, values: list[float], stops: bool) -> None:
-    state, control = evaluate(tmp_path, by, values)
-    assert control.should_training_stop is stops
-    assert control.should_save is stops
-    assert state.max_steps == (state.global_step if stops else 100)
+    assert evaluate(tmp_path, by, values) is stops
 
 
 def test_a_stopped_run_is_known_by_its_metrics(tmp_path: Path) -> None:
     evaluate(tmp_path, "loss", [0.69, 0.5, 0.51, 0.52])
     path = tmp_path / "metrics.jsonl"
-    assert ended_early([EarlyStopCallback(path, "loss", 2)], 30)
-    assert not ended_early([EarlyStopCallback(path, "loss", 3)], 30), "more patience goes on"
-    assert not ended_early([EarlyStopCallback(path, "loss", 2)], 20), "a step before the end"
-    assert not ended_early([], 30)
+    assert EarlyStop(path, "loss", 2).ended(30)
+    assert not EarlyStop(path, "loss", 3).ended(30), "more patience goes on"
+    assert not EarlyStop(path, "loss", 2).ended(20), "a step before the end"
 
 
-def test_the_last_step_is_no_early_stop(tmp_path: Path) -> None:
-    _, control = evaluate(tmp_path, "loss", [0.69, 0.5, 0.51, 0.52], max_steps=30)
-    assert not control.should_training_stop
+def test_the_last_step_is_no_early_stop(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    # the last two of three evaluations are no better than the first
+    settings = ("train.learning_rate=1e-9", "train.max_steps=6", "train.eval_every=2", "train.early_stop=accuracy")
+    run = train_tiny(tiny, tmp_path / "run", *settings, "train.early_stop_evals=2")
+    assert run.record["result"]["steps"] == 6
+    assert "early stop" not in capfd.readouterr().err
 
 
 def test_a_real_run_stops_and_keeps_the_best(tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from training.tiny import Tiny, TinyRun, train_tiny
 
 from qdpo.data.pairs import TokenPair
-from qdpo.engine.microbatch import cut
+from qdpo.engine.layouts import cut_packed as cut
 
 PLAIN_ADAM = "train.optim=adamw_torch"
 ONE_PACK = 100_000

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from training.tiny import Tiny, make_model, make_tokenizer, train_tiny, with_callbacks
-from transformers import TrainerCallback
+from training.tiny import Callback, Tiny, make_model, make_tokenizer, train_tiny, with_callbacks
 
 from qdpo.config.schema import LoraSection, ModelSection
 from qdpo.data.pairs import TokenPair
@@ -155,34 +153,26 @@ def test_a_packed_row_that_does_not_read_back(monkeypatch: pytest.MonkeyPatch) -
         invariants.check_prefix(GOOD)
 
 
-def first_step(policy: PeftModel, rate: float) -> invariants.FirstStepCallback:
-    callback = invariants.FirstStepCallback([])
-    optimizer = SimpleNamespace(param_groups=[{"lr": rate}])
-    callback.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
-    callback.on_step_end(None, SimpleNamespace(global_step=1), None, model=policy)
-    return callback
-
-
 def test_an_adapter_that_stays_at_zero(policy: PeftModel) -> None:
     layers = list(lora_layers(policy).items())
     for _, layer in layers[1:]:
         layer.lora_B["default"].weight.data += 0.1
     with pytest.raises(TrainingError, match=rf"lora_B is still zero on 1 of 14 layers \(first: {layers[0][0]}\)"):
-        first_step(policy, 1e-3)
+        invariants.check_adapter_learned(policy, 1)
 
 
-def test_a_step_of_warmup_with_rate_0_proves_nothing(policy: PeftModel) -> None:
-    assert first_step(policy, 0.0).checks == []
-    for layer in lora_layers(policy).values():
-        layer.lora_B["default"].weight.data += 0.1
-    assert first_step(policy, 1e-3).checks[0].name == "every adapter learns"
+def test_a_step_of_warmup_with_rate_0_proves_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    run = train_tiny(tiny, tmp_path / "run", "train.max_steps=4")
+    assert next(line["learning_rate"] for line in run.metrics if "loss" in line) == 0
+    learned = [check["detail"] for check in run.record["checks"] if check["name"] == "every adapter learns"]
+    assert learned == ["lora_B is non-zero on 14 layers after step 2"]
 
 
-class Dead(TrainerCallback):
+class Dead(Callback):
     """One layer gets no gradient."""
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, parameter in kwargs["model"].named_parameters():
+    def on_update(self, recipe: Any) -> None:
+        for name, parameter in recipe.policy.named_parameters():
             if "layers.1.mlp.up_proj.lora" in name:
                 parameter.grad = None
 

@@ -15,7 +15,7 @@ from qdpo.training.stages.memory import Layers, fill_card
 
 
 class Pretended:
-    """A trainer on a card on which each layer has its price.
+    """The longest micro-batch on a card on which each layer has its price.
 
     Args:
         layers: what is chosen.
@@ -28,18 +28,18 @@ class Pretended:
         self.layers, self.activations, self.weights, self.room = layers, activations, weights, room
         self.tried: list[tuple[int, int]] = []
 
-    def peak_of_longest(self) -> int | None:
+    def peak(self) -> int | None:
         """1,000 bytes, and what is held beyond the least."""
         self.tried.append((self.layers.recomputed, self.layers.kept))
         extra = self.layers.total - 1 - self.layers.recomputed
-        peak = 1000 + extra * self.activations + self.layers.kept * self.weights
-        return peak if peak <= self.room else None
+        taken = 1000 + extra * self.activations + self.layers.kept * self.weights
+        return taken if taken <= self.room else None
 
     def peak_of_scoring(self) -> int:
         """A pass of an evaluation."""
         return 1200
 
-    def describe_longest(self) -> str:
+    def text(self) -> str:
         """Its name."""
         return "the longest"
 
@@ -77,25 +77,25 @@ def set_numbers(layers: Layers, *, recomputed: int | None = None, kept: int | No
     ],
 )
 def test_activations_come_first_and_weights_second(limit: int, recomputed: int, kept: int, layers: Layers) -> None:
-    trainer: Any = Pretended(layers, activations=10, weights=100, room=limit)
-    text = fill_card(trainer, layers, 1000, limit)
+    longest: Any = Pretended(layers, activations=10, weights=100, room=limit)
+    text = fill_card(longest, layers, 1000, limit)
     assert (layers.recomputed, layers.kept) == (recomputed, kept)
     assert text.startswith("the longest takes ")
-    assert len(trainer.tried) <= 7  # a handful of attempts
+    assert len(longest.tried) <= 7  # a handful of attempts
 
 
 def test_what_is_set_is_not_touched(layers: Layers) -> None:
     layers.automatic = (False, False)
-    trainer: Any = Pretended(layers, 10, 100, 10**6)
-    fill_card(trainer, layers, 1000, 10**6)
+    longest: Any = Pretended(layers, 10, 100, 10**6)
+    fill_card(longest, layers, 1000, 10**6)
     assert (layers.recomputed, layers.kept) == (31, 0)
     assert layers.give_back() is None
 
 
 def test_weights_whose_room_was_promised_to_somebody_else_are_dropped(layers: Layers) -> None:
     # the card takes less than was said to be free
-    trainer: Any = Pretended(layers, 10, 100, 1400)
-    fill_card(trainer, layers, 1000, 5000)
+    longest: Any = Pretended(layers, 10, 100, 1400)
+    fill_card(longest, layers, 1000, 5000)
     assert (layers.recomputed, layers.kept) == (0, 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qdpo.training.order import EpochSampler, permutation, visited
+from qdpo.training.order import permutation, visited
 
 
 def test_an_epoch_visits_every_pair_once() -> None:
@@ -15,15 +15,6 @@ def test_the_order_depends_on_seed_and_epoch() -> None:
     orders = {tuple(permutation(50, seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (5, 0), (5, 1))}
     assert len(orders) == 4
     assert permutation(50, 5, 1) == permutation(50, 5, 1)
-
-
-def test_the_sampler_gives_the_order_of_the_epoch_that_it_is_told() -> None:
-    sampler = EpochSampler(10, seed=3)
-    first = list(sampler)
-    assert first == list(sampler) == permutation(10, 3, 0)
-    sampler.epoch = 4
-    assert list(sampler) == permutation(10, 3, 4) != first
-    assert len(sampler) == 10
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_a_value_that_is_not_finite_in_one_process_ends_all(tiny: Tiny, tmp_path
     script.write_text(
         "import dataclasses, sys\n"
         "from qdpo.cli.main import main\n"
-        "from qdpo.training import parallel, trainer\n"
-        "score = trainer.pair_logps\n"
+        "from qdpo.training import parallel, recipe\n"
+        "score = recipe.pair_logps\n"
         "calls = []\n"
         "def spoilt(scores, reference, mean):\n"
         "    if scores.logps.requires_grad and not parallel.is_first():\n"
@@ -109,7 +109,7 @@ def test_a_value_that_is_not_finite_in_one_process_ends_all(tiny: Tiny, tmp_path
         "        if len(calls) == 4:\n"
         "            scores = dataclasses.replace(scores, logps=scores.logps * float('nan'))\n"
         "    return score(scores, reference, mean)\n"
-        "trainer.pair_logps = spoilt\n"
+        "recipe.pair_logps = spoilt\n"
         "sys.exit(main())\n"
     )
     done = subprocess.run(

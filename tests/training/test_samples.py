@@ -26,7 +26,7 @@ from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach
 from qdpo.run.trained import load_trained
-from qdpo.training.samples import FILE, SamplesCallback, choose_prompts, greedy
+from qdpo.training.samples import FILE, Samples, choose_prompts, greedy
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 
@@ -88,7 +88,7 @@ def test_generators_are_left_alone(run: TinyRun) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     trained.policy.train()
-    callback = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    callback = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
     rows = callback.answers(trained.policy, 3)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trained.policy.training
@@ -292,10 +292,10 @@ def test_fewer_prompts_at_a_time_when_memory_runs_out(
         made.append(len(prompts))
         return greedy(model, prompts, *args)
 
-    callback = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    callback = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
     expected = callback.answers(trained.policy, 3)
     monkeypatch.setattr("qdpo.training.samples.greedy", short)
-    again = SamplesCallback(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    again = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
     assert again.answers(trained.policy, 3) == expected
     assert made == [1] * 6
     said = capsys.readouterr().err
@@ -305,7 +305,7 @@ def test_fewer_prompts_at_a_time_when_memory_runs_out(
 
 def test_the_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    callback = SamplesCallback(tmp_path / FILE, [], tokenizer, frozenset(), 4)
+    callback = Samples(tmp_path / FILE, [], tokenizer, frozenset(), 4)
     row = {"prompt": "[bold]why[/bold]", "base": "a\nb", "policy": "\x1b[31mred\x07"}
     callback._show(3, [row])
     callback._show(4, [row])

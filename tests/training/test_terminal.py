@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from qdpo import console
 from qdpo.training import terminal
-from qdpo.training.terminal import TerminalCallback
+from qdpo.training.terminal import Terminal
 
 TRAIN = {
     "loss": 0.5123,
@@ -29,25 +28,23 @@ HELDOUT = {f"eval_{key}": value for key, value in TRAIN.items() if "/" in key or
 
 
 class Loop:
-    """Calls a callback as the Trainer does."""
+    """Calls a display as a run does."""
 
-    def __init__(self, callback: TerminalCallback, max_steps: int = 200, step: int = 0, first: bool = True) -> None:
-        self.callback = callback
-        self.state: Any = SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=first)
-        self.control: Any = SimpleNamespace(should_evaluate=False)
+    def __init__(self, display: Terminal, step: int = 0) -> None:
+        self.display, self.step = display, step
 
     def begin(self) -> None:
-        self.callback.on_train_begin(None, self.state, self.control)  # type: ignore[arg-type]
+        self.display.begin(self.step)
 
-    def to(self, step: int) -> None:
-        self.state.global_step = step
-        self.callback.on_step_end(None, self.state, self.control)  # type: ignore[arg-type]
+    def to(self, step: int, *, evaluating: bool = False) -> None:
+        self.step = step
+        self.display.moved(step, evaluating=evaluating)
 
-    def log(self, logs: dict[str, Any]) -> None:
-        self.callback.on_log(None, self.state, self.control, logs=dict(logs))  # type: ignore[arg-type]
+    def log(self, values: dict[str, Any]) -> None:
+        self.display.log("held-out" if "eval_loss" in values else "train", self.step, dict(values))
 
     def end(self) -> None:
-        self.callback.on_train_end(None, self.state, self.control)  # type: ignore[arg-type]
+        self.display.close()
 
 
 @pytest.fixture
@@ -71,24 +68,23 @@ def written(fake: Console) -> str:
     return fake.file.getvalue()
 
 
-def rendered(callback: TerminalCallback, width: int) -> list[str]:
+def rendered(display: Terminal, width: int) -> list[str]:
     fake = Console(file=io.StringIO(), width=width, color_system=None)
-    fake.print(callback.render())
+    fake.print(display.render())
     return [line.rstrip() for line in written(fake).splitlines()]
 
 
 def test_plain_lines(log_file: Console) -> None:
-    loop = Loop(TerminalCallback(live=False))
+    loop = Loop(Terminal(200, live=False))
     loop.begin()
     loop.log(HELDOUT)
     loop.to(5)
     loop.log(TRAIN)
-    loop.log({"train_runtime": 12.0, "train_loss": 0.4})
     loop.to(100)
     loop.log(HELDOUT)
     loop.end()
     lines = written(log_file).splitlines()
-    assert len(lines) == 3, "one line per log; the Trainer's summary is none"
+    assert len(lines) == 3, "one line per log"
     assert lines[0].startswith(
         "step   0/200  held-out  loss  0.5123  chosen  +0.250  rejected  -0.125  accuracy   0.812"
     )
@@ -101,7 +97,7 @@ def test_plain_lines(log_file: Console) -> None:
 
 @pytest.mark.parametrize("value", [None, "text", True])
 def test_missing_values_are_not_invented(log_file: Console, value: Any) -> None:
-    loop = Loop(TerminalCallback(live=False))
+    loop = Loop(Terminal(200, live=False))
     loop.begin()
     loop.to(1)
     loop.log({"loss": math.nan, "rewards/chosen": value})
@@ -111,29 +107,16 @@ def test_missing_values_are_not_invented(log_file: Console, value: Any) -> None:
     assert "tokens/s" not in line
 
 
-def test_evaluation_before_training_has_no_length_yet(log_file: Console) -> None:
-    Loop(TerminalCallback(live=False), max_steps=0).log(HELDOUT)
-    assert written(log_file).startswith("step 0  held-out")
-
-
-def test_other_processes_are_silent(log_file: Console) -> None:
-    loop = Loop(TerminalCallback(live=False), first=False)
-    loop.begin()
-    loop.to(5)
-    loop.log(TRAIN)
-    assert written(log_file) == ""
-
-
 def test_live_table(screen: Console) -> None:
-    callback = TerminalCallback(live=True)
-    loop = Loop(callback)
+    display = Terminal(200, live=True)
+    loop = Loop(display)
     loop.begin()
     try:
         loop.log(HELDOUT)
         loop.to(50)
         loop.log(TRAIN)
         loop.log(HELDOUT | {"eval_loss": 0.4})
-        lines = rendered(callback, 100)
+        lines = rendered(display, 100)
     finally:
         loop.end()
     assert lines[0].split() == ["step", "loss", "chosen", "rejected", "accuracy", "margin"]
@@ -147,20 +130,20 @@ def test_live_table(screen: Console) -> None:
 
 def test_narrow_terminal_keeps_lines_whole(screen: Console) -> None:
     screen.width = 60
-    callback = TerminalCallback(live=True)
-    loop = Loop(callback)
+    display = Terminal(200, live=True)
+    loop = Loop(display)
     loop.begin()
     loop.to(50)
     loop.log(TRAIN)
     loop.end()
-    lines = rendered(callback, 60)
+    lines = rendered(display, 60)
     assert lines[0].split() == ["step", "loss", "accuracy", "margin"]
     assert len(lines) == 4
     assert all(len(line) <= 60 for line in lines)
 
 
 def test_messages_appear_above_the_display(screen: Console) -> None:
-    loop = Loop(TerminalCallback(live=True))
+    loop = Loop(Terminal(200, live=True))
     loop.begin()
     loop.to(1)
     loop.log(TRAIN)
@@ -172,11 +155,11 @@ def test_messages_appear_above_the_display(screen: Console) -> None:
 
 
 def test_close_gives_the_terminal_back(screen: Console) -> None:
-    callback = TerminalCallback(live=True)
-    loop = Loop(callback)
+    display = Terminal(200, live=True)
+    loop = Loop(display)
     loop.begin()
-    callback.close()
-    callback.close()
+    display.close()
+    display.close()
     assert written(screen).rstrip().endswith("\x1b[?25h"), "the cursor is visible again"
     before = written(screen)
     loop.to(5)
@@ -184,23 +167,22 @@ def test_close_gives_the_terminal_back(screen: Console) -> None:
 
 
 def test_resumed_run_starts_at_its_step(screen: Console) -> None:
-    callback = TerminalCallback(live=True)
-    loop = Loop(callback, step=150)
+    display = Terminal(200, live=True)
+    loop = Loop(display, step=150)
     loop.begin()
-    lines = rendered(callback, 100)
+    lines = rendered(display, 100)
     loop.end()
     assert "150/200" in lines[-1]
 
 
 def test_evaluation_is_announced(screen: Console) -> None:
-    callback = TerminalCallback(live=True)
-    loop = Loop(callback)
+    display = Terminal(200, live=True)
+    loop = Loop(display)
     loop.begin()
-    loop.control.should_evaluate = True
+    loop.to(40, evaluating=True)
+    during = rendered(display, 100)[-1]
     loop.to(40)
-    during = rendered(callback, 100)[-1]
-    callback.on_evaluate(None, loop.state, loop.control)  # type: ignore[arg-type]
-    after = rendered(callback, 100)[-1]
+    after = rendered(display, 100)[-1]
     loop.end()
     assert during.startswith("evaluating")
     assert after.startswith("training")
@@ -217,14 +199,14 @@ def test_live_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch, tty: bool, ci:
     monkeypatch.setenv("CI", ci)
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(console, "talk", lambda: Console(file=stream))
-    assert terminal.TerminalCallback().live is live
+    assert terminal.Terminal(200).live is live
 
 
 def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     fake = Console(file=io.StringIO(), force_terminal=True, width=100)
     monkeypatch.setattr(console, "talk", lambda: fake)
-    loop = Loop(TerminalCallback(live=True))
+    loop = Loop(Terminal(200, live=True))
     loop.begin()
     loop.to(5)
     loop.log(TRAIN)

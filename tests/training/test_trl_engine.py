@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import trl.trainer.utils
 from parity.trl_cpu import install_torch_head
-from training.tiny import StopAt, Stopped, Tiny, TinyRun, resolve_tiny, train_tiny
+from training.tiny import StopAt, Stopped, Tiny, TinyRun, resolve_tiny, train_tiny, with_callbacks
 from transformers import LlamaModel
 
 from qdpo.engine.engine import Engine
@@ -20,7 +21,7 @@ from qdpo.errors import ConfigError, UnavailableError
 from qdpo.hardware import Device
 from qdpo.training import run as run_module
 from qdpo.training import trl_engine
-from qdpo.training.stages import trainer as trainer_stage
+from qdpo.training.stages import model as model_stage
 
 TRL = "engine=trl"
 # Three steps an epoch and 12 held-out pairs: a second epoch, rows left over, and an evaluation of unequal batches.
@@ -111,15 +112,10 @@ def test_continues_an_adapter(reference: str, packed: TinyRun, tiny: Tiny, tmp_p
     assert theirs.adapter.keys() == ours.adapter.keys()
 
 
-def test_resumes_to_the_same_adapter(
-    stock: TinyRun, tiny: Tiny, tmp_path: Path, torch_head: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumes_to_the_same_adapter(stock: TinyRun, tiny: Tiny, tmp_path: Path, torch_head: None) -> None:
     folder = tmp_path / "run"
-    callbacks = trainer_stage.first_callbacks
-    monkeypatch.setattr(trainer_stage, "first_callbacks", lambda *args: [*callbacks(*args), StopAt(4)])
-    with pytest.raises(Stopped):
+    with with_callbacks(StopAt(4)), pytest.raises(Stopped):
         train_tiny(tiny, folder, *SHORT, TRL)
-    monkeypatch.undo()
     resumed = train_tiny(tiny, folder, *SHORT, TRL, resume=True)
     assert resumed.sha256 == stock.sha256
     assert resumed.measured() == stock.measured()
@@ -204,8 +200,7 @@ def test_trl_as_it_is_runs_on_a_cpu(packed: TinyRun, tiny: Tiny, tmp_path: Path)
 def test_held_out_texts_are_scored_in_the_precision_of_training(
     tiny: Tiny, tmp_path: Path, torch_head: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = trainer_stage.training_arguments
-    monkeypatch.setattr(trainer_stage, "training_arguments", lambda run: arguments(run) | {"bf16": True})
+    monkeypatch.setattr(model_stage, "mixed_precision", lambda *args: partial(torch.autocast, "cpu", torch.bfloat16))
     seen: dict[str, set[torch.dtype | None]] = {"training": set(), "texts": set()}
 
     def here() -> torch.dtype | None:

@@ -23,13 +23,13 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
-    TrainerCallback,
 )
 
 from qdpo.config.resolve import Resolved, resolve
 from qdpo.files import sha256_file
 from qdpo.training import run as run_module
-from qdpo.training.callbacks import read_metrics
+from qdpo.training.log import read_metrics
+from qdpo.training.recipe import Recipe
 
 VOCABULARY = 300
 TRAIN_ROWS, HELDOUT_ROWS = 44, 12
@@ -212,32 +212,55 @@ class Stopped(Exception):
     """The run was stopped by the test."""
 
 
-class StopAt(TrainerCallback):
+class Callback:
+    """What a test does within a run; each is given the recipe."""
+
+    def on_step_begin(self, recipe: Recipe) -> None:
+        """Before a step's passes."""
+
+    def on_update(self, recipe: Recipe) -> None:
+        """When the gradients are there, before they are clipped."""
+
+    def on_step_end(self, recipe: Recipe) -> None:
+        """When a step is done, before anything of it is logged or saved."""
+
+
+class StopAt(Callback):
     """Stops a run after a step, as a crash would: whatever that step was about to log or save is lost."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, recipe: Recipe) -> None:
         """Raise at the step."""
-        if state.global_step == self.step:
+        if recipe.progress.step == self.step:
             raise Stopped
 
 
 @contextmanager
-def with_callbacks(*callbacks: TrainerCallback, change: Callable[[Any], None] = lambda trainer: None) -> Iterator[None]:
-    """Give the trainers made inside more callbacks, and change them before they start."""
-    build = run_module.build_trainer
+def with_callbacks(*callbacks: Callback, change: Callable[[Any], None] = lambda recipe: None) -> Iterator[None]:
+    """Let the runs made inside call callbacks, and change their recipes before they start."""
+    made = Recipe.__init__
 
-    def build_and_change(*args: Any, **kwargs: Any) -> Any:
-        trainer, terminal = build(*args, **kwargs)
-        for callback in callbacks:
-            trainer.add_callback(callback)
-        change(trainer)
-        return trainer, terminal
+    def before(recipe: Any, name: str, called: str) -> None:
+        plain = getattr(recipe, name)
+
+        def watched(*args: Any) -> Any:
+            for callback in callbacks:
+                getattr(callback, called)(recipe)
+            return plain(*args)
+
+        setattr(recipe, name, watched)
+
+    def make_and_change(recipe: Any, *args: Any, **kwargs: Any) -> None:
+        made(recipe, *args, **kwargs)
+        before(recipe, "step", "on_step_begin")
+        before(recipe, "update", "on_update")
+        before(recipe, "after_step", "on_step_end")
+        change(recipe)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_trainer", build_and_change)
+        patch.setattr(Recipe, "__init__", make_and_change)
         yield
 
 

@@ -7,12 +7,14 @@ memory runs out later.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qdpo import console
-from qdpo.hardware import GIB, available_memory
-from qdpo.planner.parts import LORA
+from qdpo.hardware import GIB, available_memory, is_out_of_memory
+from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qdpo.data.prepare import Prepared
-    from qdpo.training.trainer import DpoTrainer
+    from qdpo.training.recipe import Recipe
 
 RESERVE = 0.05
 """Share of the memory that stays free: workspaces, fragments, other programs."""
@@ -73,7 +75,97 @@ class Layers:
         return f"{self.recomputed} of {self.total} layers computed twice{kept}"
 
 
-def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
+class Longest:
+    """The longest micro-batch of a run, tried before its first step: nothing of it stays.
+
+    Args:
+        recipe: not yet training.
+
+    Attributes:
+        batch: the numbers of its pairs; none before it was found.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.batch: list[int] = []
+
+    def run(self) -> None:
+        """Forward and backward over it, with a smaller budget where it does not fit.
+
+        Raises:
+            MemoryShortageError: not even a single pair fits.
+        """
+        budgets, budget = self.recipe.budgets, 0
+        with self._as_if_nothing_happened():
+            while budget != budgets.tokens_per_micro_batch:
+                # after a smaller budget, another micro-batch may be the longest
+                budget = budgets.tokens_per_micro_batch
+                self.batch = max(self._micro_batches(), key=self._tokens)
+                self.recipe.forward_backward(self.batch, "the longest micro-batch, tried first")
+
+    def text(self) -> str:
+        """In words, once it was run."""
+        return f"the longest micro-batch ({self._tokens(self.batch):,} tokens, {len(self.batch)} pairs)"
+
+    def peak(self) -> int | None:
+        """Peak bytes of tensors on the card in it, None where it does not fit."""
+        with self._as_if_nothing_happened():
+            return peak_on_card(lambda: self.recipe.passes(self.batch))
+
+    def peak_of_scoring(self) -> int | None:
+        """The same in the longest pass of an evaluation."""
+        engine, pairs = self.recipe.engine, self.recipe.heldout.pairs
+        budget = self.recipe.budgets.tokens_without_grad
+        groups = [[pairs[i] for i in group] for group in engine.cut(pairs, budget)]
+        longest = max(groups, key=engine.layout.tokens)
+        return peak_on_card(lambda: engine.score_all(longest, budget))
+
+    @contextlib.contextmanager
+    def _as_if_nothing_happened(self) -> Iterator[None]:
+        """Passes inside leave no gradient and no metric."""
+        recipe, sums = self.recipe, dict(self.recipe.metrics.sums)
+        recipe.policy.train()
+        try:
+            yield
+        finally:
+            recipe.policy.zero_grad()
+            recipe.metrics.sums = sums
+
+    def _tokens(self, batch: list[int]) -> int:
+        return self.recipe.engine.layout.tokens([self.recipe.train_split.pairs[i] for i in batch])
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        """The numbers of the pairs of every micro-batch that is still to come."""
+        recipe = self.recipe
+        for step in range(recipe.progress.step, recipe.steps):
+            batch = recipe.batch(step)
+            groups = recipe.cut([recipe.train_split.pairs[i] for i in batch])
+            yield from ([batch[i] for i in group] for group in groups)
+
+
+def peak_on_card(run: Callable[[], object]) -> int | None:
+    """Peak bytes of tensors on the card while something runs, all that was there before included; None where it does
+    not fit."""
+    import torch
+    from accelerate.utils.memory import clear_device_cache
+
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    else:
+        fits = True
+    if not fits:
+        # only now are the failed pass's activations free: the exception held them
+        clear_device_cache(garbage_collection=True)
+        return None
+    return torch.cuda.max_memory_allocated()
+
+
+def use_memory(run: Run, recipe: Recipe, data: Prepared) -> None:
     """Try the longest micro-batch, and turn the memory that is left into speed.
 
     Raises:
@@ -83,7 +175,7 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
     from qdpo.training.invariants import Check
 
     packing, train = run.config.packing, run.config.train
-    model = trainer.engine.model
+    model, on_card = recipe.engine.model, run.device.kind == "cuda"
     layers = Layers(
         model,
         run.record["engine"]["checkpointed_layers"],
@@ -91,55 +183,72 @@ def use_memory(run: Run, trainer: DpoTrainer, data: Prepared) -> None:
         len(decoder_layers(model)),
         (packing.checkpoint_layers == "auto" and train.gradient_checkpointing, packing.keep_dequantized == "auto"),
     )
-    trainer.budgets.give_back = layers.give_back
+    recipe.budgets.give_back = layers.give_back
     if packing.keep_dequantized != "auto":
         layers.set(kept=packing.keep_dequantized)
-    if trainer.try_longest:
-        trainer.run_longest()
-    peak, limit = (trainer.peak_of_longest(), card_limit()) if run.device.kind == "cuda" else (None, 0)
-    set_optimizer(run, trainer, limit - (peak or limit))
-    if run.device.kind == "cuda":
-        detail = fill_card(trainer, layers, peak, limit - trainer.bytes_to_come())
+    longest = Longest(recipe)
+    if tries_longest(run):
+        longest.run()
+    peak, limit = (longest.peak(), card_limit()) if on_card else (None, 0)
+    set_optimizer(run, recipe, limit - (peak or limit))
+    if on_card:
+        detail = fill_card(longest, layers, peak, limit - bytes_to_come(recipe))
     else:
-        detail = fill_host(run, trainer, layers, data)
+        detail = fill_host(run, longest, layers, data)
     run.checks.append(Check("memory", f"{detail}; {layers.text()}").say())
     run.save(engine={**run.record["engine"], "checkpointed_layers": layers.recomputed, "kept_layers": layers.kept})
 
 
-def set_optimizer(run: Run, trainer: DpoTrainer, free: int) -> None:
+def tries_longest(run: Run) -> bool:
+    """Whether the longest micro-batch is tried: a CPU has no memory of its own to run out of, and there the pass would
+    only take time."""
+    return run.device.kind == "cuda"
+
+
+def bytes_to_come(recipe: Recipe) -> int:
+    """What a step will hold on the card beyond the passes: optimizer state, and gradients of earlier passes."""
+    weights, optim = trained_weights(recipe), recipe.optim
+    state = 0.0 if is_paged(optim) else optimizer_bytes(optim, weights) + step_temporaries(optim, weights)
+    return int(state) + LORA * weights
+
+
+def trained_weights(recipe: Recipe) -> int:
+    """Weights of the adapter."""
+    return sum(parameter.numel() for parameter in recipe.trained)
+
+
+def set_optimizer(run: Run, recipe: Recipe, free: int) -> None:
     """Choose the optimizer where the run is to choose it; a resumed run takes the one that it began with.
 
     Args:
         run: whose configuration says what is wanted.
-        trainer: not yet training.
+        recipe: not yet training.
         free: bytes on the card that the longest micro-batch leaves.
     """
-    from transformers.training_args import OptimizerNames
-
     from qdpo.planner.optimizer import AUTO, ChosenOptimizer, choose_optimizer
 
     wanted, known = run.config.train.optim, run.record.get("optimizer") if run.resume else None
-    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) != ("adamw_torch" if wanted == AUTO else wanted):
-        return  # the backend takes another
     if wanted == AUTO and known:
         chosen = ChosenOptimizer(known["name"], known["reason"])
     else:
-        scaled = trainer.accelerator.scaler is not None
-        gradients = LORA * trainer.trained_weights
-        chosen = choose_optimizer(wanted, trainer.trained_weights, free - gradients, run.device.kind, scaled=scaled)
+        weights = trained_weights(recipe)
+        scaled = recipe.scaler is not None
+        chosen = choose_optimizer(wanted, weights, free - LORA * weights, run.device.kind, scaled=scaled)
         # all processes take one, whatever is free on their cards
         chosen = parallel.from_first(chosen)
-    trainer.args.optim = OptimizerNames(chosen.name)
+    recipe.optim = chosen.name
     if wanted == AUTO:
         console.note(f"optim {chosen.name}: {chosen.reason}")
+    elif run.device.kind == "cpu" and wanted.startswith("paged"):
+        console.note(f"optim {wanted}: paging needs CUDA, using the same optimizer of bitsandbytes unpaged")
     run.save(optimizer={"name": chosen.name, "reason": chosen.reason})
 
 
-def fill_card(trainer: DpoTrainer, layers: Layers, peak: int | None, limit: int) -> str:
+def fill_card(longest: Longest, layers: Layers, peak: int | None, limit: int) -> str:
     """Choose by trying: the peak of each attempt is measured on the card, and held against what is free there.
 
     Args:
-        trainer: whose longest micro-batch fits.
+        longest: which fits.
         layers: with the least memory.
         peak: of that micro-batch, bytes.
         limit: bytes that passes may take.
@@ -154,22 +263,22 @@ def fill_card(trainer: DpoTrainer, layers: Layers, peak: int | None, limit: int)
         # none at first: where all activations fit, one attempt is enough
         while fewest < fits:
             layers.set(recomputed=attempt)
-            tried = trainer.peak_of_longest()
+            tried = longest.peak()
             if tried is not None and tried <= limit:
                 fits, peak = attempt, tried
             else:
                 fewest = attempt + 1
             attempt = (fewest + fits) // 2
         layers.set(recomputed=fits)
-    scoring = trainer.peak_of_scoring()
+    scoring = longest.peak_of_scoring()
     if layers.automatic[1] and not layers.recomputed and peak is not None and scoring is not None:
         room = limit - max(peak, scoring)
         layers.set(kept=max((n for n in range(layers.total + 1) if bytes_to_keep(layers.model, n) <= room), default=0))
-        if layers.kept and (peak := trainer.peak_of_longest()) is None:
+        if layers.kept and (peak := longest.peak()) is None:
             layers.set(kept=0)
-            peak = trainer.peak_of_longest()
+            peak = longest.peak()
     taken = f"{peak / GIB:.2f} GiB at its peak" if peak is not None else "more than there is, now and then"
-    return f"{trainer.describe_longest()} takes {taken}, {limit / GIB:.2f} GiB are free for it"
+    return f"{longest.text()} takes {taken}, {limit / GIB:.2f} GiB are free for it"
 
 
 def card_limit() -> int:
@@ -181,7 +290,7 @@ def card_limit() -> int:
     return min(free + torch.cuda.memory_reserved(), capped) - int(RESERVE * min(total, capped))
 
 
-def fill_host(run: Run, trainer: DpoTrainer, layers: Layers, data: Prepared) -> str:
+def fill_host(run: Run, longest: Longest, layers: Layers, data: Prepared) -> str:
     """Choose by the planner's estimate: a CPU has no memory of its own, and what does not fit would be swapped.
 
     Returns:
@@ -193,7 +302,7 @@ def fill_host(run: Run, trainer: DpoTrainer, layers: Layers, data: Prepared) -> 
     from qdpo.planner.layers import CPU_SHARE, fewest_recomputed
     from qdpo.planner.shapes import shape_of
 
-    tried = f"{trainer.describe_longest()} fits, " if trainer.longest else ""
+    tried = f"{longest.text()} fits, " if longest.batch else ""
     if not layers.automatic[0]:
         return f"{tried}layers as configured"
     config: Any = layers.model.config

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdpo import console
-from qdpo.errors import UnavailableError
 from qdpo.files import sha256_file
 from qdpo.hardware import mixed_precision
 from qdpo.training.stages.state import Run
@@ -76,50 +75,42 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
 
 
 def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
-    """Probe the loaded model, fuse what may be fused, checkpoint what is asked, and compare gradients.
+    """Attach the engine, and compare its gradients with those of the model without it.
 
     Raises:
         UnavailableError: only stock TRL can train this model.
     """
+    from qdpo.engine.attach import attach
     from qdpo.engine.engine import Engine
-    from qdpo.engine.fuse import fuse
     from qdpo.engine.gradient_check import check_gradients
-    from qdpo.engine.probe import decide
-    from qdpo.engine.recompute import checkpoint_layers
+    from qdpo.engine.layouts import Separate
+    from qdpo.engine.recompute import checkpointed
     from qdpo.training.invariants import Check
 
-    packing = run.config.packing
-    model: Any = policy.get_base_model()
-    own = model.config._attn_implementation
     autocast = mixed_precision(run.device, dtype)
     if run.config.engine == "trl":
         # TRL runs the model as it is, with its own checkpointing; this engine only serves the checks before the start
+        model: Any = policy.get_base_model()
+        own = model.config._attn_implementation
         run.save(engine={"way": "trl", "attention": own})
-        return Engine(model, run.device.torch, autocast, "unshared")
-    decision = decide(model, run.device.torch, autocast, run.record.get("engine", {}).get("kernel"))
-    if decision.way == "trl":
-        raise UnavailableError(f"the packed engine cannot train this model: {decision.reason}", "set engine: trl")
+        return Engine(model, run.device.torch, autocast, Separate(), own=own)
+    engine, decision = attach(
+        policy,
+        run.device.torch,
+        autocast,
+        run.config.packing,
+        checkpointing=run.config.train.gradient_checkpointing,
+        kernel=run.record.get("engine", {}).get("kernel"),
+    )
     if decision.way != "packed":
         console.note(f"engine: {decision.reason}")
-    fusion = fuse(
-        model,
-        linear=packing.fused_lora,
-        mlp=packing.fused_mlp,
-        norm=packing.fused_norm,
-        skip_unscored=packing.skip_unscored,
-    )
-    engine = Engine(model, run.device.torch, autocast, decision.way, fusion)
-    # `auto` begins with the least memory; `use_memory` takes what is left once the longest micro-batch is known
-    wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers
-    checkpointed = checkpoint_layers(model, wanted if run.config.train.gradient_checkpointing else 0)
-    gap = check_gradients(engine, fusion, own)
-    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {fusion.describe()}").say())
+    gap = check_gradients(engine)
+    run.checks.append(Check(f"engine {decision.way}", f"{decision.reason}; {engine.fusion.describe()}").say())
     run.save(
         engine={
             **decision.as_dict(),
-            "attention": own,
-            "fused": dict(fusion.counts),
-            "checkpointed_layers": checkpointed,
+            "fused": dict(engine.fusion.counts),
+            "checkpointed_layers": checkpointed(engine.model),
             "gradient_difference": gap,
         }
     )

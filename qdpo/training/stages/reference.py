@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
     from qdpo.training.out_of_memory import Budgets
-    from qdpo.training.trainer import Split
+    from qdpo.training.recipe import Split
 
 
 def token_budgets(run: Run) -> Budgets:
@@ -36,8 +36,8 @@ def reference_pass(
     """Compute what the reference says of every pair that the run will look at."""
     from qdpo.paths import cache_folder
     from qdpo.training.order import permutation, visited
+    from qdpo.training.recipe import Split
     from qdpo.training.reference import reference_logps
-    from qdpo.training.trainer import Split
 
     config = run.config
     steps = total_steps(config, len(data.train))
@@ -85,7 +85,7 @@ def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
         "quantization": json.dumps({k: v for k, v in record["quantization"].items() if k != "modules"}, sort_keys=True),
         "quantized_modules": digest_of(sorted(record["quantization"]["modules"])),
         "dtype": record["dtype"]["compute"],
-        "attention": f"{engine.way}, {record['engine']['attention']}, {record['engine'].get('kernel')}",
+        "attention": f"{engine.layout.name}, {record['engine']['attention']}, {record['engine'].get('kernel')}",
     }
     if record["dtype"]["compute"] in ("float16", "bfloat16"):
         identity["head"] = "logits in fp32"

@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from qdpo.training.trainer import DpoTrainer
-    from qdpo.training.trl_engine import TrlTrainer
+    from qdpo.training.recipe import Recipe
 
 
 def finish(
     run: Run,
-    trainer: DpoTrainer | TrlTrainer,
+    recipe: Recipe,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -30,60 +29,58 @@ def finish(
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
     from qdpo.training import checkpoint
-    from qdpo.training.callbacks import read_metrics
+    from qdpo.training.log import FILE, read_metrics
 
-    step = trainer.state.global_step
-    if run.config.train.load_best != "none" and trainer.state.best_global_step:
-        step = trainer.state.best_global_step
-        checkpoint.read_adapter(policy, checkpoint.step_folder(trainer.checkpoints, step))
-        console.note(f"the final adapter is the best evaluation's, step {step} ({trainer.state.best_metric:.4f})")
+    progress = recipe.progress
+    step = progress.step
+    if run.config.train.load_best != "none" and progress.best_step:
+        step = progress.best_step
+        checkpoint.read_adapter(policy, checkpoint.step_folder(run.folder / checkpoint.FOLDER, step))
+        console.note(f"the final adapter is the best evaluation's, step {step} ({progress.best_value:.4f})")
     adapter = run.folder / "adapter"
     with staged_folder(adapter, replace=True) as staging:
         checkpoint.write_adapter(policy, staging, run.config.model.name)
         tokenizer.save_pretrained(str(staging))
-    lines = [line for line in read_metrics(run.folder / "metrics.jsonl") if "eval_loss" in line]
+    lines = [line for line in read_metrics(run.folder / FILE) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)
     run.save(
         state="finished",
         checks=[{"name": check.name, "detail": check.detail} for check in run.checks],
         result={
-            "steps": trainer.state.global_step,
-            "epochs": trainer.state.epoch,
+            "steps": progress.step,
+            "epochs": recipe.epoch,
             "seconds": seconds,
             "peak_memory_bytes": peak_memory(run.device),
-            "tokens": trainer.tokens_seen,
+            "tokens": progress.tokens_seen,
             "before": before,
             "after": after,
-            "text_nll": (
-                {"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if trainer.text else None
-            ),
+            "text_nll": ({"before": before["eval_text_nll"], "after": after["eval_text_nll"]} if recipe.text else None),
             "adapter_step": step,
             "adapter_sha256": sha256_file(adapter / checkpoint.ADAPTER_WEIGHTS),
         },
     )
     draw_plots(run.folder)
-    save_pairs(run, trainer, tokenizer, step)
+    save_pairs(run, recipe, tokenizer, step)
     refresh(run.folder)
     say_result(run, before, after, seconds)
 
 
-def save_pairs(run: Run, trainer: DpoTrainer | TrlTrainer, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
+def save_pairs(run: Run, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
     """Write the held-out pairs as the final adapter sees them, for the report page."""
     import torch
 
     from qdpo.run.pairs import write_pairs
-    from qdpo.training.trainer import DpoTrainer
 
-    if not isinstance(trainer, DpoTrainer):
+    if run.config.engine == "trl":
         console.note(
             f"engine: trl keeps no score of single pairs; for the report's pairs: qdpo eval --run {run.folder}"
         )
         return
-    heldout, logps = trainer.heldout, trainer.heldout_logps.get(step)
+    heldout, logps = recipe.heldout, recipe.heldout_logps.get(step)
     if logps is None:
         # the step was evaluated before a resume; its adapter is loaded
-        scores = trainer.budgets.score_all(trainer.engine, heldout.pairs, "scoring the held-out pairs")
+        scores = recipe.budgets.score_all(recipe.engine, heldout.pairs, "scoring the held-out pairs")
         logps = torch.stack(scores.logps.chunk(2), 1)
     write_pairs(run.folder, heldout.pairs, logps.tolist(), heldout.reference.tolist(), run.config.loss.beta, tokenizer)
 

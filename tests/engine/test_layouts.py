@@ -9,7 +9,7 @@ from engine.toys import words
 
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.layout import packed_tokens
-from qdpo.engine.microbatch import cut
+from qdpo.engine.layouts import cut_packed as cut
 
 
 def pairs_of(*lengths: int) -> list[TokenPair]:

@@ -8,8 +8,6 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from training.test_checkpoint import steps
 
@@ -17,16 +15,19 @@ from qdpo.training import checkpoint
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_skipped_step_of_the_fused_one_goes_unseen(fused: bool) -> None:
-    """The reason for that; when accelerate sees it, the exception can go."""
-    Accelerator(cpu=True)
+def test_a_step_that_the_scaler_skips_shows_in_its_scale(fused: bool) -> None:
+    """What the recipe goes by; the fused one is always called, and leaves the weights alone by itself."""
     weight, scaler = nn.Parameter(torch.ones(3)), torch.amp.GradScaler("cpu")
-    optimizer = AcceleratedOptimizer(torch.optim.AdamW([weight], fused=fused), device_placement=False, scaler=scaler)
+    optimizer = torch.optim.AdamW([weight], fused=fused)
     scaler.scale(torch.ones(()))
-    weight.grad = torch.full((3,), float("inf"))
-    optimizer.step()
-    assert torch.equal(weight, torch.ones(3))
-    assert optimizer.step_was_skipped == (not fused)
+    for gradient, skipped in ((float("inf"), True), (1.0, False)):
+        weight.grad = torch.full((3,), gradient)
+        before, scale = weight.detach().clone(), scaler.get_scale()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (scaler.get_scale() < scale) is skipped
+        assert torch.equal(weight, before) is skipped
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
@@ -76,10 +77,9 @@ def paged(optimizer: Any, weights: list[nn.Parameter]) -> list[bool]:
     ]
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "as accelerate wraps it"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_paged_state_is_paged_again_and_goes_on_to_the_bit(
-    kind: str, wrapped: bool, pages: list[torch.Tensor], tmp_path: Path
+    kind: str, pages: list[torch.Tensor], tmp_path: Path
 ) -> None:
     weights = make_weights()
     optimizer: Any = OPTIMIZERS[kind](weights, lr=1e-2, weight_decay=0.01)
@@ -88,10 +88,8 @@ def test_paged_state_is_paged_again_and_goes_on_to_the_bit(
     checkpoint.write_optimizer(optimizer, tmp_path)
 
     copies = [nn.Parameter(weight.detach().clone()) for weight in weights]
-    inner: Any = OPTIMIZERS[kind](copies, lr=123.0)
-    Accelerator(cpu=True)
-    other = AcceleratedOptimizer(inner, device_placement=True) if wrapped else inner
-    checkpoint.read_optimizer(other, tmp_path)
+    inner: Any = OPTIMIZERS[kind](copies, lr=1e-2, weight_decay=0.01)
+    checkpoint.read_optimizer(inner, tmp_path)
     assert paged(inner, copies) == [True, False, False]
     assert len(pages) == 4
     assert inner.page_mng.paged_tensors[-2:] == pages[-2:]
@@ -104,7 +102,6 @@ def test_paged_state_is_paged_again_and_goes_on_to_the_bit(
     steps(copies, inner, 3, seed=2)
     assert all(torch.equal(weight, copy) for weight, copy in zip(weights, copies, strict=True))
     assert paged(inner, copies) == [True, False, False]
-    assert inner.param_groups[0]["lr"] == 1e-2
 
 
 def test_bitsandbytes_itself_forgets_the_pages(
