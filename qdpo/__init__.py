@@ -7,6 +7,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = ["__version__", "accelerate"]
+
 
 def __getattr__(name: str) -> Any:
     # `import qdpo` stays light: torch is imported when something needs it

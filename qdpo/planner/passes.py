@@ -72,7 +72,6 @@ class Pass:
         self.q, self.kv = self.n * shape.q * self.b, self.n * shape.kv * self.b
         self.projected = self.n * settings.rank * self.b
         self.masks = mask_bytes(shape, pack, settings.b)
-        self.lora_gradients = shape.lora(settings.rank, list(settings.targets)) // shape.layers * 4
 
     # ------------------------------------------------------------------------------------------------------ whole pass
 

@@ -57,7 +57,6 @@ class TerminalCallback(TrainerCallback):
         self.first_step = 0
         self.started: float | None = None
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.doing = ""
         self._live: Live | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -143,7 +142,6 @@ class TerminalCallback(TrainerCallback):
         if self._live is None:
             return
         live, self._live = self._live, None
-        self.doing = ""
         atexit.unregister(self.close)
         live.stop()
 
@@ -186,7 +184,6 @@ class TerminalCallback(TrainerCallback):
         self._live.start(refresh=True)
 
     def _say_doing(self, what: str) -> None:
-        self.doing = what
         self._progress.update(self._task, description=what or "training")
 
     def render(self) -> RenderableType:
