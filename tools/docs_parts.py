@@ -1,4 +1,4 @@
-"""The parts of README and docs that are made from the code and from results: layers, file tree, API, presets, speed.
+"""The parts of README and docs that are made from the code and from results: layers, files, API, presets, speed.
 
     python tools/docs_parts.py          rewrite them
     python tools/docs_parts.py --check  exit with 1 when they are out of date
@@ -38,8 +38,8 @@ def summary(path: Path) -> str:
     """The first line of a module's docstring, or of a text file."""
     text = path.read_text()
     if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0].rstrip(".")
-    return text.split("\n")[0].lstrip("# ").rstrip(".")
+        text = ast.get_docstring(ast.parse(text)) or ""
+    return text.split("\n")[0].lstrip("# ").rstrip(".").replace("|", "\\|")
 
 
 def literal(path: Path, name: str) -> Any:
@@ -61,23 +61,26 @@ def layers() -> str:
     return "\n".join(lines)
 
 
-def file_tree() -> str:
-    """Every source file with one line on what it is for."""
-    lines = ["```text"]
+def files() -> str:
+    """Every source file with one line on what it is for: a table for each folder."""
+    parts = []
     for room, meaning in ROOMS.items():
         if (ROOT / room).is_dir():
-            lines.append(f"{room + '/':<42} {meaning}")
-            lines += _files(ROOT / room, depth=1) if room in LISTED else []
-    return "\n".join([*lines, "```"])
+            parts += [f"### {room}/\n", f"{meaning[0].upper()}{meaning[1:]}.\n"]
+            parts += _tables(ROOT / room) if room in LISTED else []
+    return "\n".join(parts).rstrip()
 
 
-def _files(folder: Path, depth: int) -> Iterator[str]:
-    indent = "  " * depth
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".py", ".md") and p.name != "__init__.py"):
-        yield f"{indent + path.name:<42} {summary(path)}"
+def _tables(folder: Path) -> Iterator[str]:
+    found = sorted(p for p in folder.iterdir() if p.suffix in (".py", ".md") and p.name != "__init__.py")
+    yield (
+        "\n".join(["| file | what it is |", "| --- | --- |", *(f"| `{p.name}` | {summary(p)} |" for p in found)]) + "\n"
+    )
     for init in sorted(folder.glob("*/__init__.py")):
-        yield f"{indent + init.parent.name + '/':<42} {summary(init)}"
-        yield from _files(init.parent, depth + 1)
+        if any(init.parent.glob("[!_]*.py")):
+            yield f"### {init.parent.relative_to(ROOT)}/\n"
+            yield f"{summary(init)}.\n"
+            yield from _tables(init.parent)
 
 
 def api() -> str:
@@ -128,7 +131,7 @@ def speed() -> str:
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed},
     "docs/api.md": {"api": api},
-    "docs/architecture.md": {"layers": layers, "file-tree": file_tree},
+    "docs/architecture.md": {"layers": layers, "files": files},
     "docs/benchmarks.md": {"benchmark": benchmark, "benchmark-details": benchmark_details},
     "docs/presets.md": {"presets": presets},
 }
