@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from pydantic import PrivateAttr
 
-from qdpo.config.resolve import Resolved
+from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.config.schema import RunConfig
-from qdpo.config.strict_yaml import dump, resolve, to_yaml
+from qdpo.config.strict_yaml import dump
 from qdpo.errors import ConfigError, UsageError
 
 Overrides = Mapping[str, Any] | Sequence[str] | None

@@ -56,7 +56,6 @@ class Terminal:
         self.first_step = 0
         self.started: float | None = None
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.doing = ""
         self._live: Live | notebook.Live | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -107,7 +106,6 @@ class Terminal:
         if self._live is None:
             return
         live, self._live = self._live, None
-        self.doing = ""
         atexit.unregister(self.close)
         live.stop()
 
@@ -150,7 +148,6 @@ class Terminal:
         self._live.start(refresh=True)
 
     def _say_doing(self, what: str) -> None:
-        self.doing = what
         self._progress.update(self._task, description=what or "training")
 
     def render(self) -> RenderableType:
