@@ -17,8 +17,8 @@ from qdpo.data.pairs import TokenPair
 from qdpo.engine.attach import attach, detach
 from qdpo.engine.engine import Engine
 from qdpo.engine.logps import PackScores
+from qdpo.engine.losses import pair_losses
 from qdpo.engine.recompute import decoder_layers
-from qdpo.training.losses import pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.recipe import pair_logps
 

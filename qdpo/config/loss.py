@@ -1,4 +1,4 @@
-"""Which preference loss, its constants, and which of them go together. The formulas: `qdpo.training.losses`."""
+"""Which preference loss, its constants, and which of them go together. The formulas: `qdpo.engine.losses`."""
 
 from __future__ import annotations
 

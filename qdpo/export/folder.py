@@ -11,12 +11,12 @@ import torch
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError
 from qdpo.export.formats import Request
-from qdpo.export.merged import MergedModel, is_finite
 from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
 from qdpo.export.source import Run
-from qdpo.export.tensors import PlannedTensor, write_folder
 from qdpo.files import read_json, write_json
+from qdpo.model.merged import MergedModel, is_finite
+from qdpo.model.tensors import PlannedTensor, write_folder
 
 KINDS = {
     "trained": "the dequantised 4-bit base that the adapter was trained on",

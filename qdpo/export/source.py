@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from qdpo.console import note
 from qdpo.errors import InputMissingError
-from qdpo.export.adapter import Adapter
-from qdpo.export.merged import MergedModel
-from qdpo.export.nf4 import Quantization
-from qdpo.export.tensors import TensorFiles
 from qdpo.files import MANIFEST, manifest_problems, read_json
+from qdpo.model.adapter import Adapter
+from qdpo.model.merged import MergedModel
+from qdpo.model.nf4 import Quantization
 from qdpo.model.source import Source, find
+from qdpo.model.tensors import TensorFiles
 from qdpo.model.weights import weights_sha256
 from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
 from qdpo.run.schema import Base, Record

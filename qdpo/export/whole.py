@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qdpo.console import is_interactive
 from qdpo.errors import InputMissingError
-from qdpo.export.merged import MergedModel
+from qdpo.model.merged import MergedModel
 
 
 def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Any:

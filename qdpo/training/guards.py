@@ -6,39 +6,20 @@ float16 is scaled, gradients that overflow are part of the method: such a step i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from qdpo.errors import TrainingError
+from qdpo.run.checkpoint import WAY_OUT, all_finite
 
 SKIPS_IN_A_ROW = 20
 """Steps in a row that the fp16 scaler may skip."""
 
 SHOWN = 32
 """Rows that a message names."""
-
-WAY_OUT = "look at these rows, or lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact"
-
-
-@dataclass
-class Skips:
-    """Steps that the fp16 scaler skipped because gradients overflowed.
-
-    Attributes:
-        total: in the whole run.
-        in_a_row: up to now, without a step between.
-    """
-
-    total: int = 0
-    in_a_row: int = 0
-
-    def count(self, skipped: bool) -> None:
-        """Count a step."""
-        self.total += skipped
-        self.in_a_row = self.in_a_row + 1 if skipped else 0
 
 
 @dataclass
@@ -104,13 +85,6 @@ def gradient_norm(policy: nn.Module) -> Tensor:
     return nn.utils.get_total_norm(gradients)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every value is finite; one transfer."""
-    # the largest and the smallest value show an infinity, and NaN in either
-    found = [torch.stack(torch.aminmax(t.detach().float())) for t in tensors if t.is_floating_point() and t.numel()]
-    return not found or bool(torch.isfinite(torch.stack(found)).all())
-
-
 def not_finite(what: str, step: int, rows: Sequence[int], policy: nn.Module) -> TrainingError:
     """The error for values that are not finite, which names a weight where that is where they come from."""
     broken = [name for name, weight in policy.named_parameters() if not all_finite([weight])]
@@ -122,18 +96,3 @@ def name_rows(rows: Sequence[int]) -> str:
     """Row numbers for a message, cut where they are many."""
     rest = len(rows) - SHOWN
     return f"rows {', '.join(map(str, rows[:SHOWN]))}" + (f" and {rest} more" if rest > 0 else "")
-
-
-def check_saved(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Refuse to write values that are not finite.
-
-    Raises:
-        TrainingError: with the first name.
-    """
-    broken = [name for name, tensor in tensors.items() if not all_finite([tensor])]
-    if broken:
-        raise TrainingError(
-            f"{what} has values that are not finite in {len(broken)} of {len(tensors)} tensors (first: {broken[0]}); "
-            "it is not saved",
-            WAY_OUT,
-        )

@@ -17,9 +17,9 @@ from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
 from qdpo.engine.engine import Engine
 from qdpo.engine.layout import Pack, build_pack
+from qdpo.engine.losses import PairLogps, pair_losses
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
-from qdpo.training.losses import PairLogps, pair_losses
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qdpo.engine.logps import PackScores
+from qdpo.engine.losses import PairLogps, reward_metrics
 from qdpo.training import parallel
-from qdpo.training.losses import PairLogps, reward_metrics
 
 
 @dataclass

@@ -24,18 +24,19 @@ from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine, nll, text_pairs
 from qdpo.engine.layout import packed_tokens, padded_tokens
 from qdpo.engine.logps import PackScores
+from qdpo.engine.losses import PairLogps, logp_gradients, pair_losses
 from qdpo.engine.optimizer import make_optimizer
 from qdpo.engine.transfer import to_device
 from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import MemoryShortageError, TrainingError
 from qdpo.hardware import is_out_of_memory
+from qdpo.run import checkpoint
 from qdpo.run.folder import CHECKPOINTS
-from qdpo.training import checkpoint, parallel
+from qdpo.training import parallel
 from qdpo.training.early_stop import EarlyStop
 from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, gradient_norm, name_rows, not_finite
 from qdpo.training.invariants import Check, check_adapter_learned
 from qdpo.training.log import Log
-from qdpo.training.losses import PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.order import permutation
 from qdpo.training.out_of_memory import Budgets, need_of

@@ -216,7 +216,7 @@ def find_checkpoint(folder: Path, record: Record) -> Path | None:
     Raises:
         DataError: the run has saved, and no checkpoint is whole.
     """
-    from qdpo.training.checkpoint import newest_whole, whole_checkpoint
+    from qdpo.run.checkpoint import newest_whole, whole_checkpoint
 
     newest = newest_whole(folder / CHECKPOINTS, lambda path: whole_checkpoint(path, record.id))
     saved = record.saved_step or 0

@@ -8,10 +8,10 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
+from run.test_checkpoint import steps
 from torch import nn
-from training.test_checkpoint import steps
 
-from qdpo.training import checkpoint
+from qdpo.run import checkpoint
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -28,11 +28,11 @@ from qdpo.export.awq.packing import (
 from qdpo.export.awq.plan import Plan, plan_layers
 from qdpo.export.folder import write_companions
 from qdpo.export.formats import Layout, Request
-from qdpo.export.merged import MergedModel
 from qdpo.export.source import load_run
-from qdpo.export.tensors import INDEX, PlannedTensor, TensorFiles, write_folder
 from qdpo.export.verify.awq_target import AwqTarget, AwqWeights
 from qdpo.files import write_json
+from qdpo.model.merged import MergedModel
+from qdpo.model.tensors import INDEX, PlannedTensor, TensorFiles, write_folder
 
 CONFIG = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
 

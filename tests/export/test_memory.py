@@ -15,7 +15,7 @@ import torch
 from export import toys
 from safetensors.torch import save_file
 
-from qdpo.export.tensors import PlannedTensor, write_folder
+from qdpo.model.tensors import PlannedTensor, write_folder
 
 GIB = 1 << 30
 LIMIT = 3 * GIB // 2

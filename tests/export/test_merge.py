@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qdpo.errors import InputMissingError
-from qdpo.export import nf4
 from qdpo.export.folder import write_safetensors
 from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.source import load_run
-from qdpo.export.tensors import TensorFiles
+from qdpo.model import nf4
+from qdpo.model.tensors import TensorFiles
 
 
 def merge(run: Path, out: Path, merge_base: str = "trained", dtype: str | None = None) -> Path:

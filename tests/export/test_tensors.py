@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qdpo.errors import InputMissingError
-from qdpo.export.tensors import PlannedTensor, TensorFiles, write_folder
+from qdpo.model.tensors import PlannedTensor, TensorFiles, write_folder
 
 
 def some_tensors() -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from training.tiny import Callback, StopAt, Stopped, Tiny, TinyRun, train_tiny, with_callbacks
 
 from qdpo.errors import MemoryShortageError
-from qdpo.training.checkpoint import newest_whole, whole_checkpoint
+from qdpo.run.checkpoint import newest_whole, whole_checkpoint
 from qdpo.training.recipe import Recipe
 from qdpo.training.stages import memory
 

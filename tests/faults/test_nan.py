@@ -14,8 +14,8 @@ from training.tiny import Callback, Tiny, train_tiny, with_callbacks
 
 from qdpo.errors import TrainingError
 from qdpo.files import manifest_problems
+from qdpo.run.checkpoint import complete_steps, step_folder
 from qdpo.training import guards
-from qdpo.training.checkpoint import complete_steps, step_folder
 from qdpo.training.recipe import Recipe
 
 FAST = ("train.max_steps=8", "train.save_every=1", "train.keep=20", "train.eval_every=8", "samples.count=0")

@@ -11,9 +11,9 @@ from gpu.memory import free_up, host_peak
 from safetensors import safe_open
 
 from qdpo.config.schema import ModelSection
-from qdpo.export.nf4 import Quantization
 from qdpo.hardware import Device, choose_dtype
 from qdpo.model.load import NF4_BLOCKSIZE, load_base
+from qdpo.model.nf4 import Quantization
 from qdpo.planner.calibrate import tensor_bytes
 from qdpo.planner.parts import host_loading, weight_parts
 from qdpo.planner.shapes import Shape

@@ -16,7 +16,7 @@ from gpu.needs import CUDA
 from torch import nn
 from training.tiny import Tiny, train_tiny, train_until
 
-from qdpo.training import checkpoint
+from qdpo.run import checkpoint
 
 pytestmark = CUDA
 

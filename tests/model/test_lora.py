@@ -15,7 +15,7 @@ from qdpo.errors import ConfigError
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach, check_targets, disable_dropout, lora_layers, trainable
-from qdpo.training.checkpoint import write_adapter
+from qdpo.run.checkpoint import write_adapter
 
 LORA = LoraSection(r=4, lora_alpha=8)
 

@@ -12,7 +12,7 @@ from parity.trl_cpu import TorchHead, install_torch_head, make_rows, make_trl_tr
 from torch import Tensor
 
 from qdpo.config.loss import F_DIVERGENCE_LOSSES, LossSettings
-from qdpo.training.losses import (
+from qdpo.engine.losses import (
     LOSS_TYPES,
     PairLogps,
     logp_gradients,

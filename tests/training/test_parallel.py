@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from training.tiny import Tiny
 
-from qdpo.training.checkpoint import complete_steps
+from qdpo.run.checkpoint import complete_steps
 
 STEPS = ("train.max_steps=6", "train.eval_every=3", "train.save_every=3", "train.log_every=1")
 

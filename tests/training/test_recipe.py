@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from training.tiny import Callback, Tiny, resolve_tiny, train_tiny, with_callbacks
 
-from qdpo.training import checkpoint, recipe
+from qdpo.run import checkpoint
+from qdpo.training import recipe
 
 
 def scripted(values: dict[int, float]) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from training.tiny import StopAt, Stopped, Tiny, TinyRun, train_tiny, train_until, with_callbacks
 
+from qdpo.run import checkpoint
 from qdpo.run import folder as run_folder
-from qdpo.training import checkpoint
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 OPTIMIZERS = ("paged_adamw_32bit", "paged_adamw_8bit", "adamw_8bit", "adamw_torch", "adamw_torch_fused")

@@ -17,11 +17,11 @@ from qdpo.export.awq.plan import Plan, plan_layers
 from qdpo.export.awq.quantize import quantise, require_llmcompressor
 from qdpo.export.folder import rounded, write_companions
 from qdpo.export.formats import Layout, Request
-from qdpo.export.merged import HEAD, MergedModel
 from qdpo.export.output import export_folder
 from qdpo.export.pairs import calibration_ids
-from qdpo.export.tensors import SHARD_BYTES, PlannedTensor, TensorFiles, write_folder
 from qdpo.files import read_json, write_json
+from qdpo.model.merged import HEAD, MergedModel
+from qdpo.model.tensors import SHARD_BYTES, PlannedTensor, TensorFiles, write_folder
 
 SCRATCH = ".llmcompressor"
 

@@ -8,7 +8,7 @@ from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.export.awq.packing import PER_WORD
 from qdpo.export.formats import Layout
-from qdpo.export.merged import MergedModel
+from qdpo.model.merged import MergedModel
 
 GROUPS = (128, 64, 32)
 """Columns that share a scale, best first. 128 is AWQ's own and what kernels are written for: a scale and a zero point

@@ -15,8 +15,8 @@ import torch
 
 from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.export.awq.plan import Plan
-from qdpo.export.merged import HEAD, MergedModel
 from qdpo.export.whole import merged_model, without_bars
+from qdpo.model.merged import HEAD, MergedModel
 
 SCHEME = "W4A16_ASYM"
 

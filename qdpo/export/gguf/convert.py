@@ -19,7 +19,7 @@ from qdpo.export.gguf.families import Family, family_of, to_gguf
 from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
-from qdpo.export.merged import EMBEDDING, HEAD, MergedModel
+from qdpo.model.merged import EMBEDDING, HEAD, MergedModel
 
 FACTORS = "rope_freqs.weight"
 METADATA_BYTES = 16 << 20

@@ -17,10 +17,10 @@ from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from qdpo.export.merged import EMBEDDING, MergedModel
 from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.progress import Progress
 from qdpo.export.source import Run
+from qdpo.model.merged import EMBEDDING, MergedModel
 
 DEFAULT_QUANT = "q4_k_m"
 

@@ -12,16 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
-from qdpo.export.merged import MergedModel
 from qdpo.export.output import RECORD
 from qdpo.export.source import Run
-from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_smoothed
 from qdpo.export.verify.scorers import Scorer, torch_scorer
 from qdpo.export.verify.target import FolderTarget
 from qdpo.export.whole import computing_dtype, model_with, without_bars
 from qdpo.files import read_json
+from qdpo.model.merged import MergedModel
+from qdpo.model.tensors import TensorFiles
 
 INSTALL = "pip install 'qdpo[awq]'"
 

@@ -9,7 +9,6 @@ from typing import Any
 import gguf
 import torch
 
-from qdpo.export.adapter import Adapter
 from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import FACTORS, GgufFile, mapped_tensors, types_of
 from qdpo.export.gguf.encode import decode
@@ -17,13 +16,14 @@ from qdpo.export.gguf.families import family_of, to_gguf
 from qdpo.export.gguf.format import general_of, vocabulary_of
 from qdpo.export.gguf.kinds import KINDS
 from qdpo.export.gguf.settings import frequency_factors
-from qdpo.export.merged import MergedModel
-from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
 from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp, torch_scorer
 from qdpo.export.verify.target import Target
 from qdpo.export.whole import computing_dtype, model_with
+from qdpo.model.adapter import Adapter
+from qdpo.model.merged import MergedModel
+from qdpo.model.tensors import TensorFiles
 
 NO_LLAMA_CPP = "llama-cpp-python is not installed (pip install 'qdpo[verify]')"
 

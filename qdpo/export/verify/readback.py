@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from qdpo.export.gguf.families import FAMILIES
-from qdpo.export.merged import MergedModel
 from qdpo.export.verify.checks import Check, from_problems
+from qdpo.model.merged import MergedModel
 
 # Largest relative RMS error of a tensor, by type: about twice what the type costs on Gaussian weights, and far below
 # what a swapped, transposed or shifted tensor gives (about 1.4).

@@ -13,7 +13,6 @@ import torch
 from qdpo.console import say, warn
 from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export.formats import targets_of
-from qdpo.export.merged import MergedModel
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import Heldout, read_heldout
 from qdpo.export.source import Run, load_run
@@ -26,6 +25,7 @@ from qdpo.export.verify.tokens import check_tokens
 from qdpo.export.whole import merged_model
 from qdpo.files import atomic_write, read_json, write_json
 from qdpo.libraries import quiet_libraries
+from qdpo.model.merged import MergedModel
 from qdpo.run.trained import load_trained
 
 SAMPLES = 3

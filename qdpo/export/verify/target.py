@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.vocabulary import read_template
-from qdpo.export.merged import MergedModel
 from qdpo.export.source import MergeBase, Run
-from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
 from qdpo.export.verify.scorers import Encode, Scorer, torch_scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
+from qdpo.model.merged import MergedModel
+from qdpo.model.tensors import TensorFiles
 
 
 @dataclass

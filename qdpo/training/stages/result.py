@@ -32,7 +32,7 @@ def finish(
     from qdpo.files import sha256_file
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
-    from qdpo.training import checkpoint
+    from qdpo.run import checkpoint
 
     progress = recipe.progress
     step = progress.step

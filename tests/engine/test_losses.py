@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qdpo.config.loss import COUPLED, F_DIVERGENCE_LOSSES, SMOOTHED, FDivergence, LossSettings, LossType
-from qdpo.training.losses import (
+from qdpo.engine.losses import (
     LOSS_TYPES,
     PairLogps,
     logp_gradients,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from qdpo.errors import InputMissingError
-from qdpo.export.tensors import TensorFiles
+from qdpo.model.tensors import TensorFiles
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from qdpo.errors import InputMissingError
-from qdpo.export.adapter import Adapter
-from qdpo.export.nf4 import Quantization
-from qdpo.export.tensors import TensorFiles
+from qdpo.model.adapter import Adapter
+from qdpo.model.nf4 import Quantization
+from qdpo.model.tensors import TensorFiles
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,9 @@ from safetensors.torch import load, load_file, save_file
 
 from qdpo import console
 from qdpo.engine.optimizer import load_state
-from qdpo.errors import DataError
+from qdpo.errors import DataError, TrainingError
 from qdpo.files import explained, manifest_problems, staged_folder, sweep, write_json
 from qdpo.run.folder import complete_steps, step_folder
-from qdpo.training.guards import Skips, check_saved
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,6 +37,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROGRESS, SCALER = "progress.json", "scaler.json"
 REQUIRED = (ADAPTER_WEIGHTS, "adapter_config.json", "optimizer.safetensors", "optimizer.json", PROGRESS)
 """What every checkpoint has; one of a run in float16 also has scaler.json."""
+WAY_OUT = "look at these rows, or lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact"
 
 
 def newest_whole(checkpoints: Path, problems_of: Callable[[Path], list[str]] = manifest_problems) -> Path | None:
@@ -107,6 +107,28 @@ def prune(checkpoints: Path, keep: int, protected: int | None) -> None:
     for step in complete_steps(checkpoints)[:-keep]:
         if step != protected:
             shutil.rmtree(step_folder(checkpoints, step))
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every value is finite; one transfer."""
+    # the largest and the smallest value show an infinity, and NaN in either
+    found = [torch.stack(torch.aminmax(t.detach().float())) for t in tensors if t.is_floating_point() and t.numel()]
+    return not found or bool(torch.isfinite(torch.stack(found)).all())
+
+
+def check_saved(tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Refuse to write values that are not finite.
+
+    Raises:
+        TrainingError: with the first name.
+    """
+    broken = [name for name, tensor in tensors.items() if not all_finite([tensor])]
+    if broken:
+        raise TrainingError(
+            f"{what} has values that are not finite in {len(broken)} of {len(tensors)} tensors (first: {broken[0]}); "
+            "it is not saved",
+            WAY_OUT,
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ adapter
@@ -225,6 +247,24 @@ def _join(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------ the whole of it
+
+
+@dataclass
+class Skips:
+    """Steps that the fp16 scaler skipped because gradients overflowed.
+
+    Attributes:
+        total: in the whole run.
+        in_a_row: up to now, without a step between.
+    """
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def count(self, skipped: bool) -> None:
+        """Count a step."""
+        self.total += skipped
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
 
 
 @dataclass

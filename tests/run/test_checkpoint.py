@@ -18,7 +18,7 @@ from qdpo.config.schema import LoraSection
 from qdpo.errors import DataError
 from qdpo.files import staged_folder
 from qdpo.model.lora import attach
-from qdpo.training import checkpoint
+from qdpo.run import checkpoint
 
 OPTIMIZERS = {
     "torch": torch.optim.AdamW,
