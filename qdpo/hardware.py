@@ -138,7 +138,7 @@ def available_memory() -> int:
 
 
 def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
-    """The context of a forward pass: autocast on a GPU in half precision, as the trainer has it, else none."""
+    """The context of a forward pass: autocast on a GPU in half precision, else none."""
     import torch
 
     if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):

@@ -131,7 +131,7 @@ def _bytes(dtype: torch.dtype) -> int:
 
 @dataclass
 class Step:
-    """One optimizer step as the trainer makes it: packs, forward, backward, clipping, update.
+    """One optimizer step as a run makes it: packs, forward, backward, clipping, update.
 
     Attributes:
         engine: runs the model.

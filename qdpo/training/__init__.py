@@ -1,1 +1,1 @@
-"""The losses, the trainer, checkpoints and guards."""
+"""The recipe that trains, its losses, checkpoints and guards."""

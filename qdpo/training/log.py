@@ -107,7 +107,7 @@ class Log:
         if self.terminal is not None:
             self.terminal.log(part, step, values)
         if self.trackers is not None:
-            self.trackers.log(step, values)
+            self.trackers.log(part, step, values)
 
     def close(self) -> None:
         """Leave the last state on the screen, and let the trackers finish."""

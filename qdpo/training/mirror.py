@@ -26,7 +26,7 @@ from qdpo.files import (
 from qdpo.run import lock
 from qdpo.run.folder import CHECKPOINTS, EXPORT, RECORD, read_record
 
-NOT_COPIED = (EXPORT, "tensorboard", lock.FILE)
+NOT_COPIED = (EXPORT, "tensorboard", "wandb", lock.FILE)
 """Exports are made again from the adapter, and are larger than all the rest."""
 
 Signature = tuple[tuple[str, int, int], ...]

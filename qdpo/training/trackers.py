@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qdpo.errors import UnavailableError
+from qdpo.config.resolve import inline
+from qdpo.errors import UnavailableError, first_line
 from qdpo.training.stages.state import Run
 
 PROJECT = "qdpo"
@@ -43,7 +44,11 @@ class Trackers:
         self.trackers: list[Any] = []
 
     def begin(self) -> None:
-        """Start every tracker, and tell it the settings."""
+        """Start every tracker, and tell it the settings.
+
+        Raises:
+            UnavailableError: one does not start.
+        """
         config = self.run.config
         if not config.train.report_to:
             return
@@ -63,18 +68,26 @@ class Trackers:
                 os.environ.get("TRACKIO_PROJECT") or PROJECT, name=config.name, resume="allow"
             ),
         }
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else inline(value)
+            for key, value in (self.run.record.settings or {}).items()
+        }
         for name in config.train.report_to:
-            tracker = makers[name]()
-            tracker.start()
-            tracker.store_init_configuration(self.run.record.settings)
+            try:
+                tracker = makers[name]()
+                tracker.start()
+                tracker.store_init_configuration(settings)
+            except Exception as error:  # whatever a tracker raises, the user must log in, or leave it out
+                raise UnavailableError(
+                    f"train.report_to: {name} does not start: {first_line(error, 200)}",
+                    f"see {name}'s own documentation, or leave it out of train.report_to",
+                ) from error
             self.trackers.append(tracker)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of a step, as `train/...` and `eval/...`."""
-        named = {
-            f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}": value
-            for name, value in values.items()
-        }
+    def log(self, part: str, step: int, values: dict[str, float]) -> None:
+        """Metrics of a step, under `train/` or, those of an evaluation, `eval/`."""
+        group = "train" if part == "train" else "eval"
+        named = {f"{group}/{name.removeprefix('eval_')}": value for name, value in values.items()}
         for tracker in self.trackers:
             tracker.log(named, step=step)
 

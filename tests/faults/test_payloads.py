@@ -200,11 +200,11 @@ def checkpoint_state(world: World) -> int:
     return world.resume()
 
 
-def checkpoint_rng(world: World) -> int:
-    """Random number states as a pickle, in all checkpoints."""
+def checkpoint_adapter(world: World) -> int:
+    """The adapter as a pickle, in all checkpoints."""
     copy(world.stopped, world.run)
     for folder in (world.run / "checkpoints").iterdir():
-        (folder / "rng.safetensors").write_bytes(zipped(world.canary))
+        (folder / "adapter_model.safetensors").write_bytes(zipped(world.canary))
         write_manifest(folder)
     return world.resume()
 
@@ -256,7 +256,7 @@ PAYLOADS: dict[Callable[[World], int], tuple[int | None, str]] = {
     adapter_beside: (0, ""),
     checkpoint_beside: (0, "step-000002 is damaged and is passed over: optimizer.pt is not in the manifest"),
     checkpoint_state: (0, "step-000002 is damaged and is passed over: optimizer.safetensors cannot be read"),
-    checkpoint_rng: (DataError.exit_code, "none of the 2 checkpoints"),
+    checkpoint_adapter: (DataError.exit_code, "none of the 2 checkpoints"),
     reference_table: (0, "is damaged and is computed again"),
     token_cache: (0, "cannot be read (Object arrays cannot be loaded when allow_pickle=False): tokenising again"),
     data_pickle: (None, ""),
@@ -322,7 +322,7 @@ def test_a_run_with_its_exports_holds_no_pickle(tiny: Tiny, tmp_path: Path) -> N
     run: TinyRun = train_tiny(tiny, tmp_path / "run", *FAST)
     assert main(["merge-export", "--run", str(run.folder), "--format", "safetensors"]) == 0
     names = {path.name for path in files_of(run.folder)}
-    assert {"optimizer.safetensors", "rng.safetensors", "model.safetensors"} <= names
+    assert {"optimizer.safetensors", "adapter_model.safetensors", "model.safetensors"} <= names
     assert pickles_in(run.folder) == []
 
 

@@ -2,8 +2,8 @@
 
     python -m rehearsal.play GUARD --card a40 --preset garrulus-a40 --layers 2
 
-Everything is what a run does: its stages from the data to the adapter's file, the probe, the checks, transformers'
-loop, the evaluations, the written answers. Only the base has no values (its shape is the preset's), and the card has
+Everything is what a run does: its stages from the data to the adapter's file, the probe, the checks, the
+recipe, the evaluations, the written answers. Only the base has no values (its shape is the preset's), and the card has
 none either. Prints one JSON object: what each phase asked of the card, and what run.json says.
 """
 
@@ -42,6 +42,8 @@ def main() -> None:
     """Play, and print what was seen."""
     options = arguments()
     guard.load(options.guard)
+    # on a card that it believes in, bitsandbytes looks for parts of torch that only a build with CUDA has
+    import bitsandbytes  # noqa: F401
     import torch
     from rehearsal import broken
     from rehearsal.card import CARDS, pretend
