@@ -6,5 +6,8 @@ setup(
     # folders without code (the embedded model and pairs) are packages too, so that the wheel holds them
     packages=[*find_namespace_packages(include=["qdpo", "qdpo.*"]), "qdpo.presets"],
     package_dir={"qdpo.presets": "presets"},
-    package_data={"qdpo.presets": ["*.yaml"], "": ["*.md", "*.json", "*.jsonl", "*.safetensors", "*.css", "*.js"]},
+    package_data={
+        "qdpo.presets": ["*.yaml"],
+        "": ["*.md", "*.json", "*.jsonl", "*.safetensors", "*.css", "*.js", "*.jinja"],
+    },
 )

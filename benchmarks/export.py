@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from qdpo.cli.main import main as qdpo
+from qdpo.export.formats import targets_of
 from qdpo.export.gguf.kinds import KINDS, PLAIN
 from qdpo.export.output import RECORD
 from qdpo.export.source import Run, load_run
 from qdpo.export.verify.scorers import TorchScorer
-from qdpo.export.verify.targets import targets_of
 from qdpo.export.whole import merged_model
 from qdpo.files import read_json, write_json
 

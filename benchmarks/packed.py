@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import PackingSection
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.attach import attach, detach
 from qdpo.engine.engine import Engine
 from qdpo.engine.logps import PackScores
 from qdpo.engine.recompute import decoder_layers
-from qdpo.training.losses import LossSettings, pair_losses
+from qdpo.training.losses import pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.recipe import pair_logps
 

@@ -52,8 +52,12 @@ def find_device() -> Device:
         index = torch.cuda.current_device()
         properties = torch.cuda.get_device_properties(index)
         return Device("cuda", properties.name, (properties.major, properties.minor), properties.total_memory)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", cpu_name(), None, memory)
+    return Device("cpu", cpu_name(), None, machine_memory())
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_name() -> str:
@@ -105,19 +109,22 @@ def resident_peak() -> int:
     Linux counts in `ru_maxrss` what the process that started this one had in memory (a notebook's gigabytes, say);
     `VmHWM` begins anew.
     """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if (peak := _linux_bytes("/proc/self/status", "VmHWM:")) is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def machine_available() -> int | None:
     """Bytes of the machine's memory that programs may still take by the kernel's estimate; None where it is unknown."""
+    return _linux_bytes("/proc/meminfo", "MemAvailable:")
+
+
+def _linux_bytes(table: str, name: str) -> int | None:
+    """A value of one of Linux's tables, which are in kB; None where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
+        for line in Path(table).read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return None
 
@@ -126,7 +133,7 @@ def available_memory() -> int:
     """The same within the limit of a control group; all memory of the machine where it is unknown."""
     available = machine_available()
     if available is None:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = machine_memory()
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
+REMOVED = "[token removed]"
+"""What stands for a token where three stars are markup."""
 SHORTEST = 8
 """Characters of the shortest value that is taken for a token; `false` in TOKENIZERS_PARALLELISM is none."""
 
@@ -20,18 +22,19 @@ _NAMES = re.compile(r"(^|_)(TOKEN|API_?KEY|ACCESS_KEY|SECRET|SECRET_KEY|PASSWORD
 _PARAMETERS = r"token|access_token|api_key|apikey|key|secret|password|sig|signature|x-amz-signature|x-amz-credential"
 _SHAPES = re.compile(
     r"(?P<user>(?<=://)[^\s/@'\"]+(?=@))"
-    r"|(?P<parameter>(?<=[?&;])(?:" + _PARAMETERS + r")=)[^\s&#'\"]+"
+    r"|(?P<parameter>(?<=[?&;])(?:" + _PARAMETERS + r")=)(?!" + re.escape(REMOVED) + r")[^\s&#'\"]+"
     r"|(?P<header>\b(?:bearer|authorization:\s*\w+)\s+)[\w.~+/=-]{12,}"
-    r"|\b(?:hf_|api_org_|gh[pousr]_|sk-)[a-z0-9]{20,}|\b(?:github_pat_|wandb_v1_|glpat-)[\w-]{20,}",
+    r"|\b(?:hf_|api_org_|gh[pousr]_|sk-)[a-z0-9]{20,}"
+    r"|\b(?:github_pat_|wandb_v1_|glpat-|sk-(?:proj|svcacct|admin|ant|or)-)[\w-]{20,}",
     re.I,
 )
 
 
-def redact(text: str) -> str:
-    """The text with `***` for every token in it."""
+def redact(text: str, hidden: str = HIDDEN) -> str:
+    """The text with `hidden` for every token in it."""
     for value in known():
-        text = text.replace(value, HIDDEN)
-    return _SHAPES.sub(lambda match: f"{match['parameter'] or match['header'] or ''}{HIDDEN}", text)
+        text = text.replace(value, hidden)
+    return _SHAPES.sub(lambda match: f"{match['parameter'] or match['header'] or ''}{hidden}", text)
 
 
 def redact_all(value: Any) -> Any:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from qdpo.cli.verify import exit_code
 from qdpo.errors import UsageError
-from qdpo.export.formats import FORMATS
+from qdpo.export.formats import FORMATS, Request, check_options
 
 HELP = "merge the adapter into the base, export it, and verify the export"
-GGUF = ("gguf", "gguf-lora", "ollama")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export and verify; returns the exit code of the verdict, 0 without one."""
     from qdpo.console import out, warn
-    from qdpo.export.request import Request
     from qdpo.export.source import load_run
     from qdpo.report.refresh import refresh
 
-    check_options(args)
+    if args.pairs is not None and args.pairs < 1:
+        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
+    check_options(args.format, vars(args))
     request = Request(
         run=load_run(args.run),
         out=place(args),
@@ -107,21 +107,3 @@ def place(args: argparse.Namespace) -> Path:
     out = output_path(args.out, "--out")
     refuse_link(out, "--out")
     return out
-
-
-def check_options(args: argparse.Namespace) -> None:
-    """Refuse options that do not belong to the format, before anything is read.
-
-    Raises:
-        UsageError: one does not.
-    """
-    if args.pairs is not None and args.pairs < 1:
-        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
-    if args.dtype and args.format != "safetensors":
-        raise UsageError(f"--dtype is for safetensors, not for {args.format}", "choose GGUF types with --quant")
-    if args.quant and args.format not in GGUF:
-        raise UsageError(f"--quant is for gguf, not for {args.format}", "choose the precision with --dtype")
-    if args.awq_layout and args.format != "awq":
-        raise UsageError(f"--awq-layout is for awq, not for {args.format}")
-    if args.pick and args.format not in ("gguf", "ollama"):
-        raise UsageError(f"--pick chooses among GGUF types, not for {args.format}", "use --format gguf or ollama")

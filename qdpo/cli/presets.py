@@ -80,7 +80,8 @@ def _print_settings(resolved: Resolved) -> None:
     from rich.text import Text
 
     from qdpo.config.fields import settings
-    from qdpo.config.resolve import inline, value_of
+    from qdpo.config.resolve import value_of
+    from qdpo.config.strict_yaml import dump
 
     section = ""
     out = console.out()
@@ -92,7 +93,7 @@ def _print_settings(resolved: Resolved) -> None:
         value = value_of(resolved.config, key)
         sentences = isinstance(value, list) and any(" " in str(item) for item in value)
         line = Text(f"{key}:", style="bold")
-        line.append("" if sentences else f" {inline(value)}", style="not bold")
+        line.append("" if sentences else f" {dump(value)}", style="not bold")
         line.append(f"  [{resolved.origins[key]}]", style="not bold cyan")
         out.print(line)
         for sentence in value if sentences else ():

@@ -73,7 +73,7 @@ def _table(rows: list[dict[str, Any]], folder: Path) -> Any:
 
 def _compare(first: Path, second: Path, as_json: bool) -> int:
     from qdpo import console
-    from qdpo.config.resolve import inline
+    from qdpo.config.strict_yaml import dump
     from qdpo.evaluation.runs import RESULTS, compare
 
     found = compare(first.expanduser(), second.expanduser())
@@ -84,7 +84,7 @@ def _compare(first: Path, second: Path, as_json: bool) -> int:
     names = [str(first), str(second)]
     table = _new_table(("setting", *names), 3)
     for setting in found["settings"]:
-        cells = (f"{inline(v)}  [{o}]" for v, o in zip(setting["values"], setting["origins"], strict=True))
+        cells = (f"{dump(v)}  [{o}]" for v, o in zip(setting["values"], setting["origins"], strict=True))
         table.add_row(setting["key"], *map(_text, cells))
     for entry in found["versions"]:
         table.add_row(f"{entry['name']} (version)", *(_text(str(value)) for value in entry["values"]))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qdpo.config import fields
 from qdpo.config.fields import Setting
+from qdpo.config.loss import OTHER_NAMES
 from qdpo.config.problems import Problem, nearest, quoted
-from qdpo.config.strict_yaml import DECIMAL, Document, Path_, Place
+from qdpo.config.strict_yaml import DECIMAL, Document, Path_, Place, Unclear
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,8 @@ def _wrong_value(finding: ErrorDetails, sources: Mapping[str, Source], file: str
     if hint is None and setting.choices and isinstance(finding["input"], str):
         close = nearest(finding["input"], setting.choices)
         hint = f"did you mean {quoted(close[0])}?" if close else None
+        if key == "loss.loss_type":
+            hint = OTHER_NAMES.get(finding["input"].lower(), hint)
     return Problem(where, f"{name}: expected {expected}, found {found} ({setting.meaning})", hint)
 
 
@@ -128,7 +129,7 @@ def _item_expected(setting: Setting) -> str:
 
 def _found(value: Any, place: Place | None, setting: Setting, whole: bool) -> tuple[str, str | None]:
     """What was written, and the way out when YAML read it as something else than was meant."""
-    text = place.text if place and place.text is not None else None
+    text = value.text if isinstance(value, Unclear) else place.text if place else None
     wants_text = str in (setting.kind, setting.item)
     wants_number = bool({int, float} & {setting.kind, setting.item})
     if isinstance(value, dict):
@@ -138,8 +139,8 @@ def _found(value: Any, place: Place | None, setting: Setting, whole: bool) -> tu
     if value is None:
         return "nothing (null)", None
     if isinstance(value, str):
-        if wants_number and DECIMAL.fullmatch(value):
-            return _number_as_text(value, place)
+        if wants_number and DECIMAL.match(value):
+            return f"{quoted(value)} in quotes, which is text", f"write {value} without quotes"
         hint = None
         if whole and setting.kind is list and value.isidentifier() and place:
             hint = f"write [{value}]"
@@ -147,17 +148,10 @@ def _found(value: Any, place: Place | None, setting: Setting, whole: bool) -> tu
             hint = f"write {value} without quotes"
         return f"the text {quoted(value)}", hint
     if text is not None and wants_text:
-        kind = {bool: "true or false", int: "a number", float: "a number"}.get(type(value), "a date")
+        kind = value.kind if isinstance(value, Unclear) else "true or false" if isinstance(value, bool) else "a number"
         return f"{quoted(text)}, which YAML reads as {kind}", f'write "{text}" in quotes'
     whole_number = setting.kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return quoted(text if text is not None else value), f"write {value:.0f}" if whole_number else None
-
-
-def _number_as_text(value: str, place: Place | None) -> tuple[str, str]:
-    if place and not place.plain:
-        return f"{quoted(value)} in quotes, which is text", f"write {value} without quotes"
-    number = float(value)
-    # YAML 1.1 wants a dot and a signed exponent: 5.0e-6.
-    better = yaml.safe_dump(number).split("\n")[0] if math.isfinite(number) else "a finite number"
-    better = better.replace("e-0", "e-").replace("e+0", "e+")
-    return f"{quoted(value)}, which YAML 1.1 reads as text", f"write {better}"
+    hint = f"write {value:.0f}" if whole_number else None
+    if setting.kind is bool and isinstance(value, Unclear) and value.kind != "a date":
+        hint = "write true or false"
+    return quoted(text if text is not None else value), hint

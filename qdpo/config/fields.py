@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-import annotated_types
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
 from qdpo.config.problems import nearest, quoted
-from qdpo.config.schema import RunConfig, Section
+from qdpo.config.schema import RunConfig
+
+KINDS = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
+NOUNS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Setting:
 @cache
 def settings() -> dict[str, Setting]:
     """Every setting, in the schema's order."""
-    return {setting.key: setting for setting in _walk(RunConfig, "")}
+    return {setting.key: setting for setting in _properties(RunConfig)}
 
 
 @cache
@@ -66,70 +68,38 @@ def suggestion(key: str) -> str:
     return "`qdpo presets show quickstart` lists every setting"
 
 
-def _walk(section: type[Section], prefix: str) -> Iterator[Setting]:
+def _properties(section: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+    """The settings of a section and of the sections in it, from pydantic's JSON schema of them."""
+    described = section.model_json_schema()["properties"]
     for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-            yield from _walk(info.annotation, f"{name}.")
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _properties(info.annotation, f"{name}.")
         else:
-            yield _setting(prefix + name, info)
+            yield _setting(prefix + name, described[name])
 
 
-def _setting(key: str, info: FieldInfo) -> Setting:
-    annotation, limits, nullable, words = _unwrap(info.annotation)
-    limits = [*info.metadata, *limits]
-    kind, item, choices = _kind(annotation)
-    expected = " or ".join([_expected(kind, item, choices, limits), *words, *["null"] * nullable])
-    return Setting(key, kind, item, nullable, words, choices, expected, info.description or "")
+def _setting(key: str, described: dict[str, Any]) -> Setting:
+    options = described.get("anyOf", [described])
+    main = next(
+        option for option in options if option["type"] != "null" and (len(options) == 1 or "const" not in option)
+    )
+    words = tuple(option["const"] for option in options if option is not main and "const" in option)
+    nullable = any(option["type"] == "null" for option in options)
+    inner = main.get("items") or main.get("additionalProperties") or {}
+    kind, item = KINDS[main["type"]], KINDS.get(inner.get("type", ""))
+    one = inner or main
+    choices = tuple(one.get("enum", [one["const"]] if "const" in one else []))
+    expected = " or ".join([_expected(main, kind, item, choices), *words, *["null"] * nullable])
+    return Setting(key, kind, item, nullable, words, choices, expected, described.get("description", ""))
 
 
-def _unwrap(annotation: Any) -> tuple[Any, list[Any], bool, tuple[str, ...]]:
-    """The bare type, the constraints written around it, whether None is allowed, and which words are."""
-    limits: list[Any] = []
-    nullable = False
-    words: tuple[str, ...] = ()
-    while True:
-        if get_origin(annotation) is Annotated:
-            annotation, *extra = get_args(annotation)
-            for one in extra:
-                limits += one.metadata if isinstance(one, FieldInfo) else [one]
-        elif get_origin(annotation) in (Union, types.UnionType):
-            parts = get_args(annotation)
-            nullable |= type(None) in parts
-            literals = [part for part in parts if get_origin(part) is Literal]
-            others = [part for part in parts if part is not type(None) and part not in literals]
-            if others:
-                words = tuple(word for part in literals for word in get_args(part))
-            (annotation,) = others or literals
-        else:
-            return annotation, limits, nullable, words
-
-
-def _kind(annotation: Any) -> tuple[type, type | None, tuple[str, ...]]:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return str, None, get_args(annotation)
-    if origin is list:
-        item, _, choices = _kind(_unwrap(get_args(annotation)[0])[0])
-        return list, item, choices
-    if origin is dict:
-        return dict, _kind(get_args(annotation)[1])[0], ()
-    return annotation, None, ()
-
-
-def _expected(kind: type, item: type | None, choices: tuple[str, ...], limits: list[Any]) -> str:
-    nouns = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+def _expected(main: dict[str, Any], kind: type, item: type | None, choices: tuple[str, ...]) -> str:
+    items = "text" if item is str else "numbers"
     if kind is list:
-        inner = f"from {', '.join(choices)}" if choices else f"of {'text' if item is str else 'numbers'}"
-        return f"a list {inner}"
+        return f"a list from {', '.join(choices)}" if choices else f"a list of {items}"
     if kind is dict:
-        return f"a mapping of names to {'text' if item is str else 'numbers'}"
+        return f"a mapping of names to {items}"
     if choices:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    bounds = []
-    for limit in limits:
-        for sign, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
-            if isinstance(limit, annotated_types.GroupedMetadata | annotated_types.BaseMetadata) and hasattr(
-                limit, sign
-            ):
-                bounds.append(f"{words} {getattr(limit, sign)}")
-    return " ".join([nouns.get(kind, kind.__name__), " and ".join(bounds)]).strip()
+    bounds = " and ".join(f"{word} {main[bound]}" for bound, word in BOUNDS.items() if bound in main)
+    return f"{NOUNS[kind]} {bounds}".strip()

@@ -1,21 +1,18 @@
 """`--set section.key=value`: one setting, given on the command line.
 
-Values are read by YAML 1.2's rules, in which `5e-6` is a number and `yes`, `no`, `on`, `off` are text. Where the
-setting is text, the value is taken as it is.
+Values are read as in a preset file (`qdpo.config.strict_yaml`). Where the setting is text, or has texts in it, they
+are taken as they are.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from qdpo.config import fields, strict_yaml
+from qdpo.config import fields
 from qdpo.config.fields import Setting
 from qdpo.config.problems import Problem, quoted
-from qdpo.errors import ConfigError
+from qdpo.config.strict_yaml import FORBIDDEN, Reader
 
 SET = "--set"
 """The origin of an override, and how messages name it."""
@@ -46,15 +43,15 @@ def parse_override(argument: str) -> Override | Problem:
     if not equals or not key:
         hint = "such as --set train.learning_rate=5e-6"
         return Problem(where, "expected section.key=value", hint)
-    if strict_yaml.FORBIDDEN.search(text):
+    if FORBIDDEN.search(text):
         return Problem(where, "the value has a character that is not text")
     setting, entry = _find(key)
     if setting is None:
         return _unknown(where, key)
-    try:
-        value = _read(setting, entry, text)
-    except ConfigError as error:
-        return Problem(where, error.message, error.hint)
+    reader = Reader(where, "a valid list or mapping", texts=setting.item is str)
+    value = _read(setting, entry, text, reader)
+    if reader.problems:
+        return replace(reader.problems[0], where=where)
     return Override(setting.key, entry, value, text)
 
 
@@ -77,47 +74,16 @@ def _unknown(where: str, key: str) -> Problem:
     return Problem(where, f"unknown key {quoted(key)}", fields.suggestion(key))
 
 
-def _read(setting: Setting, entry: str | None, text: str) -> Any:
-    if entry is not None:
-        return text if setting.item is str else _scalar(text.strip(), setting.item)
-    if setting.nullable and text.strip() in ("null", "~"):
-        return None
-    if text.strip() in setting.words:
-        return text.strip()
-    if setting.kind is str:
-        return text
-    if setting.kind in (list, dict) and text.lstrip().startswith(("[", "{")):
-        return _typed(strict_yaml.compose_value(text), setting.item)
-    if setting.kind is list:
-        # `a` and `a,b` are lists of one and of two.
-        return [_scalar(part.strip(), setting.item) for part in text.split(",")] if text.strip() else []
-    return _scalar(text.strip(), setting.kind)
-
-
-def _typed(node: yaml.Node, item: type | None) -> Any:
-    """A flow list or mapping as plain data; deeper nesting stays, for the schema to refuse."""
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value if isinstance(key, yaml.ScalarNode) else "?" for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"duplicate key {quoted(key)}", "keep one of them")
-        return {key: _typed(value, item) for key, (_, value) in zip(keys, node.value, strict=True)}
-    if isinstance(node, yaml.SequenceNode):
-        return [_typed(inner, item) for inner in node.value]
-    # Quotes make text of anything.
-    return node.value if node.style in ("'", '"') else _scalar(node.value, item)
-
-
-def _scalar(text: str, kind: type | None) -> Any:
-    """A scalar by YAML 1.2's core schema; text where the setting holds text."""
+def _read(setting: Setting, entry: str | None, text: str, reader: Reader) -> Any:
+    kind = setting.kind if entry is None else setting.item
+    bare = text.strip()
+    if entry is None and bare in (*setting.words, *["null", "~"] * setting.nullable):
+        return bare if bare in setting.words else None
     if kind is str:
         return text
-    if text in ("", "null", "Null", "NULL", "~"):
-        return None
-    if text.lower() in ("true", "false") and text in (text.lower(), text.title(), text.upper()):
-        return text.lower() == "true"
-    if re.fullmatch(r"[-+]?[0-9]{1,30}", text):
-        return int(text)
-    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?", text):
-        return float(text)
-    return text
+    if kind is list and not bare.startswith("["):
+        # `a` and `a,b` are lists of one and of two.
+        if setting.item is str:
+            return [part.strip() for part in text.split(",")] if bare else []
+        bare = f"[{bare}]"
+    return reader.read(bare)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from qdpo.config import fields, presets
@@ -15,7 +14,7 @@ from qdpo.config.fields import Setting
 from qdpo.config.overrides import SET, Override, parse_override
 from qdpo.config.problems import SHOWN, Problem, config_error, quoted
 from qdpo.config.schema import RunConfig
-from qdpo.config.strict_yaml import Document, Path_
+from qdpo.config.strict_yaml import Document, Path_, dump
 from qdpo.redact import redact_all
 
 DEFAULT = "default"
@@ -96,12 +95,6 @@ def value_of(config: RunConfig, key: str) -> Any:
     return value
 
 
-def inline(value: Any) -> str:
-    """A value as YAML on one line; floats as `5.0e-06`, which YAML 1.1 reads as a number again."""
-    text = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
-    return text.strip()[1:-1]
-
-
 def _secrets(config: RunConfig, sources: dict[str, Source]) -> list[Problem]:
     """Settings that hold an access token: they would be written to config.yaml and to the model card."""
     return [
@@ -170,5 +163,5 @@ def _setting_lines(setting: Setting, name: str, value: Any, origin: str, indente
     indent = "  " if indented else ""
     if setting.key == "notes" and value:
         # Notes are sentences: one a line.
-        return [f"{indent}{name}:{comment}", *(f"{indent}  - {inline(note)}" for note in value)]
-    return [f"{indent}{name}: {inline(value)}{comment}"]
+        return [f"{indent}{name}:{comment}", *(f"{indent}  - {dump(note)}" for note in value)]
+    return [f"{indent}{name}: {dump(value)}{comment}"]

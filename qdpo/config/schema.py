@@ -1,32 +1,17 @@
 """Every setting of a run: its type, default, meaning and unit, in one place.
 
 The models are strict: an unknown key or a wrong type is an error. Where a field means the same thing as a field of
-transformers' `TrainingArguments`, TRL's `DPOConfig` or PEFT's `LoraConfig`, it has the same name.
+transformers' `TrainingArguments`, TRL's `DPOConfig` or PEFT's `LoraConfig`, it has the same name. The loss has a
+module of its own.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-LossType = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
+from qdpo.config.loss import STRICT, LossSettings
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -47,9 +32,9 @@ MAX_KL = {"float32": 1e-4, "float16": 1e-4, "bfloat16": 5e-4, "f32": 1e-4, "f16"
 
 
 class Section(BaseModel):
-    """A group of settings; strict about names and types."""
+    """A group of settings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = STRICT
 
 
 class ModelSection(Section):
@@ -184,34 +169,6 @@ class DataSection(Section):
         wrong = [name for name, weight in self.mixture.items() if weight <= 0]
         if wrong:
             raise ValueError(f"mixture: the weight of {wrong[0]} is not above 0; remove the dataset, or weigh it")
-        return self
-
-
-class LossSection(Section):
-    """The preference loss (TRL's names and defaults)."""
-
-    loss_type: Annotated[
-        list[LossType],
-        Field(min_length=1, description="one or several losses (sigmoid is DPO's own), summed with loss_weights"),
-    ] = ["sigmoid"]
-    loss_weights: Annotated[list[float] | None, Field(description="one weight per loss_type; null: 1 each")] = None
-    beta: Annotated[float, Field(gt=0, description="strength of the pull towards the reference (1/nats)")] = 0.1
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=0.5, description="assumed share of flipped labels (sigmoid: cDPO; robust, exo_pair, aot)")
-    ] = 0.0
-    discopop_tau: Annotated[float, Field(gt=0, description="temperature of DiscoPOP's log-ratio modulation")] = 0.05
-    f_divergence_type: Annotated[
-        Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"],
-        Field(description="regulariser between policy and reference; reverse_kl is DPO's"),
-    ] = "reverse_kl"
-    f_alpha_divergence_coef: Annotated[float, Field(description="alpha of alpha_divergence; 1 is reverse KL")] = 0.5
-
-    @model_validator(mode="after")
-    def _one_weight_each(self) -> Self:
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} losses; give one per loss"
-            )
         return self
 
 
@@ -404,7 +361,7 @@ class RunConfig(Section):
     model: ModelSection
     lora: LoraSection = LoraSection()
     data: DataSection
-    loss: LossSection = LossSection()
+    loss: LossSettings = LossSettings()
     train: TrainSection = TrainSection()
     packing: PackingSection = PackingSection()
     verify: VerifySection = VerifySection()

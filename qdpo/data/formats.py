@@ -12,8 +12,6 @@ from qdpo.data.pieces import SCORES, BadRow, Row, Tie, check_turns
 from qdpo.data.schemas import BY_NAME, FORMATS, MADE_BY_SCORE, Format
 from qdpo.errors import ConfigError, DataError
 
-__all__ = ["BadRow", "Format", "Reading", "Tie", "check_columns", "recognise", "rename", "to_pair"]
-
 OURS = sorted({column for format in FORMATS for column in format.columns} | {"system", "input"} | set(sum(SCORES, ())))
 """The columns that qdpo looks for; what data.columns may map."""
 

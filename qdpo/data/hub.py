@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qdpo.data.readers import is_file_name
 from qdpo.errors import DataError, UnavailableError, first_line
 from qdpo.model.hub_client import use_patient_client
 from qdpo.model.source import EMBEDDED
@@ -69,8 +70,6 @@ def commit_of(name: str, revision: str | None) -> str | None:
     import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    from qdpo.data.sources import is_file_name
 
     if name == EMBEDDED or is_file_name(name) or constants.HF_HUB_OFFLINE:
         return None

@@ -10,11 +10,13 @@ from typing import Any
 from qdpo.config.schema import DataSection
 from qdpo.data.contamination import EvaluationSet, texts_of
 from qdpo.data.duplicates import NearDuplicates
-from qdpo.data.formats import BadRow, Format, Reading, Tie, keeps_ties, recognise, rename, to_pair
+from qdpo.data.formats import Reading, keeps_ties, recognise, rename, to_pair
 from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Message, Pair
+from qdpo.data.pieces import BadRow, Tie
 from qdpo.data.readers import Broken
 from qdpo.data.report import DataReport
+from qdpo.data.schemas import Format
 from qdpo.data.sources import Source
 from qdpo.data.store import Builder
 from qdpo.data.tokenise import CutAway, Tokeniser

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROLES = ("system", "user", "assistant")
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -15,12 +15,13 @@ import numpy as np
 from qdpo import console
 from qdpo.config.schema import DataSection
 from qdpo.data import cache as caching
-from qdpo.data.contamination import EvaluationSet, load_sets
+from qdpo.data import readers
+from qdpo.data.contamination import load_sets
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
 from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
-from qdpo.data.sources import Source, find_source, has_splits, read_file
+from qdpo.data.sources import Source, find_source, has_splits
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
@@ -183,7 +184,9 @@ def _read(
     held_report.measure(heldout.records)
     shared = np.isin(heldout.records["prompt_key"], train.records["prompt_key"])
     held_report.prompts["in_other_split"] = int(shared.sum())
-    report.contamination = describe_contamination(sets, train)
+    if sets:
+        rows = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
+        report.contamination = [found.as_dict(frozenset(rows), rows) for found in sets]
     return train, heldout, report, held_report
 
 
@@ -212,14 +215,16 @@ def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
         raise bad_rows(report)
     if not report.rows_read:
         raise DataError(f"{report.source} has no rows")
-    if not any(entry["pairs"] for entry in report.sources) and not report.pairs and report.left_out:
-        left = sum(entry.count for entry in report.left_out.values())
-        if left >= report.rows_read:
-            raise bad_rows(report, everything=True)
+    if sum(left.count for left in report.left_out.values()) == report.rows_read:
+        raise bad_rows(report, everything=True)
     report.boundary_example = ingest.tokeniser.merge
     report.unicode = ingest.oddities.as_dict()
     report.duplicates = {"near": ingest.near.as_dict()}
     report.prompts = {"empty": ingest.without_prompt}
+
+
+SOME_BAD = "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)"
+ALL_BAD = "no row can be used: check data.columns, data.format, data.max_length, and the file"
 
 
 def bad_rows(report: DataReport, *, everything: bool = False) -> DataError:
@@ -228,7 +233,7 @@ def bad_rows(report: DataReport, *, everything: bool = False) -> DataError:
         f"{left.count:,} of {report.rows_read:,} rows: {reason} "
         f"(first: rows {', '.join(map(str, left.first_rows))} of {report.source}"
         + (f"; {left.detail})" if left.detail else ")")
-        for reason, left in sorted(report.left_out.items(), key=lambda item: -item[1].count)
+        for reason, left in report.reasons
         if everything or not left.inherent
     ]
     shown, rest = lines[:10], len(lines) - 10
@@ -236,10 +241,6 @@ def bad_rows(report: DataReport, *, everything: bool = False) -> DataError:
     if everything:
         return DataError(f"{report.source}: no usable pair in {report.rows_read:,} rows: {message}", ALL_BAD)
     return DataError(message, SOME_BAD)
-
-
-SOME_BAD = "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)"
-ALL_BAD = "no row can be used: check data.columns, data.format, data.max_length, and the file"
 
 
 def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,21 +282,14 @@ def _weighted(order: np.ndarray, sources: np.ndarray, weights: list[float], seed
     return np.concatenate(chosen)
 
 
-def describe_contamination(sets: list[EvaluationSet], train: TokenPairs) -> list[dict]:
-    """What of each evaluation set the training pairs touch, for the report."""
-    if not sets:
-        return []
-    rows = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
-    return [found.as_dict(frozenset(rows), rows) for found in sets]
-
-
 def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Held-out plain text as ids, cut to max_length."""
     if config.text is None:
         return []
     path = ASSETS / "text_heldout.jsonl" if config.text == EMBEDDED else Path(config.text).expanduser()
     texts = []
-    for number, row in enumerate(read_file(path)):
+    readers.check(path)
+    for number, row in enumerate(readers.read(path)):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise DataError(f"row {number} of {path} has no text in a column `text`")
         texts.append([int(i) for i in tokenizer.encode(row["text"])][: config.max_length])

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qdpo.errors import DataError, InputMissingError
+from qdpo.model.source import is_local
 
 EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather"})
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -49,6 +51,11 @@ class Broken:
     detail: str
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a dataset name means something on this machine, also when it is not there."""
+    return is_local(name) or os.path.lexists(name) or bool(set(Path(name).suffixes) & EXTENSIONS)
+
+
 def check(path: Path) -> None:
     """Refuse what is no readable data file, before anything else is done.
 
@@ -73,12 +80,7 @@ def read(path: Path) -> Iterator[Any]:
     Raises:
         DataError: the file is damaged; says where.
     """
-    kind = _kind(path)
-    if kind == "parquet":
-        return _parquet(path)
-    if kind == "arrow":
-        return _arrow(path)
-    return {"json": _json, "csv": _csv, "tsv": _csv}[kind](path)
+    return {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "arrow": _arrow}[_kind(path)](path)
 
 
 def _kind(path: Path) -> str:
@@ -129,9 +131,6 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------- JSON
-
-
 class _DuplicateKey(ValueError):
     pass
 
@@ -140,7 +139,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKey(next(key for key in keys if keys.count(key) > 1))
+        raise _DuplicateKey(f"the key `{next(key for key in keys if keys.count(key) > 1)}` occurs twice")
     return found
 
 
@@ -150,18 +149,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _json(path: Path) -> Iterator[Any]:
     """One object a line, or one list of objects, whatever the extension says."""
     with _open(path) as stream:
-        first = stream.read(CHUNK)
-        start = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-        if start.startswith(b"["):
-            yield from _json_list(path, first, stream)
-        elif not start and len(first) < CHUNK:
-            return
-        else:
-            yield from _json_lines(path, first, stream)
+        start = stream.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+        stream.seek(0)
+        yield from (_json_list if start.startswith(b"[") else _json_lines)(path, stream)
 
 
-def _json_lines(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
-    for number, line in enumerate(_lines(first, stream), 1):
+def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[Any]:
+    for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
@@ -170,7 +164,7 @@ def _json_lines(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
         except UnicodeDecodeError as error:
             yield Broken("the line is not UTF-8", f"line {number}, byte {error.start}")
         except _DuplicateKey as error:
-            yield Broken(f"the key `{error}` occurs twice", f"line {number}")
+            yield Broken(str(error), f"line {number}")
         except (ValueError, RecursionError) as error:
             if number == 1 and path.suffix == ".json" and line.strip() == b"{":
                 raise DataError(
@@ -179,16 +173,9 @@ def _json_lines(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
             yield Broken("the line is not JSON", f"line {number}: {error}")
 
 
-def _lines(first: bytes, stream: IO[bytes]) -> Iterator[bytes]:
-    *lines, rest = first.split(b"\n")
-    yield from lines
-    yield rest + stream.readline()
-    yield from stream
-
-
-def _json_list(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
+def _json_list(path: Path, stream: IO[bytes]) -> Iterator[Any]:
     """The items of `[...]` one by one, holding no more than one item and one chunk in memory."""
-    text = io.TextIOWrapper(io.BufferedReader(_Joined(first, stream)), encoding="utf-8-sig")
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
     buffer, position, count = "", 0, 0
 
     def more() -> bool:
@@ -222,7 +209,7 @@ def _json_list(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
                     if end < len(buffer) or not more():
                         break
                 except _DuplicateKey as error:
-                    raise damaged(f"the key `{error}` occurs twice") from error
+                    raise damaged(str(error)) from error
                 except (ValueError, RecursionError) as error:
                     if len(buffer) - position > LARGEST_ITEM or not more():
                         raise damaged(str(error)) from error
@@ -242,25 +229,6 @@ def _json_list(path: Path, first: bytes, stream: IO[bytes]) -> Iterator[Any]:
         raise damaged("there is text that is not UTF-8") from error
 
 
-class _Joined(io.RawIOBase):
-    """Bytes that were read ahead, then the rest of the stream."""
-
-    def __init__(self, first: bytes, rest: IO[bytes]) -> None:
-        self.first, self.rest = first, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        data = self.first[: len(target)] or self.rest.read(len(target))
-        self.first = self.first[len(target) :]
-        target[: len(data)] = data
-        return len(data)
-
-
-# ----------------------------------------------------------------------------------------------------------------- CSV
-
-
 def _csv(path: Path) -> Iterator[Any]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with _open(path) as stream:
@@ -278,9 +246,6 @@ def _csv(path: Path) -> Iterator[Any]:
                     yield row
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not CSV in UTF-8: {error}", "repair or write it again") from error
-
-
-# ------------------------------------------------------------------------------------------------------- Parquet, Arrow
 
 
 def _parquet(path: Path) -> Iterator[Any]:

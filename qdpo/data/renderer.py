@@ -6,19 +6,17 @@ and the next call starts another one.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
-import struct
 import subprocess
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
+from qdpo.data.named import WAY_OUT
 from qdpo.data.pairs import Message
 from qdpo.errors import DataError
 
@@ -27,11 +25,6 @@ CHARACTERS = 1 << 20
 MEMORY = 512 << 20
 START_SECONDS = 60.0
 """For the process to start, on a machine that is busy."""
-
-
-# The protocol of qdpo/data/sandbox.py, which is not imported: nothing of it runs in this process.
-HEADER = struct.Struct(">I")
-RESULT = struct.Struct(">cI")
 
 
 class Refused(Exception):
@@ -51,7 +44,6 @@ class Renderer:
     def __init__(self, template: str, variables: Mapping[str, str], origin: str, seconds: float = SECONDS) -> None:
         self.template, self.variables, self.origin, self.seconds = template, dict(variables), origin, seconds
         self.process: subprocess.Popen[bytes] | None = None
-        self.buffer = bytearray()
 
     def render(self, jobs: Sequence[Sequence[Sequence[Message]]]) -> list[list[str | Refused]]:
         """Render prompts and completions.
@@ -72,7 +64,7 @@ class Renderer:
             if self.process is None:
                 self._start()
             self._send([[[{"role": m.role, "content": m.content} for m in part] for part in job] for job in jobs])
-            return [[self._answer() for _ in job] for job in jobs]
+            return [[self._answer(self.seconds) for _ in job] for job in jobs]
         except BaseException:
             # After anything but a complete exchange the pipes hold remains of it.
             self.close()
@@ -81,66 +73,45 @@ class Renderer:
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
-            _end(self.process)
+            _end(self.process, self.pipe)
             self.process = None
-            self.buffer.clear()
 
     def _start(self) -> None:
+        # sandbox.py is run, not imported: nothing of it happens in this process
         script = Path(__file__).with_name("sandbox.py")
-        self.process = subprocess.Popen(
-            # -P: the script's own folder is not searched for modules
-            [sys.executable, "-P", str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        weakref.finalize(self, _end, self.process)
-        self._send(
-            {
-                "template": self.template,
-                "variables": self.variables,
-                "memory": MEMORY,
-                "characters": CHARACTERS,
-            }
-        )
+        self.pipe, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                # -P: the script's own folder is not searched for modules
+                [sys.executable, "-P", str(script), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        weakref.finalize(self, _end, self.process, self.pipe)
+        self._send({"template": self.template, "variables": self.variables, "memory": MEMORY, "characters": CHARACTERS})
         self._answer(START_SECONDS)
 
     def _send(self, value: object) -> None:
-        data = json.dumps(value).encode()
-        sink = self._pipe("stdin")
         try:
-            sink.write(HEADER.pack(len(data)) + data)
-            sink.flush()
-        except BrokenPipeError as error:
+            self.pipe.send_bytes(json.dumps(value).encode())
+        except OSError as error:
             raise self._broken() from error
 
-    def _answer(self, seconds: float | None = None) -> str | Refused:
-        mark, size = RESULT.unpack(self._read(RESULT.size, seconds))
-        text = self._read(size, seconds).decode("utf-8", "surrogatepass")
-        if mark == b"!":
-            raise DataError(f"the chat template ({self.origin}) is not valid Jinja: {text}", WAY_OUT)
-        return text if mark == b"+" else Refused(text)
-
-    def _read(self, size: int, seconds: float | None) -> bytes:
-        descriptor = self._pipe("stdout").fileno()
-        while len(self.buffer) < size:
-            ready, _, _ = select.select([descriptor], [], [], seconds or self.seconds)
-            if not ready:
+    def _answer(self, seconds: float) -> str | Refused:
+        try:
+            if not self.pipe.poll(seconds):
                 raise DataError(
-                    f"the chat template ({self.origin}) takes longer than {seconds or self.seconds:g} s for one "
-                    "conversation",
-                    WAY_OUT,
+                    f"the chat template ({self.origin}) takes longer than {seconds:g} s for one conversation", WAY_OUT
                 )
-            data = os.read(descriptor, 1 << 20)
-            if not data:
-                raise self._broken()
-            self.buffer += data
-        result = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return result
-
-    def _pipe(self, name: str) -> IO[bytes]:
-        return getattr(self.process, name)
+            answer = self.pipe.recv_bytes().decode("utf-8", "surrogatepass")
+        except (EOFError, OSError) as error:
+            raise self._broken() from error
+        mark, text = answer[0], answer[1:]
+        if mark == "!":
+            raise DataError(f"the chat template ({self.origin}) is not valid Jinja: {text}", WAY_OUT)
+        return text if mark == "+" else Refused(text)
 
     def _broken(self) -> DataError:
         return DataError(
@@ -150,15 +121,9 @@ class Renderer:
         )
 
 
-WAY_OUT = "choose another with data.template: zephyr, chatml, gemma-chatml, llama-3, mistral, none, or a file"
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], pipe: Connection) -> None:
     process.kill()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):  # what was not flushed cannot be delivered
-                pipe.close()
+    pipe.close()
     process.wait()
 
 

@@ -84,6 +84,11 @@ class DataReport:
         self.left_out.setdefault(reason, LeftOut(inherent=inherent, detail=detail)).add(row)
 
     @property
+    def reasons(self) -> list[tuple[str, LeftOut]]:
+        """Why rows were left out, the most frequent reason first."""
+        return sorted(self.left_out.items(), key=lambda item: -item[1].count)
+
+    @property
     def faults(self) -> int:
         """Rows that are left out because something is wrong with them."""
         return sum(left.count for left in self.left_out.values() if not left.inherent)
@@ -140,7 +145,7 @@ class DataReport:
         ]
         lines += [
             f"  left out {left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})"
-            for reason, left in sorted(self.left_out.items(), key=lambda item: -item[1].count)
+            for reason, left in self.reasons
         ]
         cuts = [f"{count:,} {kind}" for kind, count in self.cut.items() if count and kind != "boundary"]
         if cuts:

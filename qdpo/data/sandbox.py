@@ -4,27 +4,24 @@ A template is a program that came with a model. Here it runs in Jinja's immutabl
 of qdpo, with a limit on memory; the parent kills it when one conversation takes too long. The environment is the one
 of transformers' `apply_chat_template`, so that both give the same text.
 
-Messages in: 4 bytes of length, then JSON. The first is {template, variables, memory, characters}; the others are lists
-of jobs [prompt, completion, ...]. For each job it answers with the texts of the prompt and of prompt + each completion:
-1 byte (`+` text, `-` error, `!` the template itself is at fault), 4 bytes of length, UTF-8.
+It talks over the connection whose file descriptor is its argument. Messages in are JSON: first {template, variables,
+memory, characters}, then lists of jobs [prompt, completion, ...]. For each job it answers with the texts of the prompt
+and of prompt + each completion, one message each: 1 byte (`+` text, `-` error, `!` the template itself is at fault),
+then UTF-8.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import struct
 import sys
 from datetime import datetime
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from typing import Any
 
 import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-HEADER = struct.Struct(">I")
-RESULT = struct.Struct(">cI")
-SURROGATES = "surrogatepass"
 
 
 class Generation(jinja2.ext.Extension):
@@ -84,49 +81,36 @@ def render(template: jinja2.Template, messages: list[Any], start: bool, variable
     return "".join(parts)
 
 
-def _receive(stream: BinaryIO) -> Any:
-    head = stream.read(HEADER.size)
-    if len(head) < HEADER.size:
-        sys.exit(0)
-    return json.loads(stream.read(HEADER.unpack(head)[0]))
-
-
-def _send(stream: BinaryIO, mark: bytes, text: str) -> None:
-    data = text.encode("utf-8", SURROGATES)
-    stream.write(RESULT.pack(mark, len(data)) + data)
-
-
 def main() -> None:
     """Serve until the parent goes away."""
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    setup = _receive(source)
+    pipe = Connection(int(sys.argv[1]))
+
+    def send(mark: str, text: str) -> None:
+        pipe.send_bytes(f"{mark}{text}".encode("utf-8", "surrogatepass"))
+
+    setup = json.loads(pipe.recv_bytes())
     limit_memory(setup["memory"])
     limit, variables = setup["characters"], setup["variables"]
     try:
         template = environment().from_string(setup["template"])
     except jinja2.TemplateSyntaxError as error:
-        _send(sink, b"!", f"line {error.lineno}: {error.message}")
-        sink.flush()
-        return
+        return send("!", f"line {error.lineno}: {error.message}")
     except Exception as error:
-        _send(sink, b"!", f"{type(error).__name__}: {error}")
-        sink.flush()
-        return
-    _send(sink, b"+", "")
-    sink.flush()
+        return send("!", f"{type(error).__name__}: {error}")
+    send("+", "")
     while True:
-        for prompt, *completions in _receive(source):
+        for prompt, *completions in json.loads(pipe.recv_bytes()):
             for messages, start in [(prompt, True), *((prompt + said, False) for said in completions)]:
                 try:
-                    _send(sink, b"+", render(template, messages, start, variables, limit))
+                    send("+", render(template, messages, start, variables, limit))
                 except TooLong:
-                    _send(sink, b"-", f"its text is longer than {limit:,} characters")
+                    send("-", f"its text is longer than {limit:,} characters")
                 except MemoryError:
-                    _send(sink, b"-", "it needs more memory than a template may have")
+                    send("-", "it needs more memory than a template may have")
                 except Exception as error:
-                    _send(sink, b"-", " ".join(str(error).split())[:300] or type(error).__name__)
-                sink.flush()
+                    send("-", " ".join(str(error).split())[:300] or type(error).__name__)
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(EOFError, OSError):  # the parent has gone away
+        main()

@@ -14,7 +14,6 @@ from qdpo.data.pairs import Message
 from qdpo.data.pieces import (
     BadRow,
     Row,
-    Tie,
     answer,
     message_of,
     messages_of,
@@ -36,29 +35,26 @@ class Format:
 
     Attributes:
         name: the value of data.format.
-        columns: what it is known by.
-        known_by: says why a row has this shape, or None if it has not.
+        columns: the columns that it needs.
         read: turns a row into its parts.
+        described: how the columns are named in the reason, where not by their names alone.
+        known: decides in place of the columns; returns why a row has this shape, or None if it has not.
     """
 
     name: str
     columns: tuple[str, ...]
-    known_by: Callable[[Row], str | None]
     read: Callable[[Row, Draw], Parts]
+    described: str | Callable[[Row], str] = ""
+    known: Callable[[Row], str | None] | None = None
 
-
-def _is(row: Row, kind: type, *columns: str) -> bool:
-    return all(isinstance(row.get(column), kind) for column in columns)
-
-
-# ------------------------------------------------------------------------------- prompt, chosen, rejected (the usual)
-
-
-def _pairs_known(row: Row) -> str | None:
-    if {"prompt", "chosen", "rejected"} <= row.keys():
-        kind = "message lists" if isinstance(row["chosen"], list) else "text"
-        return f"columns prompt, chosen, rejected ({kind})"
-    return None
+    def known_by(self, row: Row) -> str | None:
+        """Why a row has this shape, or None if it has not."""
+        if self.known is not None:
+            return self.known(row)
+        if not row.keys() >= set(self.columns):
+            return None
+        said = self.described(row) if callable(self.described) else self.described
+        return f"columns {said or ', '.join(self.columns)}"
 
 
 def _read_pairs(row: Row, draw: Draw) -> Parts:
@@ -93,13 +89,11 @@ def _side(row: Row, column: str) -> list[Message]:
     return answer(text_of(row, column))
 
 
-# --------------------------------------------------------------------------- chosen, rejected: the prompt is in both
-
-
 def _implicit_known(row: Row) -> str | None:
     if {"chosen_messages", "rejected_messages"} <= row.keys():
         return "columns chosen_messages, rejected_messages with whole conversations"
-    if "prompt" not in row and "conversations" not in row and _is(row, list, "chosen", "rejected"):
+    whole = all(isinstance(row.get(side), list) for side in ("chosen", "rejected"))
+    if whole and "prompt" not in row and "conversations" not in row:
         return "columns chosen, rejected with whole conversations and no prompt"
     return None
 
@@ -144,50 +138,27 @@ def _read_transcripts(row: Row, draw: Draw) -> Parts:
     return (*split_conversations(_transcript(row, "chosen"), _transcript(row, "rejected")), scores_of(row))
 
 
-# -------------------------------------------------------------------------------------- a question under another name
-
-
-def _orca_known(row: Row) -> str | None:
-    return "columns question, chosen, rejected" if {"question", "chosen", "rejected"} <= row.keys() else None
+def _asked(row: Row, question: str) -> list[Message]:
+    return [*system_of(row), Message("user", question)]
 
 
 def _read_orca(row: Row, draw: Draw) -> Parts:
-    prompt = [*system_of(row), Message("user", text_of(row, "question"))]
     # Llama's answers, the rejected ones, begin with a space that would give them away.
     chosen, rejected = (answer(text_of(row, side).strip()) for side in ("chosen", "rejected"))
-    return prompt, chosen, rejected, scores_of(row)
-
-
-def _binarized_known(row: Row) -> str | None:
-    if {"instruction", "chosen_response", "rejected_response"} <= row.keys():
-        return "columns instruction, chosen_response, rejected_response"
-    return None
+    return _asked(row, text_of(row, "question")), chosen, rejected, scores_of(row)
 
 
 def _read_binarized(row: Row, draw: Draw) -> Parts:
-    prompt = [*system_of(row), Message("user", text_of(row, "instruction"))]
+    prompt = _asked(row, text_of(row, "instruction"))
     chosen, rejected = (answer(text_of(row, f"{side}_response")) for side in ("chosen", "rejected"))
     return prompt, chosen, rejected, scores_of(row)
-
-
-def _alpaca_known(row: Row) -> str | None:
-    if {"instruction", "chosen", "rejected"} <= row.keys():
-        return "columns instruction, chosen, rejected" + (", input" if "input" in row else "")
-    return None
 
 
 def _read_alpaca(row: Row, draw: Draw) -> Parts:
     question = text_of(row, "instruction")
     if row.get("input"):
         question = f"{question}\n{text_of(row, 'input')}"
-    prompt = [*system_of(row), Message("user", question)]
-    return prompt, _side(row, "chosen"), _side(row, "rejected"), scores_of(row)
-
-
-def _llama_factory_known(row: Row) -> str | None:
-    if {"conversations", "chosen", "rejected"} <= row.keys():
-        return "columns conversations, chosen, rejected with {from, value}"
-    return None
+    return _asked(row, question), _side(row, "chosen"), _side(row, "rejected"), scores_of(row)
 
 
 def _read_llama_factory(row: Row, draw: Draw) -> Parts:
@@ -195,15 +166,6 @@ def _read_llama_factory(row: Row, draw: Draw) -> Parts:
     if prompt[0].role != "system":
         prompt = system_of(row) + prompt
     return prompt, _side(row, "chosen"), _side(row, "rejected"), scores_of(row)
-
-
-# --------------------------------------------------------------------------------------------- pairs that are made here
-
-
-def _winogrande_known(row: Row) -> str | None:
-    if {"sentence", "option1", "option2", "answer"} <= row.keys():
-        return "columns sentence (with `_`), option1, option2, answer"
-    return None
 
 
 def _read_winogrande(row: Row, draw: Draw) -> Parts:
@@ -220,10 +182,6 @@ def _read_winogrande(row: Row, draw: Draw) -> Parts:
         completions.reverse()
     prompt = [Message("user", before.strip())] if before.strip() else []
     return prompt, completions[0], completions[1], None
-
-
-def _ultrafeedback_known(row: Row) -> str | None:
-    return "columns instruction, completions (scored answers)" if {"instruction", "completions"} <= row.keys() else None
 
 
 def _read_ultrafeedback(row: Row, draw: Draw) -> Parts:
@@ -250,34 +208,46 @@ def _overall(item: Row) -> float | None:
     return score if score is not None else number(item.get("fine-grained_score"))
 
 
-def _minimal_known(row: Row) -> str | None:
-    return "columns sentence_good, sentence_bad" if {"sentence_good", "sentence_bad"} <= row.keys() else None
-
-
 def _read_minimal(row: Row, draw: Draw) -> Parts:
     return [], answer(text_of(row, "sentence_good")), answer(text_of(row, "sentence_bad")), None
 
 
+def _describe_pairs(row: Row) -> str:
+    return f"prompt, chosen, rejected ({'message lists' if isinstance(row['chosen'], list) else 'text'})"
+
+
+def _describe_alpaca(row: Row) -> str:
+    return "instruction, chosen, rejected" + (", input" if "input" in row else "")
+
+
 FORMATS = (
-    Format("llama_factory", ("conversations", "chosen", "rejected"), _llama_factory_known, _read_llama_factory),
-    Format("pairs", ("prompt", "chosen", "rejected"), _pairs_known, _read_pairs),
-    Format("orca", ("question", "chosen", "rejected"), _orca_known, _read_orca),
-    Format("winogrande", ("sentence", "option1", "option2", "answer"), _winogrande_known, _read_winogrande),
-    Format("ultrafeedback", ("instruction", "completions"), _ultrafeedback_known, _read_ultrafeedback),
     Format(
-        "ultrafeedback_binarized",
-        ("instruction", "chosen_response", "rejected_response"),
-        _binarized_known,
-        _read_binarized,
+        "llama_factory",
+        ("conversations", "chosen", "rejected"),
+        _read_llama_factory,
+        "conversations, chosen, rejected with {from, value}",
     ),
-    Format("alpaca", ("instruction", "chosen", "rejected"), _alpaca_known, _read_alpaca),
-    Format("implicit_prompt", ("chosen", "rejected"), _implicit_known, _read_implicit),
-    Format("transcripts", ("chosen", "rejected"), _transcripts_known, _read_transcripts),
-    Format("minimal_pairs", ("sentence_good", "sentence_bad"), _minimal_known, _read_minimal),
+    Format("pairs", ("prompt", "chosen", "rejected"), _read_pairs, _describe_pairs),
+    Format("orca", ("question", "chosen", "rejected"), _read_orca),
+    Format(
+        "winogrande",
+        ("sentence", "option1", "option2", "answer"),
+        _read_winogrande,
+        "sentence (with `_`), option1, option2, answer",
+    ),
+    Format(
+        "ultrafeedback",
+        ("instruction", "completions"),
+        _read_ultrafeedback,
+        "instruction, completions (scored answers)",
+    ),
+    Format("ultrafeedback_binarized", ("instruction", "chosen_response", "rejected_response"), _read_binarized),
+    Format("alpaca", ("instruction", "chosen", "rejected"), _read_alpaca, _describe_alpaca),
+    Format("implicit_prompt", ("chosen", "rejected"), _read_implicit, known=_implicit_known),
+    Format("transcripts", ("chosen", "rejected"), _read_transcripts, known=_transcripts_known),
+    Format("minimal_pairs", ("sentence_good", "sentence_bad"), _read_minimal),
 )
 BY_NAME = {format.name: format for format in FORMATS}
 
 MADE_BY_SCORE = frozenset({"ultrafeedback"})
 """Formats whose chosen and rejected are decided here, by score."""
-
-__all__ = ["BY_NAME", "FORMATS", "MADE_BY_SCORE", "BadRow", "Draw", "Format", "Parts", "Tie"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdpo.data import folders, readers
-from qdpo.errors import InputMissingError
+from qdpo.data import hub, readers
+from qdpo.data.readers import EXTENSIONS, is_file_name
+from qdpo.errors import DataError, InputMissingError
 from qdpo.files import digest_of, sha256_file
-from qdpo.model.source import ASSETS, EMBEDDED, is_local
+from qdpo.model.source import ASSETS, EMBEDDED
 
 EMBEDDED_SPLITS = {"train": "train.jsonl", "heldout": "heldout.jsonl"}
 
@@ -29,11 +30,6 @@ class Source:
     label: str
     identity: Callable[[], str]
     rows: Callable[[], Iterator[Any]]
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a dataset name means something on this machine, also when it is not there."""
-    return is_local(name) or os.path.lexists(name) or bool(set(Path(name).suffixes) & readers.EXTENSIONS)
 
 
 def has_splits(name: str) -> bool:
@@ -55,19 +51,16 @@ def find_source(name: str, *, split: str = "train", config: str | None = None, r
         DataError: the file is of no known kind.
         UnavailableError: the hub cannot be reached or does not have it.
     """
+    label = f"{name} [{split}]"
     if name == EMBEDDED:
         if split not in EMBEDDED_SPLITS:
             raise InputMissingError(f"the embedded pairs have no split {split!r}", "choose train or heldout")
-        return _files([ASSETS / "pairs" / EMBEDDED_SPLITS[split]], f"{name} [{split}]")
+        return _files([ASSETS / "pairs" / EMBEDDED_SPLITS[split]], label)
     if is_file_name(name):
         path = Path(name).expanduser()
-        if path.is_dir():
-            return _files(folders.files_of(path, split), f"{name} [{split}]")
-        return _files([path], name)
-    from qdpo.data.hub import load
-
-    dataset = load(name, split, config, revision)
-    return Source(f"{name} [{split}]", lambda: f"hub {name} {split} {dataset._fingerprint}", lambda: iter(dataset))
+        return _files(_files_of(path, split), label) if path.is_dir() else _files([path], name)
+    dataset = hub.load(name, split, config, revision)
+    return Source(label, lambda: f"hub {name} {split} {dataset._fingerprint}", lambda: iter(dataset))
 
 
 def _files(paths: list[Path], label: str) -> Source:
@@ -81,17 +74,44 @@ def _files(paths: list[Path], label: str) -> Source:
     return Source(label, lambda: digest_of([sha256_file(path) for path in paths]), rows)
 
 
-def read_rows(name: str, *, split: str = "train", config: str | None = None, revision: str | None = None) -> Any:
-    """The rows of a dataset, in order; see `find_source`."""
-    return find_source(name, split=split, config=config, revision=revision).rows()
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The files of one split of a folder, in order.
 
-
-def read_file(path: Path) -> Iterator[Any]:
-    """The rows of a local file.
+    Understood are `Dataset.save_to_disk` (one split), `DatasetDict.save_to_disk` (a folder per split), and files whose
+    names begin with the split's (`train.jsonl`, `train-00000-of-00002.parquet`).
 
     Raises:
-        InputMissingError: it is not there or cannot be read.
-        DataError: it is of no known kind, or damaged.
+        InputMissingError: the folder has no such split.
+        DataError: it holds no data that qdpo reads.
     """
-    readers.check(path)
-    return readers.read(path)
+    if (folder / "dataset_dict.json").is_file():
+        names = _read_json(folder / "dataset_dict.json").get("splits", [])
+        if split not in names:
+            raise InputMissingError(f"{folder} has no split {split!r}", f"its splits are {', '.join(names) or 'none'}")
+        folder = folder / split
+    if (folder / "state.json").is_file():
+        listed = [folder / entry["filename"] for entry in _read_json(folder / "state.json").get("_data_files", [])]
+        if not listed:
+            raise DataError(f"{folder}: state.json names no data files")
+        return listed
+    data = sorted(path for path in folder.iterdir() if path.is_file() and set(path.suffixes) & EXTENSIONS)
+    if not data:
+        raise DataError(f"{folder} is a folder without data files", f"give one file: {', '.join(sorted(EXTENSIONS))}")
+    named = [path for path in data if path.name.split(".")[0].split("-")[0] == split]
+    if not named:
+        present = ", ".join(path.name for path in data[:5])
+        raise InputMissingError(
+            f"the folder {folder} has no file named after the split {split!r}",
+            f"it has {present}: give one of these files, or set data.split",
+        )
+    return named
+
+
+def _read_json(path: Path) -> dict[str, list]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} does not look like what `datasets` writes")
+    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 import array
 import math
 import os
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, overload
@@ -35,12 +34,9 @@ RECORD = np.dtype(
 )
 """Of one pair: number of its row, where its ids start (counted in ids), how many of each part, number of its source,
 what was cut (bits, see `CUTS`), hashes of the prompt and of the prompt with each answer, scores or NaN."""
-PACKED = struct.Struct("<qqiiihBQQQdd")
 CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8}
 ITEM = 4
 """Bytes of one id."""
-
-assert PACKED.size == RECORD.itemsize
 
 
 class TokenPairs(Sequence[TokenPair]):
@@ -117,21 +113,14 @@ class Builder:
         self.file.write(array.array("i", pair.prompt + pair.chosen + pair.rejected).tobytes())
         lengths = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         flags = sum(CUTS[kind] for kind in cuts)
-        self.packed += PACKED.pack(pair.row, self.start, *lengths, source, flags, *keys, *(scores or (math.nan,) * 2))
+        record = (pair.row, self.start, *lengths, source, flags, *keys, *(scores or (math.nan,) * 2))
+        self.packed += np.array(record, RECORD).tobytes()
         self.start += sum(lengths)
 
     def __len__(self) -> int:
-        return len(self.packed) // PACKED.size
+        return len(self.packed) // RECORD.itemsize
 
     def finish(self) -> TokenPairs:
         """All pairs, in the order in which they came."""
         self.file.flush()
         return TokenPairs(self.file, np.frombuffer(bytes(self.packed), RECORD))
-
-
-def from_pairs(pairs: Iterable[TokenPair]) -> TokenPairs:
-    """Pairs that are in memory, as a sequence on disk."""
-    builder = Builder()
-    for pair in pairs:
-        builder.add(pair)
-    return builder.finish()

@@ -1,4 +1,4 @@
-"""From a conversation to text: the chat template, and what ends a turn in it."""
+"""From a conversation to text: the chat template and what ends a turn in it, both tried out before any data is read."""
 
 from __future__ import annotations
 
@@ -7,56 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdpo import console
+from qdpo.data.named import NAMED, NAMES, WAY_OUT
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow
-from qdpo.data.renderer import CHARACTERS, Refused, Renderer, renderer
+from qdpo.data.renderer import CHARACTERS, Refused, renderer
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The handbook's and RECIPES' formats, and the two most common others, for tokenizers that bring no template or the
-# wrong one.
-NAMED = {
-    "zephyr": (
-        "{% for message in messages %}"
-        "<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-    "chatml": (
-        "{% for message in messages %}"
-        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "gemma-chatml": (
-        "{{ bos_token }}{% for message in messages %}"
-        "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% if message['role'] == 'assistant' and loop.last %}{{ eos_token }}{% endif %}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    # Meta's Llama 3 Instruct
-    "llama-3": (
-        "{{ bos_token }}{% for message in messages %}"
-        "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-    # Mistral 7B Instruct v0.1 and v0.2; a system message is put before the first question
-    "mistral": (
-        "{{ bos_token }}{% for message in messages %}"
-        "{% if message['role'] == 'system' %}{% continue %}{% endif %}"
-        "{% if message['role'] == 'user' %}"
-        "[INST] {% if loop.previtem is defined and loop.previtem['role'] == 'system' and loop.previtem['content'] %}"
-        "{{ loop.previtem['content'] | trim }}\n\n{% endif %}{{ message['content'] | trim }} [/INST]"
-        "{% else %} {{ message['content'] | trim }}{{ eos_token }}{% endif %}"
-        "{% endfor %}"
-    ),
-}
-NAMES = ", ".join(NAMED)
+SENTENCE = "The quick brown fox isn't lazy."
+ANSWERS = ("Zebra", "Mango")
+QUESTION = "Kiwi"
+OTHER = "set data.template to another one, or fix this one"
 
 
 @dataclass(frozen=True)
@@ -118,10 +83,7 @@ class Template:
         (texts,) = self._render(tokenizer, [job])
         for text in texts:
             if isinstance(text, Refused):
-                raise DataError(
-                    f"the chat template ({self.origin}) cannot render this conversation: {text}",
-                    f"choose another with data.template: {NAMES}, none, or a file",
-                )
+                raise DataError(f"the chat template ({self.origin}) cannot render this conversation: {text}", WAY_OUT)
         return [str(text) for text in texts]
 
     def _render(
@@ -129,12 +91,8 @@ class Template:
     ) -> list[list[str | Refused]]:
         if self.source is None:
             return [_plain(job, str(tokenizer.eos_token)) for job in jobs]
-        return self._renderer(tokenizer).render(jobs)
-
-    def _renderer(self, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-        assert self.source is not None
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-        return renderer(self.source, tuple(sorted(special.items())), self.origin)
+        return renderer(self.source, tuple(sorted(special.items())), self.origin).render(jobs)
 
 
 def _plain(job: Sequence[Sequence[Message]], eos: str) -> list[str | Refused]:
@@ -162,10 +120,8 @@ def load_template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> Template:
 
     Raises:
         ConfigError: no such template, or `auto` and the tokenizer has none.
-        DataError: the template or the tokenizer is faulty, see `qdpo.data.probe`.
+        DataError: the template or the tokenizer is faulty, see `probe_tokenizer` and `probe`.
     """
-    from qdpo.data.probe import probe, probe_tokenizer
-
     probe_tokenizer(tokenizer)
     if wanted == "none":
         if tokenizer.eos_token_id is None:
@@ -174,6 +130,15 @@ def load_template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> Template:
             )
         return Template(None, "plain text", frozenset({int(tokenizer.eos_token_id)}))
     return probe(*_find(wanted, tokenizer), tokenizer)
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """A tokenizer's own template as it is, not tried out: it renders, and what ends a turn is not known.
+
+    Raises:
+        ConfigError: the tokenizer has none.
+    """
+    return Template(*_find("auto", tokenizer), frozenset())
 
 
 def _find(wanted: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -198,3 +163,110 @@ def _find(wanted: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.template: {path} cannot be read: {error}", "give a text file in UTF-8") from error
     return text, str(path)
+
+
+def probe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that loses text.
+
+    Raises:
+        DataError: it cannot encode, gives nothing, gives mostly the unknown token, or ids beyond its vocabulary.
+    """
+    way_out = "set model.tokenizer to the one that the base was trained with"
+    try:
+        ids = [int(i) for i in tokenizer.encode(SENTENCE, add_special_tokens=False)]
+        back = str(tokenizer.decode(ids))
+    except Exception as error:
+        raise DataError(
+            f"the tokenizer cannot encode text: {str(error)[:200] or type(error).__name__}", way_out
+        ) from error
+    if not ids:
+        raise DataError("the tokenizer gives no tokens for text", way_out)
+    unknown = sum(i == tokenizer.unk_token_id for i in ids)
+    if tokenizer.unk_token_id is not None and unknown * 2 > len(ids):
+        raise DataError(f"the tokenizer does not know {unknown} of {len(ids)} tokens of plain English", way_out)
+    if max(ids) >= len(tokenizer):
+        raise DataError(f"the tokenizer gives the id {max(ids)}, its vocabulary ends at {len(tokenizer) - 1}", way_out)
+    for name in ("bos", "eos"):
+        found = getattr(tokenizer, f"{name}_token_id")
+        if found is not None and not 0 <= found < len(tokenizer):
+            raise DataError(f"the tokenizer's {name.upper()} has the id {found}, outside its vocabulary", way_out)
+    if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in tokenizer.encode(SENTENCE)[1:]:
+        raise DataError("the tokenizer writes its BOS after the beginning of a text", way_out)
+    wanted = {c for c in SENTENCE.lower() if c.isalnum()}
+    if len(wanted - set(back.lower())) * 4 > len(wanted):
+        raise DataError(f"the tokenizer loses text: {SENTENCE!r} comes back as {back[:60]!r}", way_out)
+
+
+def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Try a template and find what ends a turn in it.
+
+    Raises:
+        DataError: it cannot render, leaves out what was said, writes more than one BOS, or never ends a turn.
+    """
+    if len(source) > CHARACTERS:
+        raise DataError(f"the chat template ({origin}) has {len(source):,} characters, more than {CHARACTERS:,}", OTHER)
+    if not source.strip():
+        raise DataError(f"the chat template ({origin}) is empty", OTHER)
+    template = Template(source, origin, frozenset())
+    question = [Message("user", QUESTION)]
+    prompt = template.prompt(tokenizer, question)
+    texts = [template.conversation(tokenizer, question, [Message("assistant", said)]) for said in ANSWERS]
+    _check_texts(prompt, texts, origin)
+    tails = [text[text.rindex(said) + len(said) :] for said, text in zip(ANSWERS, texts, strict=True)]
+    if tails[0] != tails[1] or not tails[0].strip():
+        raise DataError(
+            f"the chat template ({origin}) writes nothing after an answer: the model would never learn to stop",
+            f"{OTHER}: an answer must be followed by {{{{ eos_token }}}} or another end of turn",
+        )
+    _check_bos(texts[0], origin, tokenizer)
+    special = {int(i) for i in tokenizer.all_special_ids}
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tail = [int(i) for i in tokenizer.encode(tails[0], add_special_tokens=False)]
+    end = next((i for i in tail if i in special), None)
+    if end is None:
+        console.warn(
+            f"the chat template ({origin}) ends a turn with {tails[0].strip()!r}, which is no special token of this "
+            f"tokenizer: it is learned as {len(tail)} ordinary tokens"
+        )
+    return Template(
+        source, origin, frozenset() if end is None else frozenset({end}), _takes_system(template, tokenizer)
+    )
+
+
+def _check_texts(prompt: str, texts: list[str], origin: str) -> None:
+    if QUESTION not in prompt or any(QUESTION not in text for text in texts):
+        raise DataError(f"the chat template ({origin}) leaves out the user's message", OTHER)
+    for said, text in zip(ANSWERS, texts, strict=True):
+        if said not in text:
+            raise DataError(f"the chat template ({origin}) leaves out the assistant's answer", OTHER)
+    shared = len(prompt)
+    while not all(text.startswith(prompt[:shared]) for text in texts):
+        shared -= 1
+    if shared < prompt.rindex(QUESTION) + len(QUESTION):
+        raise DataError(
+            f"the chat template ({origin}) changes the prompt when an answer follows: prompts would not be shared",
+            OTHER,
+        )
+
+
+def _check_bos(text: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    bos = tokenizer.bos_token_id
+    if bos is None or bos == tokenizer.eos_token_id:
+        return
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if ids.count(bos) > 1:
+        raise DataError(f"the chat template ({origin}) writes {ids.count(bos)} BOS tokens into one conversation", OTHER)
+    if bos in ids[1:]:
+        before = text[: text.find(str(tokenizer.bos_token))]
+        raise DataError(
+            f"the chat template ({origin}) writes its BOS after other text ({before!r})",
+            f"{OTHER}: a template that is laid out for reading may need its line breaks and indentation removed",
+        )
+
+
+def _takes_system(template: Template, tokenizer: PreTrainedTokenizerBase) -> bool:
+    try:
+        text = template.prompt(tokenizer, [Message("system", "Papaya"), Message("user", QUESTION)])
+    except DataError:
+        return False
+    return "Papaya" in text

@@ -19,7 +19,7 @@ def table(title: str, report: DataReport) -> Table:
         view.add_row("mixed with", f"{entry['source']}: {entry['pairs']:,} pairs, weight {entry['weight']:g}")
     view.add_row("rows read", f"{report.rows_read:,}")
     view.add_row("pairs used", f"{report.pairs:,}")
-    for reason, left in sorted(report.left_out.items(), key=lambda item: -item[1].count):
+    for reason, left in report.reasons:
         view.add_row("left out", f"{left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})")
     for part in PARTS:
         if part in report.tokens:

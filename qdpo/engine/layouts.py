@@ -18,6 +18,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.engine.layout import Pack, build_pack, packed_tokens
 from qdpo.engine.logps import PackScores, head_of, hidden_of, score_tokens, sum_per_sequence
 from qdpo.engine.masks import masks_for
+from qdpo.engine.sizes import first_fit
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,7 @@ def scores_of(model: nn.Module, found: Predicting, count: int) -> PackScores:
 
 
 def cut_packed(pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
-    """Group pairs so that no group exceeds the budget, except a single pair that does so alone: first-fit decreasing
-    (Johnson 1973).
+    """Group pairs so that no group exceeds the budget, except a single pair that does so alone, see `first_fit`.
 
     Args:
         pairs: what to group.
@@ -190,19 +190,7 @@ def cut_packed(pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
     Returns:
         Groups of positions in `pairs`, the group with the longest pair first.
     """
-    sizes = [packed_tokens(pair) for pair in pairs]
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(pairs)), key=lambda i: (-sizes[i], i)):
-        for group, free in enumerate(room):
-            if sizes[i] <= free:
-                groups[group].append(i)
-                room[group] -= sizes[i]
-                break
-        else:
-            groups.append([i])
-            room.append(budget - sizes[i])
-    return groups
+    return first_fit([packed_tokens(pair) for pair in pairs], budget)
 
 
 def longest(pair: TokenPair) -> int:

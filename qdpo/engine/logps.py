@@ -20,13 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qdpo.engine.layout import Pack
+from qdpo.engine.sizes import CHUNK_ROWS, TILE
 from qdpo.errors import TrainingError
-
-CHUNK_ROWS = 256
-"""Rows scored at once."""
-
-TILE = {"cpu": 2**18, "cuda": 2**23}
-"""Logits that exist at once. 1 MB of fp32 stays near a CPU; a GPU takes 256 rows of 32,768 in one product."""
 
 WIDENED_ROWS = 1024
 """Rows of a half-precision head that are widened at once where the device has no product with fp32 results."""

@@ -23,6 +23,7 @@ from qdpo.engine.layout import build_pack
 from qdpo.engine.layouts import Layout, Masked, Packed, Separate, hidden_of_padded
 from qdpo.engine.logps import hidden_of
 from qdpo.engine.refusal import refusal
+from qdpo.engine.sizes import PROBED
 from qdpo.errors import first_line
 
 MARGIN = 4.0
@@ -84,7 +85,7 @@ def probe_pairs(vocabulary: int) -> list[TokenPair]:
     def words(length: int) -> list[int]:
         return [rng.randrange(min(4, vocabulary - 2), vocabulary) for _ in range(length)]
 
-    pairs = [TokenPair(0, words(25), words(9), words(14)), TokenPair(1, words(8), words(17), words(5))]
+    pairs = [TokenPair(row, *map(words, lengths)) for row, lengths in enumerate(PROBED)]
     # nothing in common at the beginning, so that both answers are segments of their own
     return [TokenPair(p.row, p.prompt, p.chosen, [(p.chosen[0] + 1) % vocabulary, *p.rejected[1:]]) for p in pairs]
 

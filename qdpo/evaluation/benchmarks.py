@@ -15,55 +15,36 @@ class Benchmark:
         task: lm-eval's name.
         title: what people call it.
         shots: few-shot examples.
-        metric: lm-eval's name of the metric that counts.
-        filter: lm-eval's name of the filter that the metric is taken after.
         dataset: hub name, configuration and split of its data.
-        index_metric: type and name of the metric in a model-index.
+        metric: lm-eval's name of the metric that counts.
+        index_metric: type and name of that metric in a model-index.
+        filter: lm-eval's name of the filter that the metric is taken after.
     """
 
     task: str
     title: str
     shots: int
-    metric: str
-    filter: str
     dataset: tuple[str, str | None, str]
+    metric: str
     index_metric: tuple[str, str]
+    filter: str = "none"
 
+
+_ACCURACY, _NORMALIZED = ("acc", "accuracy"), ("acc_norm", "normalized accuracy")
 
 # The six tasks of the first Open LLM Leaderboard, which Garrulus' author submitted to and zephyr-7b-gemma's card
 # reports: titles, shots, datasets and metrics as in that card's model-index. The leaderboard ran an lm-eval of 2023;
 # today's counts GSM8K by the answer after `####` (strict-match), as that one did.
+_ARC = ("ai2_arc", "ARC-Challenge", "test")
+_TRUTHFUL = ("truthful_qa", "multiple_choice", "validation")
+_WINOGRANDE = ("winogrande", "winogrande_xl", "validation")
 _OPEN_LLM_V1 = (
-    Benchmark(
-        *("arc_challenge", "AI2 Reasoning Challenge (25-Shot)", 25, "acc_norm", "none"),
-        dataset=("ai2_arc", "ARC-Challenge", "test"),
-        index_metric=("acc_norm", "normalized accuracy"),
-    ),
-    Benchmark(
-        *("hellaswag", "HellaSwag (10-Shot)", 10, "acc_norm", "none"),
-        dataset=("hellaswag", None, "validation"),
-        index_metric=("acc_norm", "normalized accuracy"),
-    ),
-    Benchmark(
-        *("mmlu", "MMLU (5-Shot)", 5, "acc", "none"),
-        dataset=("cais/mmlu", "all", "test"),
-        index_metric=("acc", "accuracy"),
-    ),
-    Benchmark(
-        *("truthfulqa_mc2", "TruthfulQA (0-shot)", 0, "acc", "none"),
-        dataset=("truthful_qa", "multiple_choice", "validation"),
-        index_metric=("mc2", "mc2"),
-    ),
-    Benchmark(
-        *("winogrande", "Winogrande (5-shot)", 5, "acc", "none"),
-        dataset=("winogrande", "winogrande_xl", "validation"),
-        index_metric=("acc", "accuracy"),
-    ),
-    Benchmark(
-        *("gsm8k", "GSM8k (5-shot)", 5, "exact_match", "strict-match"),
-        dataset=("gsm8k", "main", "test"),
-        index_metric=("acc", "accuracy"),
-    ),
+    Benchmark("arc_challenge", "AI2 Reasoning Challenge (25-Shot)", 25, _ARC, "acc_norm", _NORMALIZED),
+    Benchmark("hellaswag", "HellaSwag (10-Shot)", 10, ("hellaswag", None, "validation"), "acc_norm", _NORMALIZED),
+    Benchmark("mmlu", "MMLU (5-Shot)", 5, ("cais/mmlu", "all", "test"), "acc", _ACCURACY),
+    Benchmark("truthfulqa_mc2", "TruthfulQA (0-shot)", 0, _TRUTHFUL, "acc", ("mc2", "mc2")),
+    Benchmark("winogrande", "Winogrande (5-shot)", 5, _WINOGRANDE, "acc", _ACCURACY),
+    Benchmark("gsm8k", "GSM8k (5-shot)", 5, ("gsm8k", "main", "test"), "exact_match", _ACCURACY, "strict-match"),
 )
 
 PRESETS = {"open-llm-v1": _OPEN_LLM_V1}
@@ -80,7 +61,7 @@ def preset(name: str) -> tuple[Benchmark, ...]:
     return PRESETS[name]
 
 
-def known(task: str, shots: int) -> Benchmark | None:
+def known(task: str, shots: int | None) -> Benchmark | None:
     """The benchmark that a task with that many shots is, where a preset has it."""
     found = (entry for entries in PRESETS.values() for entry in entries)
     return next((entry for entry in found if (entry.task, entry.shots) == (task, shots)), None)

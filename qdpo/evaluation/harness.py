@@ -101,32 +101,21 @@ class Harness:
 
             self.manager = TaskManager(include_path=str(settings.include) if settings.include else None)
         self.groups, self.settings = groups, settings
-        self._check_names([name for names in groups.values() for name in names])
-        for names in groups.values():
-            self._load(names)
-
-    def _check_names(self, names: Sequence[str]) -> None:
         known = self.manager.all_tasks
-        for name in names:
+        for name in (name for names in groups.values() for name in names):
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=3)
                 hint = f"did you mean {', '.join(close)}? " if close else ""
                 raise UsageError(
                     f"lm-evaluation-harness has no task {name!r}", f"{hint}`lm_eval ls tasks` lists all of them"
                 )
-
-    def _load(self, names: list[str]) -> None:
-        """Bring the data, so that what is missing is said before a model is loaded."""
-        with _quiet(), _explained(names):
-            self.manager.load(names)
+        # bring the data, so that what is missing is said before a model is loaded
+        for names in groups.values():
+            with _quiet(), _explained(names):
+                self.manager.load(names)
 
     def run(self, model: Any, tokenizer: Any) -> list[Row]:
-        """Run all tasks on a model.
-
-        Args:
-            model: a transformers model (adapters injected or not), in the state in which it is to be measured.
-            tokenizer: its tokenizer.
-        """
+        """Run all tasks on a transformers model (adapters injected or not), as it is now."""
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -166,6 +155,7 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = metrics.get(f"{metric}_stderr,{name}")
+            split = config.get("test_split") or config.get("validation_split")
             rows.append(
                 Row(
                     task=task,
@@ -174,7 +164,11 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
                     shots=found["n-shot"].get(task),
                     filter=name,
                     metric=metric,
-                    dataset=_dataset(config),
+                    dataset={
+                        "path": config.get("dataset_path"),
+                        "config": config.get("dataset_name"),
+                        "split": split,
+                    },
                     items=metrics.get("sample_len") or found.get("n-samples", {}).get(task, {}).get("effective"),
                     value=float(value),
                     stderr=float(error) if isinstance(error, int | float) else None,
@@ -183,11 +177,6 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
                 )
             )
     return rows
-
-
-def _dataset(config: dict[str, Any]) -> dict[str, str | None]:
-    split = config.get("test_split") or config.get("validation_split")
-    return {"path": config.get("dataset_path"), "config": config.get("dataset_name"), "split": split}
 
 
 def _right(samples: Sequence[dict[str, Any]], metric: str, filter: str) -> dict[int, bool]:

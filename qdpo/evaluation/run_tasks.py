@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qdpo import console
 from qdpo.config.schema import ModelSection, RunConfig
@@ -13,13 +13,13 @@ from qdpo.errors import InputMissingError
 from qdpo.evaluation import benchmarks
 from qdpo.evaluation.harness import Harness, Row, Settings
 from qdpo.evaluation.tasks import entries
-from qdpo.files import MANIFEST, manifest_problems, sha256_file
+from qdpo.files import MANIFEST, manifest_problems, read_json, sha256_file
 from qdpo.hardware import Device, find_device
+from qdpo.libraries import quiet_libraries
+from qdpo.model.load import Base, load_base, load_tokenizer
+from qdpo.model.weights import weights_sha256
 from qdpo.run.folder import EXPORT
 from qdpo.run.trained import load_adapted, tokenizer_of
-
-if TYPE_CHECKING:
-    from qdpo.model.load import Base
 
 
 def groups_of(tasks: Sequence[str], shots: int | None, preset: str | None) -> dict[int | None, list[str]]:
@@ -47,9 +47,6 @@ def run_adapter(
     Raises:
         QdpoError: tasks, data, model or adapter cannot be had.
     """
-    from qdpo.libraries import quiet_libraries
-    from qdpo.model.load import load_base, load_tokenizer
-
     quiet_libraries()
     harness = Harness(groups, settings)
     device = find_device()
@@ -65,10 +62,8 @@ def run_adapter(
         before = harness.run(base.model, tokenizer)
     console.say("running the result")
     after = harness.run(base.model, tokenizer)
-    return {
-        "base": _about(base, config.model, device),
-        "result": _about(base, config.model, device, adapter),
-    }, entries(before, after, settings)
+    models = {name: _about(base, config.model, device, path) for name, path in (("base", None), ("result", adapter))}
+    return models, entries(before, after, settings)
 
 
 def run_merged(
@@ -82,10 +77,6 @@ def run_merged(
         InputMissingError: there is no whole export.
         QdpoError: tasks, data or base cannot be had.
     """
-    from qdpo.files import read_json
-    from qdpo.libraries import quiet_libraries
-    from qdpo.model.load import load_base, load_tokenizer
-
     quiet_libraries()
     folder = run / EXPORT / "safetensors"
     if not (folder / MANIFEST).is_file():
@@ -112,8 +103,6 @@ def run_merged(
 
 
 def _about(base: Base, config: ModelSection, device: Device, adapter: Path | None = None) -> dict[str, Any]:
-    from qdpo.model.weights import weights_sha256
-
     dtype = str(base.dtype).removeprefix("torch.")
     arguments = [f"pretrained={config.name}"]
     arguments += [f"peft={adapter}"] if adapter else []

@@ -8,7 +8,7 @@ in its exact binomial form.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Estimate:
 
     def as_dict(self) -> dict[str, float | None]:
         """For JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        return asdict(self)
 
 
 def wilson(successes: int, n: int) -> Estimate:

@@ -92,29 +92,25 @@ def _group(scores: PairScores, beta: float, mask: np.ndarray, adapted: bool) -> 
     base, policy = scores.base.numpy()[mask], scores.policy.numpy()[mask]
     tokens, kl = scores.tokens.numpy()[mask], scores.kl.numpy()[mask]
     right = base[:, 0] > base[:, 1]
+    logps: dict[str, dict[str, Any]] = {side: {"base": _per_token(base, tokens, i)} for i, side in enumerate(SIDES)}
     if not adapted:
         return {
             "pairs": n,
             "prefers_chosen": {"base": wilson(int(right.sum()), n).as_dict()},
-            "logps_per_token": {side: {"base": _per_token(base, tokens, i)} for i, side in enumerate(SIDES)},
+            "logps_per_token": logps,
         }
     margin = margins(scores, beta)[mask]
     totals, weights = (np.column_stack(parts) for parts in ((margin, policy - base, kl), (np.ones(n), tokens, tokens)))
     mean, *shifts = (estimate.as_dict() for estimate in bootstrap_ratios(totals, weights))
+    for i, side in enumerate(SIDES):
+        logps[side] |= {"policy": _per_token(policy, tokens, i), "change": shifts[i]}
     return {
         "pairs": n,
         "prefers_chosen": compare_shares(right, policy[:, 0] > policy[:, 1]),
         "reward_accuracy": wilson(int((margin > 0).sum()), n).as_dict(),
         "reward_margin": mean,
-        "logps_per_token": {
-            side: {
-                "base": _per_token(base, tokens, i),
-                "policy": _per_token(policy, tokens, i),
-                "change": shifts[i],
-            }
-            for i, side in enumerate(SIDES)
-        },
-        "kl_per_token": {side: shifts[2 + i] for i, side in enumerate(SIDES)},
+        "logps_per_token": logps,
+        "kl_per_token": dict(zip(SIDES, shifts[2:], strict=True)),
     }
 
 

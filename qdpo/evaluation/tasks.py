@@ -52,7 +52,7 @@ def entries(base: list[Row], result: list[Row] | None, settings: Settings) -> li
     made = []
     for row in base:
         after = other.get((row.task, row.filter, row.metric, row.shots))
-        benchmark = known(row.task, row.shots) if row.shots is not None else None
+        benchmark = known(row.task, row.shots)
         made.append(
             {
                 "task": row.task,
@@ -119,13 +119,12 @@ def report(
 def _same(before: dict[str, Any], what: dict[str, Any]) -> bool:
     """Whether an earlier evaluation was of the same models in the same form; paths and devices do not count."""
 
-    def identity(models: dict[str, Any]) -> dict[str, Any]:
+    def identity(found: dict[str, Any]) -> list[Any]:
         keys = ("revision", "weights_sha256", "adapter_sha256", "quantization", "dtype")
-        return {name: [about.get(key) for key in keys] for name, about in models.items()}
+        models = {name: [about.get(key) for key in keys] for name, about in found.get("models", {}).items()}
+        return [found.get("form"), found.get("chat_template"), models]
 
-    if any(before.get(key) != what[key] for key in ("form", "chat_template")):
-        return False
-    return identity(before.get("models", {})) == identity(what["models"])
+    return identity(before) == identity(what)
 
 
 def _key(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -151,7 +150,7 @@ def model_index(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries as in zephyr-7b-gemma's card: percent, dataset with configuration and split, few-shot examples."""
     results = []
     for entry in tasks:
-        benchmark = known(entry["task"], entry["shots"]) if entry["shots"] is not None else None
+        benchmark = known(entry["task"], entry["shots"])
         if entry["limit"] is not None or not entry["result"] or entry["depth"] or (benchmark and not entry["counts"]):
             continue
         path, config, split = (entry["dataset"][key] for key in ("path", "config", "split"))
@@ -159,7 +158,8 @@ def model_index(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if benchmark:
             (path, config, split), (kind, name) = benchmark.dataset, benchmark.index_metric
         kept = path if path and path not in LOADERS else entry["task"]
-        dataset: dict[str, Any] = {"name": _title(entry, benchmark is not None), "type": kept}
+        title = entry["title"] if benchmark else f"{entry['title']} ({entry['shots']}-shot)"
+        dataset: dict[str, Any] = {"name": title, "type": kept}
         dataset |= {key: value for key, value in (("config", config), ("split", split)) if value}
         dataset["args"] = {"num_few_shot": entry["shots"]}
         percent = benchmark is not None or 0 <= entry["result"]["value"] <= 1
@@ -176,10 +176,6 @@ def model_index(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return results
-
-
-def _title(entry: dict[str, Any], named: bool) -> str:
-    return entry["title"] if named else f"{entry['title']} ({entry['shots']}-shot)"
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -17,58 +17,40 @@ RIGHT = {"Value", "Stderr"}
 
 def markdown(found: dict[str, Any]) -> str:
     """`qdpo.evaluation.tasks`' object as Markdown: a table for each model, shots and limit, as lm-eval prints it."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in found["tasks"]:
+        kinds.setdefault((entry["shots"], entry["limit"], entry["batch_size"]), []).append(entry)
     parts = []
     for side, about in found["models"].items():
-        for shots, limit, batch in dict.fromkeys((e["shots"], e["limit"], e["batch_size"]) for e in found["tasks"]):
-            entries = [
-                e
-                for e in found["tasks"]
-                if (e["shots"], e["limit"], e["batch_size"]) == (shots, limit, batch) and e[side]
-            ]
-            if entries:
-                settings = f"limit: {limit}, num_fewshot: {shots}, batch_size: {batch}"
-                title = f"{NAMES[side]}, {shots}-shot"
-                parts.append(f"#### {title}\n```\n{about['description']}, {settings}\n```\n{_lines(entries, side)}\n")
+        for (shots, limit, batch), entries in kinds.items():
+            if lines := _rows([entry for entry in entries if entry[side]], side):
+                settings = f"{about['description']}, limit: {limit}, num_fewshot: {shots}, batch_size: {batch}"
+                table = aligned(HEADERS, lines)
+                parts.append(f"#### {NAMES[side]}, {shots}-shot\n```\n{settings}\n```\n{table}\n")
     return "\n".join(parts)
 
 
-def _lines(entries: Sequence[dict[str, Any]], side: str) -> str:
+def _rows(entries: Sequence[dict[str, Any]], side: str) -> list[tuple[str, ...]]:
+    """Cells of `HEADERS`; only the first of a task's entries has its name and version."""
     rows, last = [], None
     for entry in entries:
         name = " " * entry["depth"] + ("- " if entry["depth"] else "") + entry["task"]
-        first, last = entry["task"] != last, entry["task"]
+        first = (name, entry["version"]) if entry["task"] != last else ("", "")
+        last = entry["task"]
         value, error = entry[side]["value"], entry[side]["stderr"]
-        rows.append(
-            (
-                name if first else "",
-                entry["version"] if first else "",
-                entry["filter"],
-                entry["metric"],
-                f"{value:.4f}",
-                "±",
-                "N/A" if error is None else f"{error:.4f}",
-            )
-        )
-    return aligned(HEADERS, rows)
+        shown = (f"{value:.4f}", "±", "N/A" if error is None else f"{error:.4f}")
+        rows.append((*first, entry["filter"], entry["metric"], *shown))
+    return rows
 
 
 def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up as text."""
-    widths = [max(3, *(len(row[i]) for row in (headers, *rows))) for i in range(len(headers))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if header in RIGHT else cell.ljust(width)
-            for cell, width, header in zip(cells, widths, headers, strict=True)
-        )
-        return f"|{'|'.join(padded)}|"
-
-    rule = "|".join(
-        "-" * (width - 1) + ":" if header in RIGHT else "-" * width
-        for header, width in zip(headers, widths, strict=True)
-    )
-    titles = "|".join(header.center(width) for header, width in zip(headers, widths, strict=True))
-    return "\n".join([f"|{titles}|", f"|{rule}|", *map(line, rows)])
+    columns = []
+    for header, *cells in zip(headers, *rows, strict=True):
+        width, right = max(3, *map(len, (header, *cells))), header in RIGHT
+        rule = "-" * (width - 1) + ":" if right else "-" * width
+        columns.append([header.center(width), rule, *(c.rjust(width) if right else c.ljust(width) for c in cells)])
+    return "\n".join(f"|{'|'.join(line)}|" for line in zip(*columns, strict=True))
 
 
 def before_after(found: dict[str, Any]) -> Table:

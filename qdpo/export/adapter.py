@@ -132,9 +132,9 @@ class Adapter:
             for name, parts in self._parts.items()
         }
 
-    def shape(self, name: str, base: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """The shape of a base tensor after the merge (a resized embedding has another one)."""
-        return self._files.places[self.replaced[name]].shape if name in self.replaced else base
+    def replaced_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the tensor that the adapter has in place of the base's (a resized embedding has another one)."""
+        return self._files.places[self.replaced[name]].shape
 
     def replacement(self, name: str) -> torch.Tensor:
         """The tensor that the adapter has in place of the base's, as stored."""

@@ -10,10 +10,10 @@ import torch
 
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError
+from qdpo.export.formats import Request
 from qdpo.export.merged import MergedModel, is_finite
 from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
-from qdpo.export.request import Request
 from qdpo.export.source import Run
 from qdpo.export.tensors import PlannedTensor, write_folder
 from qdpo.files import read_json, write_json
@@ -102,10 +102,14 @@ def check_vocabulary(folder: Path, model: MergedModel) -> None:
     tokenizer = read_json(folder / "tokenizer.json")
     vocab = tokenizer["model"].get("vocab", {})
     ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    top = max(ids + [token["id"] for token in tokenizer.get("added_tokens", [])])
-    if top >= model.config["vocab_size"]:
+    check_rows(max(ids + [token["id"] for token in tokenizer.get("added_tokens", [])]), model.config["vocab_size"])
+
+
+def check_rows(top: int, rows: int) -> None:
+    """Refuse a tokenizer whose largest id has no row in the embedding."""
+    if top >= rows:
         raise InputMissingError(
-            f"the tokenizer has ids up to {top}, the embedding only {model.config['vocab_size']} rows",
+            f"the tokenizer has ids up to {top}, the embedding only {rows} rows",
             "tokens were added without resizing the model; train with the base's own tokenizer",
         )
 

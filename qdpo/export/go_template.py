@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+from qdpo.data.pairs import Message
+from qdpo.data.template import own_template
+from qdpo.errors import QdpoError
 
 SYSTEM, USER, ASSISTANT, USER2 = "@@System@@", "@@User@@", "@@Assistant@@", "@@User2@@"
 
@@ -34,71 +42,72 @@ class Pieces:
     before_next_user: str
     end: str
 
-    def all(self) -> list[str]:
-        """Every piece of text."""
-        texts = [self.before_system or "", self.after_system, self.before_user, self.before_assistant]
-        return [*texts, self.before_next_user, self.end]
-
     def go(self) -> str:
         """The Go template.
 
         Ollama joins neighbouring messages of one role, so that user and assistant take turns.
         """
-        lines = [f"{{{{- $before := {json.dumps(self.before_user, ensure_ascii=False)} }}}}"]
-        lines.append("{{- range .Messages }}")
+        system = []
         if self.before_system is not None:
-            lines.append('{{- if eq .Role "system" }}' + _text(self.before_system) + "{{ .Content }}")
-            lines.append(f"{{{{- $before = {json.dumps(self.after_system, ensure_ascii=False)} }}}}")
-            lines.append('{{- else if eq .Role "user" }}{{ $before }}{{ .Content }}')
-        else:
-            lines.append('{{- if eq .Role "user" }}{{ $before }}{{ .Content }}')
-        lines.append(f"{{{{- $before = {json.dumps(self.before_next_user, ensure_ascii=False)} }}}}")
-        lines.append('{{- else if eq .Role "assistant" }}' + _text(self.before_assistant) + "{{ .Content }}")
-        lines.append("{{- end }}")
-        lines.append("{{- end }}" + _text(self.end))
+            system = [
+                '{{- if eq .Role "system" }}' + _action(self.before_system) + "{{ .Content }}",
+                f"{{{{- $before = {_string(self.after_system)} }}}}",
+            ]
+        lines = [
+            f"{{{{- $before := {_string(self.before_user)} }}}}",
+            "{{- range .Messages }}",
+            *system,
+            "{{- " + ("else if" if system else "if") + ' eq .Role "user" }}{{ $before }}{{ .Content }}',
+            f"{{{{- $before = {_string(self.before_next_user)} }}}}",
+            '{{- else if eq .Role "assistant" }}' + _action(self.before_assistant) + "{{ .Content }}",
+            "{{- end }}",
+            "{{- end }}" + _action(self.end),
+        ]
         return "\n".join(lines)
 
 
-def _text(text: str) -> str:
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _action(text: str) -> str:
     """Text as an action, so that neither braces nor trimmed spaces can change it."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
+    return f"{{{{ {_string(text)} }}}}" if text else ""
 
 
-def derive(tokenizer: Any, strip: str) -> Pieces | None:
-    """Take a chat template apart.
+def derive(tokenizer: PreTrainedTokenizerBase, strip: str) -> Pieces | None:
+    """Take a tokenizer's chat template apart.
 
     Args:
-        tokenizer: has `apply_chat_template`.
+        tokenizer: has the template and the special tokens that it names.
         strip: text that the runtime puts before the prompt itself (the BOS token), removed from the start.
 
     Returns:
         The pieces, or None when the template does not put the same text around messages whatever they say.
     """
-    u, a, u2 = ({"role": r, "content": c} for r, c in (("user", USER), ("assistant", ASSISTANT), ("user", USER2)))
-    short, long = _cut(tokenizer, [u], strip), _cut(tokenizer, [u, a, u2], strip)
-    if short is None or long is None:
+    template = own_template(tokenizer)
+    talk = [Message("user", USER), Message("assistant", ASSISTANT), Message("user", USER2)]
+
+    def cut(messages: Sequence[Message]) -> list[str] | None:
+        """The text before, between and after messages; None when the template refuses, loses or moves them."""
+        try:
+            text = template.prompt(tokenizer, messages).removeprefix(strip)
+        except QdpoError:  # the template refuses, is faulty, or takes too long
+            return None
+        contents = [message.content for message in messages]
+        match = re.fullmatch("(.*?)" + "(.*?)".join(map(re.escape, contents)) + "(.*)", text, re.DOTALL)
+        if match is None or any(content in piece for content in contents for piece in match.groups()):
+            return None
+        return list(match.groups())
+
+    short, long = cut(talk[:1]), cut(talk)
+    if short is None or long is None or short[0] != long[0] or short[1] != long[3]:
         return None
-    with_system = _cut(tokenizer, [{"role": "system", "content": SYSTEM}, u, a, u2], strip)
-    if short[0] != long[0] or short[1] != long[3]:
-        return None
+    with_system = cut([Message("system", SYSTEM), *talk])
     if with_system is not None and with_system[2:] != long[1:]:
         return None
     before_system, after_system = with_system[:2] if with_system else (None, "")
-    return Pieces(before_system, after_system, long[0], long[1], long[2], long[3])
-
-
-def _cut(tokenizer: Any, messages: list[dict[str, str]], strip: str) -> list[str] | None:
-    """The text before, between and after the messages; None when rendering fails or messages are missing or moved."""
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception:  # the template's own raise_exception, or any error of Jinja
-        return None
-    text = text.removeprefix(strip)
-    pattern = "(.*?)" + "(.*?)".join(re.escape(message["content"]) for message in messages) + "(.*)"
-    match = re.fullmatch(pattern, text, re.DOTALL)
-    if match is None or any(message["content"] in piece for message in messages for piece in match.groups()):
-        return None
-    return list(match.groups())
+    return Pieces(before_system, after_system, *long)
 
 
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z][a-z_]*>|\[/?INST\]")
@@ -107,6 +116,6 @@ _MARKER = re.compile(r"<\|[^|<>\s]+\|>|</?[a-z][a-z_]*>|\[/?INST\]")
 def stop_words(pieces: Pieces | None, ends: list[str]) -> list[str]:
     """Texts at which generation stops: the tokens that end a turn, and the markers that begin one."""
     found = list(ends)
-    for piece in pieces.all() if pieces else []:
-        found += _MARKER.findall(piece)
+    for piece in astuple(pieces) if pieces else ():
+        found += _MARKER.findall(piece or "")
     return list(dict.fromkeys(found))

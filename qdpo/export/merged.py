@@ -74,9 +74,8 @@ class MergedModel:
             return torch.equal(adapter.replacement(HEAD), adapter.replacement(EMBEDDING))
         # One of them alone: a resize replaces the shared tensor, while `modules_to_save` trains a copy of one.
         alone = HEAD if HEAD in replaced else EMBEDDING
-        return adapter.shape(alone, None) != self._base.places[EMBEDDING].shape and not adapter.config.get(
-            "modules_to_save"
-        )
+        resized = adapter.replaced_shape(alone) != self._base.places[EMBEDDING].shape
+        return resized and not adapter.config.get("modules_to_save")
 
     def _settle_vocabulary(self) -> None:
         rows = {name: self.shape(name)[0] for name in (EMBEDDING, HEAD) if name in self.names}
@@ -112,16 +111,15 @@ class MergedModel:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a merged tensor."""
-        if self._adapter:
-            for candidate in self._stand_ins(name):
-                if candidate in self._adapter.replaced:
-                    return self._adapter.shape(candidate, None) or ()
+        if self._adapter and (stand_in := self._stand_in(name)):
+            return self._adapter.replaced_shape(stand_in)
         return self._base.places[self._source(name)].shape
 
-    def _stand_ins(self, name: str) -> tuple[str, ...]:
-        """Names under which the adapter may hold a replacement for a tensor: a tied pair has either."""
+    def _stand_in(self, name: str) -> str | None:
+        """The name under which the adapter holds a replacement for a tensor: a tied pair has either."""
         tied = self.config.get("tie_word_embeddings") and name == EMBEDDING
-        return (EMBEDDING, HEAD) if tied else (name,)
+        replaced = self._adapter.replaced if self._adapter else {}
+        return next((one for one in ((EMBEDDING, HEAD) if tied else (name,)) if one in replaced), None)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds numbers that a format may round (buffers of integers are kept as they are)."""
@@ -145,10 +143,8 @@ class MergedModel:
 
     def _merge(self, name: str) -> torch.Tensor:
         adapter = self._adapter
-        if adapter:
-            for candidate in self._stand_ins(name):
-                if candidate in adapter.replaced:
-                    return adapter.apply(name, adapter.replacement(candidate).float())
+        if adapter and (stand_in := self._stand_in(name)):
+            return adapter.apply(name, adapter.replacement(stand_in).float())
         # Before the rounding to 4 bits, which would hide it: the nearest of 16 values is finite.
         weight = require_finite(
             name, self._base.read(self._source(name)), "in the base", "the base is damaged: fetch it again"

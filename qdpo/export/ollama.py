@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from qdpo.console import note, say, warn
 from qdpo.errors import UsageError
 from qdpo.export.folder import generation_config
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import Batch, plan_batch
 from qdpo.export.go_template import derive, stop_words
 from qdpo.export.output import export_folder
-from qdpo.export.request import Request
 
 MODELFILE = "Modelfile"
 
@@ -47,8 +49,6 @@ def write_ollama(request: Request) -> Path:
 
 def modelfile_of(request: Request, batch: Batch, file_name: str) -> str:
     """The text of the Modelfile."""
-    from transformers import AutoTokenizer
-
     vocabulary = batch.vocabulary
     ends = [vocabulary.tokens[vocabulary.special[name]] for name in ("eos", "eot") if name in vocabulary.special]
     lines = [f"FROM ./{file_name}", ""]

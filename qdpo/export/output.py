@@ -61,8 +61,12 @@ def export_folder(final: Path, needed: int, record: dict[str, Any]) -> Iterator[
         yield staging
         if lost := sorted(_listed(final) - {path.name for path in staging.iterdir()}):
             note(f"the earlier export in {final} is replaced; gone are {', '.join(lost)}")
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_json(staging / RECORD, {"schema": 1, "qdpo": __version__, "created": created, **record})
+        write_json(staging / RECORD, stamped() | record)
+
+
+def stamped() -> dict[str, Any]:
+    """What export.json and verify.json begin with."""
+    return {"schema": 1, "qdpo": __version__, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 from qdpo.config.schema import VerifySection
 from qdpo.console import good, say
 from qdpo.errors import QdpoError
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import chosen_kinds, write_gguf
-from qdpo.export.request import Request
-from qdpo.export.verify.limits import limits_of
+from qdpo.export.verify.parity import limits_of
 from qdpo.export.verify.run import verify_export
 from qdpo.files import STAGING_PREFIX
 

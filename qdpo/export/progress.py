@@ -35,15 +35,12 @@ class Progress:
             return
         self._told = now
         left = (self.total - self.done) * self.seconds / max(self.done, 1)
-        line = f"{self.what}: {self.done / self.total:4.0%}, {self.rate() / 1e6:.0f} MB/s, {_clock(left)} left"
+        rate = self.done / max(self.seconds, 1e-9)
+        line = f"{self.what}: {self.done / self.total:4.0%}, {rate / 1e6:.0f} MB/s, {_clock(left)} left"
         if is_interactive():
             talk().print(f"\r{line}   ", end="")
         else:
             say(line)
-
-    def rate(self) -> float:
-        """Bytes per second so far."""
-        return self.done / max(self.seconds, 1e-9)
 
     def finish(self) -> None:
         """Clear the line on a terminal."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from qdpo.console import is_interactive
 from qdpo.errors import InputMissingError
 from qdpo.export.merged import MergedModel
 
@@ -22,9 +27,6 @@ def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]]
     Raises:
         InputMissingError: weights are missing.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     settings = {
         key: value
         for key, value in config.items()
@@ -53,3 +55,13 @@ def computing_dtype() -> torch.dtype:
 def merged_model(model: MergedModel) -> Any:
     """The merged weights before any rounding to an export's precision, ready to compute."""
     return model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Bars of llmcompressor and compressed-tensors, which cannot be switched off, are drawn on a terminal only."""
+    if is_interactive():
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

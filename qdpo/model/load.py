@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import nn
 
 from qdpo import console
@@ -106,6 +107,11 @@ def load_base(config: ModelSection, device: Device) -> Base:
             f"the weights of {source.name} lack {len(missing)} tensors (first: {missing[0]})",
             "get the files again, or give the folder of a model whose config.json fits its weights",
         )
+    return frozen(model, source, dtype, reason)
+
+
+def frozen(model: PreTrainedModel, source: Source, dtype: torch.dtype, reason: str) -> Base:
+    """A model that has just been loaded, as the base of a run: nothing of it is trained, or changed by a library."""
     keep_weights_unpacked(model)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -208,8 +214,6 @@ def read_config(source: Source) -> dict[str, Any]:
 
 def read_license(folder: Path) -> str | None:
     """The licence that a model's own card names, None if it names none."""
-    import yaml
-
     card = folder / "README.md"
     if not card.is_file():
         return None

@@ -53,9 +53,8 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
         )
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, settings)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for parameter in trainable(wrapped).values():
+        parameter.data = parameter.data.float()
     return wrapped
 
 

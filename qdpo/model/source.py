@@ -63,11 +63,6 @@ def find(name: str, revision: str | None = None, *, code: bool = False) -> Sourc
     return _snapshot(name, revision, code)
 
 
-def base_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of a base model, see `find`."""
-    return find(name, revision).folder
-
-
 def _snapshot(name: str, revision: str | None, code: bool) -> Source:
     import httpx
     from huggingface_hub import constants, snapshot_download

@@ -19,6 +19,8 @@ from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.errors import ConfigError, UnavailableError, first_line
 from qdpo.hardware import Device, choose_dtype
+from qdpo.model.source import find
+from qdpo.paths import cache_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -69,8 +71,6 @@ def start(config: RunConfig) -> None:
         UnavailableError: it is not installed, cannot run here, or comes too late.
         ConfigError: see `check`.
     """
-    from qdpo.paths import cache_folder
-
     check(config)
     early = [name for name in PATCHED if name in sys.modules]
     if early and "unsloth" not in sys.modules:
@@ -116,8 +116,7 @@ def load_base(config: RunConfig, device: Device) -> Base:
     """
     from unsloth import FastLanguageModel
 
-    from qdpo.model.load import Base, explained_load, keep_weights_unpacked, quantized_layers, refuse_quantized
-    from qdpo.model.source import find
+    from qdpo.model.load import explained_load, frozen, refuse_quantized
 
     settings = config.model
     source = find(settings.name, settings.revision)
@@ -139,13 +138,10 @@ def load_base(config: RunConfig, device: Device) -> Base:
             use_exact_model_name=True,
             local_files_only=True,
         )
-    quantized = quantized_layers(model)
-    if settings.quantization == "nf4" and not quantized:
+    base = frozen(model, source, dtype, reason)
+    if settings.quantization == "nf4" and not base.quantized:
         raise UnavailableError(f"unsloth has loaded {source.name} without quantizing it", "set backend: hf")
-    keep_weights_unpacked(model)
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return Base(model, source, dtype, reason, quantized, dtype)
+    return base
 
 
 def attach(model: PreTrainedModel, config: RunConfig) -> PeftModel:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdpo.engine.sizes import LOOP_FROM
 from qdpo.planner.ledger import Ledger
 from qdpo.planner.lengths import PackShape
 from qdpo.planner.shapes import Shape
-
-# Packed tokens per pair from which the engine loops over segments (qdpo.engine.attention, which needs torch).
-LOOP_FROM = 192
 
 
 @dataclass(frozen=True)
@@ -33,33 +31,21 @@ class Call:
 
 def calls(pack: PackShape, window: int | None) -> tuple[list[Call], bool]:
     """The calls for a pack in one layer, and whether they are a loop over segments (else: padded batches)."""
+
+    def call(batch: int, own: int, prefix: int, copied: bool) -> Call:
+        masked = prefix > 0 or (window is not None and own > window)
+        return Call(batch, own, own + prefix, masked, copied)
+
     segments = pack.segments
     if pack.tokens >= LOOP_FROM * len(pack.pairs):
-        return [
-            Call(1, own, own + prefix, bool(prefix) or _cuts(window, own), bool(prefix)) for own, prefix in segments
-        ], True
-    found = []
-    for kind in ([s for s in segments if not s[1]], [s for s in segments if s[1]]):
-        if kind:
-            own, prefix = max(s[0] for s in kind), max(s[1] for s in kind)
-            masked = bool(prefix) or _cuts(window, own)
-            found.append(Call(len(kind), own, own + prefix, masked, True))
-    return found, False
-
-
-def _cuts(window: int | None, total: int) -> bool:
-    return window is not None and total > window
+        return [call(1, own, prefix, prefix > 0) for own, prefix in segments], True
+    kinds = ([s for s in segments if not s[1]], [s for s in segments if s[1]])
+    return [call(len(kind), max(s[0] for s in kind), max(s[1] for s in kind), True) for kind in kinds if kind], False
 
 
 def mask_bytes(shape: Shape, pack: PackShape, b: int) -> float:
-    """Bytes of the masks of a pack, which are made in the first layer and kept for the others.
-
-    Args:
-        shape: the model's.
-        pack: the row.
-        b: bytes of an activation.
-    """
-    windows = {shape.window if shape.is_windowed(layer) else None for layer in range(shape.layers)}
+    """Bytes of the masks of a pack, which are made in the first layer and kept for the others."""
+    windows = {shape.window_of(layer) for layer in range(shape.layers)}
     masked = {
         # in a loop, segments of the same lengths share one
         (window, call if not looped else (call.own, call.total)): call
@@ -73,18 +59,11 @@ def mask_bytes(shape: Shape, pack: PackShape, b: int) -> float:
 
 
 class Attention:
-    """Attention of one layer on one pack.
-
-    Args:
-        shape: the model's.
-        pack: the row.
-        b: bytes of an activation.
-        layer: number of the layer.
-    """
+    """Attention of one layer (by its number) on one pack; `b` are the bytes of an activation."""
 
     def __init__(self, shape: Shape, pack: PackShape, b: int, layer: int) -> None:
         self.shape, self.b = shape, b
-        self.calls, self.looped = calls(pack, shape.window if shape.is_windowed(layer) else None)
+        self.calls, self.looped = calls(pack, shape.window_of(layer))
         self.row = pack.tokens * shape.q * b
         """Bytes of all heads of the row."""
         self.narrow = pack.tokens * shape.kv * b
@@ -105,14 +84,10 @@ class Attention:
             ledger.hold(copies)
             saved = copies + self._call(ledger, call, queries, keys, keep) + queries
             kept += saved
-            if self.looped:
-                outputs += queries
-                ledger.drop(0 if keep else saved - queries)
-            else:
-                # flattened
-                outputs += queries
-                ledger.hold(queries)
-                ledger.drop(0 if keep else saved)
+            outputs += queries
+            if not self.looped:
+                ledger.hold(queries)  # flattened
+            ledger.drop(0 if keep else saved - (queries if self.looped else 0))
         if self.looped:
             ledger.hold(self.row)
             ledger.briefly(self.row)
@@ -122,17 +97,10 @@ class Attention:
             ledger.briefly(outputs + self.row)
             ledger.hold(self.row)
             ledger.drop(outputs)
-        if not keep:
-            ledger.drop(given + self.repeated)
-            return
-        if self.looped:
-            # queries, and keys and values of the prefixes, are parts of these
-            whole = self.row + (self.repeated or 2 * self.narrow)
-            ledger.drop(given + self.repeated - whole)
-            self.kept = kept + whole
-        else:
-            ledger.drop(given + self.repeated)
-            self.kept = kept
+        # in a loop, queries, and keys and values of the prefixes, are parts of these
+        whole = self.row + (self.repeated or 2 * self.narrow) if keep and self.looped else 0
+        ledger.drop(given + self.repeated - whole)
+        self.kept = kept + whole
 
     def _call(self, ledger: Ledger, call: Call, queries: float, keys: float, keep: bool) -> float:
         """One call; returns what it holds besides its inputs and output, having taken the output too."""
@@ -155,8 +123,7 @@ class Attention:
             return 0.0
         saved = tanh + soft + cast + mask
         ledger.hold(copies + saved + queries)
-        if copies:
-            ledger.drop(copies)
+        ledger.drop(copies)
         return saved
 
     def backward(self, ledger: Ledger) -> None:
@@ -175,12 +142,11 @@ class Attention:
             squares = call.batch * heads * call.own * call.total
             extra = queries + 2 * keys
             if self.shape.score_cap:
-                extra += squares * (8 + b) if b < 4 else squares * 8
+                extra += squares * (8 + b if b < 4 else 8)
             if not self.looped:
                 extra += queries
             ledger.briefly(extra + (self.row if number else 0))
-            if number == 0:
-                ledger.hold(wide)
+            ledger.hold(0 if number else wide)
             ledger.briefly(extra + self.row)
         ledger.drop(padded + self.kept + self.row)  # with the output's gradient
         if self.repeated:

@@ -1,7 +1,9 @@
-"""`--auto`: token budgets and the optimizer's paging, chosen for a card."""
+"""Settings chosen for a card: what `auto` will become in a run, and the budgets that `--auto` takes."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qdpo import console
@@ -9,16 +11,72 @@ from qdpo.config.schema import RunConfig
 from qdpo.hardware import find_device
 from qdpo.planner.cards import Card, card_of
 from qdpo.planner.data import Lengths, lengths_for
-from qdpo.planner.estimate import Estimate, estimate
+from qdpo.planner.estimate import estimate_for
 from qdpo.planner.find import find_base
-from qdpo.planner.layers import as_it_will_run
-from qdpo.planner.settings import compute_type, settings_for
+from qdpo.planner.optimizer import AUTO, PAGED, choose_optimizer
+from qdpo.planner.parts import adapter_weights, checkpointed_layers
+from qdpo.planner.settings import compute_type, with_changes
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import duration
-from qdpo.planner.verdict import TIGHT, with_changes
+from qdpo.planner.verdict import TIGHT
+
+CPU_SHARE = 0.5
+"""Share of a computer's free memory that activations may take on a CPU, whose memory others need too."""
 
 BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Token budgets that are tried; beyond, a pass gains nothing any more."""
+
+
+def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> RunConfig:
+    """The configuration with numbers in place of `auto`, as the run will choose them, by estimate.
+
+    On a card a run measures instead, and may find a little more or less.
+    """
+    packing = config.packing
+
+    def total(**values: int) -> float:
+        return estimate_for(with_changes(config, "packing", **values), shape, card, lengths).total
+
+    room = (1 - TIGHT) * card.memory
+    if config.train.optim == AUTO:
+        paged = with_changes(config, "train", optim=PAGED)
+        chosen = choose_optimizer(
+            AUTO,
+            adapter_weights(shape, config),
+            room - estimate_for(paged, shape, card, lengths).total,
+            "cpu" if card.is_cpu else "cuda",
+            scaled=not card.is_cpu and compute_type(config, card)[0] == "float16",
+        )
+        config = with_changes(config, "train", optim=chosen.name)
+    if packing.checkpoint_layers == "auto" and config.train.gradient_checkpointing:
+        if card.is_cpu:
+            extra = CPU_SHARE * max(card.memory - total(), 0)
+            layers = fewest_recomputed(config, shape, card, lengths, extra)
+        else:
+            layers = _first(shape.layers - 1, lambda n: total(checkpoint_layers=n) <= room)
+        config = with_changes(config, "packing", checkpoint_layers=layers)
+    if packing.keep_dequantized == "auto":
+        left_out = shape.layers
+        if config.model.quantization == "nf4" and not card.is_cpu and not checkpointed_layers(shape, config):
+            left_out = _first(shape.layers, lambda n: total(keep_dequantized=shape.layers - n) <= room)
+        config = with_changes(config, "packing", keep_dequantized=shape.layers - left_out)
+    return config
+
+
+def fewest_recomputed(config: RunConfig, shape: Shape, card: Card, lengths: Lengths, extra: float) -> int:
+    """Layers that must be computed twice so that the activations of the others take no more than `extra` bytes."""
+    most = max(shape.layers - 1, 0)
+
+    def total(layers: int) -> float:
+        return estimate_for(with_changes(config, "packing", checkpoint_layers=layers), shape, card, lengths).total
+
+    least = total(most)
+    return _first(most, lambda n: total(n) - least <= extra)
+
+
+def _first(most: int, fits: Callable[[int], bool]) -> int:
+    """The smallest number up to `most` that fits, where every larger one does too; `most` where none fits."""
+    return bisect_left(range(max(most, 0)), True, key=fits)
 
 
 @dataclass(frozen=True)
@@ -37,33 +95,27 @@ class Choice:
 def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tuple[RunConfig, list[Choice]]:
     """The settings that use a card best: what changes is memory and speed, never what is learned.
 
-    Args:
-        config: the run's configuration.
-        shape: the model's.
-        card: the card.
-        lengths: of the data.
-
     Returns:
         The changed configuration, and each choice with its reason. Where nothing fits, the smallest budgets.
     """
-    room = (1 - TIGHT) * card.memory
-
-    def total(changed: RunConfig) -> float:
-        return _estimate(changed, shape, card, lengths).total
-
     asked = config
-    config = with_changes(config, "train", gradient_checkpointing=True, optim="paged_adamw_32bit")
     least = {"checkpoint_layers": "auto", "keep_dequantized": "auto"}
-    config = _with(config, **least, tokens_without_grad=BUDGETS[0])
+    config = with_changes(config, "train", gradient_checkpointing=True, optim=PAGED)
+    config = with_changes(config, "packing", **least, tokens_without_grad=BUDGETS[0])
+
+    def fits(**values: int) -> bool:
+        changed = with_changes(config, "packing", **values)
+        return estimate_for(changed, shape, card, lengths).total <= (1 - TIGHT) * card.memory
+
     sizes = [b for b in BUDGETS if b <= _useful(lengths, config)] or [BUDGETS[0]]
     b = compute_type(config, card)[2]
     fastest: tuple[float, int] | None = None
     for size in sizes:
-        candidate = _with(config, tokens_per_micro_batch=size)
-        if total(candidate) > room:
+        if not fits(tokens_per_micro_batch=size):
             break
         # a larger pass leaves less memory for layers that are not computed twice
-        seconds = duration(shape, as_it_will_run(candidate, shape, card, lengths), card, b, lengths).step.seconds
+        ran = as_it_will_run(with_changes(config, "packing", tokens_per_micro_batch=size), shape, card, lengths)
+        seconds = duration(shape, ran, card, b, lengths).step.seconds
         if fastest is None or seconds < 0.99 * fastest[0]:
             fastest = (seconds, size)
     if fastest is None:
@@ -71,9 +123,9 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
     else:
         _, size = fastest
         why = f"the fastest of {sizes[0]} to {sizes[-1]} that leave {TIGHT:.0%} of the card free, by estimate"
-    config = _with(config, tokens_per_micro_batch=size)
-    wide = [budget for budget in BUDGETS if total(_with(config, tokens_without_grad=budget)) <= room]
-    config = _with(config, tokens_without_grad=max(wide, default=BUDGETS[0]))
+    config = with_changes(config, "packing", tokens_per_micro_batch=size)
+    wide = max((budget for budget in BUDGETS if fits(tokens_without_grad=budget)), default=None)
+    config = with_changes(config, "packing", tokens_without_grad=wide or BUDGETS[0])
     choices = []
     if not asked.train.gradient_checkpointing:
         choices = [Choice("train.gradient_checkpointing=true", "so that layers can be checkpointed at all")]
@@ -89,8 +141,8 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
             "the largest that leaves as much free" if wide else "the smallest",
         ),
     ]
-    config = with_changes(config, "train", optim="auto")
-    if asked.train.optim != "auto":
+    config = with_changes(config, "train", optim=AUTO)
+    if asked.train.optim != AUTO:
         choices.append(Choice("train.optim=auto", "paged only where its state does not fit"))
     return config, choices
 
@@ -103,14 +155,6 @@ def choose_here(config: RunConfig) -> list[str]:
     for choice in choices:
         console.note(f"{choice.setting}: {choice.reason} ({card.name})")
     return [choice.setting for choice in choices]
-
-
-def _estimate(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> Estimate:
-    return estimate(shape, settings_for(config, card, lengths))
-
-
-def _with(config: RunConfig, **values: int | str) -> RunConfig:
-    return with_changes(config, "packing", **values)
 
 
 def _useful(lengths: Lengths, config: RunConfig) -> int:

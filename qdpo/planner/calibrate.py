@@ -12,10 +12,10 @@ from qdpo.hardware import GIB, Device, find_device, mixed_precision
 from qdpo.planner.auto import choose
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_from
-from qdpo.planner.estimate import Settings, estimate
+from qdpo.planner.estimate import estimate
 from qdpo.planner.meter import peak_bytes
 from qdpo.planner.optimizer import choose_optimizer
-from qdpo.planner.settings import settings_for
+from qdpo.planner.settings import Settings, settings_for
 from qdpo.planner.shapes import shape_of
 
 if TYPE_CHECKING:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from qdpo.cuda import KERNEL_MODULE
 from qdpo.errors import UsageError
-from qdpo.hardware import GIB, Device, find_device
+from qdpo.hardware import GIB, Device, find_device, machine_memory
+
+BANDWIDTH_REACHED = 0.8
+"""Share of the datasheet's bandwidth that long copies reach."""
+
+LAUNCH_SECONDS = 0.8e-3
+"""Time to launch one layer's kernels once, below which no pass gets however small the pack is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class Card:
     def is_cpu(self) -> bool:
         """Whether it is this machine's processor."""
         return self.capability is None
+
+    @property
+    def flops(self) -> float:
+        """Operations a second that large products reach."""
+        return self.tflops * 1e12 * self.efficiency
+
+    @property
+    def copied(self) -> float:
+        """Bytes a second that long copies reach."""
+        return self.bandwidth * BANDWIDTH_REACHED
 
 
 def _card(name: str, gib: float, capability: tuple[int, int], tflops: float, gb_s: float, efficiency: float) -> Card:
@@ -75,7 +91,7 @@ def _of_size(gib: float, name: str) -> Card:
     """A card of which only the memory is known; its speed is that of the nearest known one."""
     near = min(CARDS.values(), key=lambda card: abs(card.memory - gib * GIB))
     source = f"speed taken from {near.name}, the nearest in memory"
-    return Card(name, round(gib * GIB), near.capability, near.tflops, near.bandwidth, near.efficiency, source)
+    return replace(near, name=name, memory=round(gib * GIB), source=source)
 
 
 def card_for(text: str | None, preset_card: str, preset_gib: float | None) -> tuple[Card, str]:
@@ -88,7 +104,7 @@ def card_for(text: str | None, preset_card: str, preset_gib: float | None) -> tu
     """
     if text is not None:
         return card_named(text), "--gpu"
-    if Path("/proc/driver/nvidia/version").exists():
+    if KERNEL_MODULE.exists():
         # only now: finding out takes torch, whose import is slow
         device = find_device()
         if device.kind == "cuda":
@@ -98,7 +114,7 @@ def card_for(text: str | None, preset_card: str, preset_gib: float | None) -> tu
     known = next((card for card in CARDS.values() if card.name in preset_card), None)
     if known is None:
         return _of_size(preset_gib, preset_card), "the preset's; no GPU was found here"
-    return Card(**{**known.__dict__, "memory": round(preset_gib * GIB)}), "the preset's; no GPU was found here"
+    return replace(known, memory=round(preset_gib * GIB)), "the preset's; no GPU was found here"
 
 
 def card_of(device: Device) -> Card:
@@ -108,13 +124,12 @@ def card_of(device: Device) -> Card:
     words = device.name.replace("Tesla ", "")
     known = next((card for card in CARDS.values() if words.endswith(card.name.removeprefix("NVIDIA "))), None)
     near = known or _of_size(device.memory / GIB, device.name)
-    return Card(
-        device.name, device.memory, device.capability, near.tflops, near.bandwidth, near.efficiency, near.source
-    )
+    return replace(near, name=device.name, memory=device.memory, capability=device.capability)
 
 
 def this_machine() -> Card:
     """The processor as a card; its speed is a guess: 32 fp32 operations a core and cycle at 2.5 GHz."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Card(f"CPU, {cores} cores", memory, None, cores * 0.08, 10e9 * cores, 0.4, "a guess from the cores")
+    return Card(
+        f"CPU, {cores} cores", machine_memory(), None, cores * 0.08, 10e9 * cores, 0.4, "a guess from the cores"
+    )

@@ -20,13 +20,13 @@ class Known:
     """What is stated of a dataset that is not at hand.
 
     Attributes:
-        rows: training pairs of the published runs.
+        rows: training pairs of the published runs; None where their number is not known.
         heldout: held-out pairs.
         typical: lengths of a typical pair, for time only.
         longest: lengths that no pair exceeds, where they are known; else the configuration's limits hold.
     """
 
-    rows: int
+    rows: int | None
     heldout: int
     typical: PairLengths
     longest: PairLengths | None = None
@@ -127,25 +127,23 @@ def lengths_for(config: RunConfig) -> Lengths:
             return _read(config)
         except QdpoError as error:
             console.note(f"the lengths are stated, not read: {error.message}")
-    known = KNOWN.get(data.name)
-    limits = f"data.max_length {data.max_length}, data.max_prompt_length {data.max_prompt_length}"
-    if known is None:
-        typical = PairLengths(max(limit.prompt // 3, 1), max(completion // 3, 1), max(completion // 3, 1))
-        origin = (
-            f"{data.name} is not at hand: memory for the longest pairs allowed ({limits}), time for a third of that"
-        )
-        return Lengths([typical], [typical], data.max_rows, data.max_eval_rows or 0, False, origin, limit)
+    third = max(completion // 3, 1)
+    unknown = Known(data.max_rows, data.max_eval_rows or 0, PairLengths(max(limit.prompt // 3, 1), third, third))
+    known = KNOWN.get(data.name, unknown)
     typical = known.typical
-    rows = min(known.rows, data.max_rows or known.rows)
+    rows = None if known.rows is None else min(known.rows, data.max_rows or known.rows)
     heldout = min(known.heldout, data.max_eval_rows or known.heldout)
-    if known.longest is not None:
+    longest = (
+        f"memory for the longest pairs allowed "
+        f"(data.max_length {data.max_length}, data.max_prompt_length {data.max_prompt_length})"
+    )
+    if known is unknown:
+        origin = f"{data.name} is not at hand: {longest}, time for a third of that"
+    elif known.longest is not None:
         limit = known.longest
         origin = f"{rows:,} pairs of up to {limit.packed} packed tokens (known of the shipped data)"
-        return Lengths([typical], [typical], rows, heldout, False, origin, limit)
-    origin = (
-        f"memory for the longest pairs allowed ({limits}); time for {rows:,} pairs of typically "
-        f"{typical.prompt} + {typical.chosen} tokens (assumed)"
-    )
+    else:
+        origin = f"{longest}; time for {rows:,} pairs of typically {typical.prompt} + {typical.chosen} tokens (assumed)"
     return Lengths([typical], [typical], rows, heldout, False, origin, limit)
 
 

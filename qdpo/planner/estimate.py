@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from qdpo.config.schema import RunConfig
+from qdpo.engine.sizes import PROBED
 from qdpo.planner import parts
+from qdpo.planner.cards import Card
+from qdpo.planner.data import Lengths
 from qdpo.planner.ledger import Ledger
 from qdpo.planner.lengths import PackShape, PairLengths, heaviest
-from qdpo.planner.passes import TILE, Pass, PassSettings
-from qdpo.planner.sampling import answers
+from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
+from qdpo.planner.passes import Pass
+from qdpo.planner.sampling import answers_peak
+from qdpo.planner.settings import Settings, settings_for, with_changes
 from qdpo.planner.shapes import Shape
 
 CONTEXT = 0.5e9
@@ -18,27 +23,6 @@ CONTEXT = 0.5e9
 
 SLACK = 0.05
 """Share that the caching allocator holds beyond what is used: rounding and fragments; an assumption."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the memory of a run depends on besides the shape.
-
-    Attributes:
-        config: the run's configuration.
-        b: bytes of an activation: 2 in half precision, 4 in fp32.
-        train_packs: packs of forward and backward passes; the heaviest decide.
-        scoring_packs: packs of passes without gradients.
-        several: a step has more than one pack, so that gradients are there when the second begins.
-        cuda: on a GPU: with a context and a caching allocator.
-    """
-
-    config: RunConfig
-    b: int
-    train_packs: Sequence[PackShape]
-    scoring_packs: Sequence[PackShape]
-    several: bool = True
-    cuda: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,81 +53,55 @@ class Estimate:
         return self.peak + self.context + self.slack
 
 
-@dataclass
-class _Highest:
-    """The passes' highest level so far."""
-
-    peak: float = -1.0
-    kinds: dict[str, float] = field(default_factory=dict)
-
-    def see(self, ledger: Ledger) -> None:
-        peak = max(ledger.peaks.values())
-        if peak > self.peak:
-            self.peak, self.kinds = peak, ledger.kinds
+def estimate_for(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> Estimate:
+    """Peak memory of a run on a card."""
+    return estimate(shape, settings_for(config, card, lengths))
 
 
 def estimate(shape: Shape, settings: Settings) -> Estimate:
-    """Peak memory of loading, the reference pass, training and merging.
-
-    Args:
-        shape: the model's.
-        settings: see there.
-    """
+    """Peak memory of loading, the reference pass, training and merging."""
     config, b = settings.config, settings.b
     weights = parts.weight_parts(shape, config.model.quantization, config.model.double_quant, b)
     loaded = sum(weights.values())
     if kept := parts.kept_bytes(shape, config, b):
         weights["weights kept dequantized"] = kept
-    frozen = loaded + kept
     trained = parts.adapter_weights(shape, config)
     gradient = float(parts.LORA * trained)
     casts = parts.adapter_casts(config, trained, b)
     adapter = gradient + casts
-    state = parts.optimizer_bytes(config.train.optim, trained)
-    paged = settings.cuda and parts.is_paged(config.train.optim)
+    state = optimizer_bytes(config.train.optim, trained)
+    paged = settings.cuda and is_paged(config.train.optim)
     resident = 0.0 if paged else state
-    passes = pass_settings(shape, settings)
-
-    phases = {"load": loaded + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
-    scoring, training = _Highest(), _Highest()
-    levels: dict[str, float] = {}
-    for pack in heaviest(settings.scoring_packs):
-        ledger = Ledger()
-        Pass(shape, pack, passes, ledger).score(adapters=False)
-        Pass(shape, pack, passes, ledger).score(adapters=True)
-        scoring.see(ledger)
-        phases["reference"] = max(phases.get("reference", 0), loaded + adapter + ledger.peaks["reference"])
-        phases["evaluation"] = max(
-            phases.get("evaluation", 0), frozen + adapter + resident + ledger.peaks["evaluation"]
-        )
     gradients = gradient if settings.several else 0.0
-    for pack in heaviest(settings.train_packs):
-        ledger = Ledger()
-        Pass(shape, pack, passes, ledger).train()
-        training.see(ledger)
-        for name, level in ledger.peaks.items():
-            levels[name] = max(levels.get(name, 0.0), level)
-    for name, level in levels.items():
-        phases[name] = frozen + adapter + resident + gradients + level
-    phases["gradient check"] = loaded + 2 * adapter + _gradient_check(shape, passes)
-    phases["samples"] = frozen + adapter + resident
-    phases["samples"] += answers(shape, config, b, cpu=not settings.cuda, adapter=True).peak
-    phases["step"] = frozen + adapter + gradient + resident + parts.step_temporaries(config.train.optim, trained)
-    phases["merge"] = 0.0
-    if not settings.cuda:
-        phases["merge"] = parts.memory_of_merge(shape)
+    always = loaded + kept + adapter + resident
+
+    scoring = _play(shape, settings, settings.scoring_packs, _score)
+    training = _play(shape, settings, settings.train_packs, Pass.train)
+    phases = {"load": loaded + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
+    if scoring:
+        phases["reference"] = loaded + adapter + _highest(scoring, "reference")
+        phases["evaluation"] = always + _highest(scoring, "evaluation")
+    if training:
+        phases |= {name: always + gradients + _highest(training, name) for name in ("forward", "backward")}
+    phases["gradient check"] = loaded + 2 * adapter + _gradient_check(shape, settings)
+    phases["samples"] = always + answers_peak(shape, config, b)
+    phases["step"] = loaded + kept + adapter + gradient + resident + step_temporaries(config.train.optim, trained)
+    phases["merge"] = 0.0 if settings.cuda else parts.memory_of_merge(shape)
     when = max(phases, key=lambda name: phases[name])
     found = {**weights, "LoRA weights (fp32)": gradient, "LoRA weights (half precision)": casts}
     if when in ("forward", "backward"):
         found |= {"gradients": gradients, "optimizer state": resident}
-        for kind, size in training.kinds.items():
+        for kind, size in _kinds(training).items():
             found[kind] = found.get(kind, 0.0) + size
     elif when in ("reference", "evaluation"):
-        found |= scoring.kinds
+        found |= _kinds(scoring)
         found["optimizer state"] = resident if when == "evaluation" else 0.0
     elif when == "step":
         found |= {"gradients": gradient, "optimizer state": resident}
-    found |= _dequantization(shape, settings, found)
+    if config.model.quantization == "nf4" and "activations" in found:
+        # the part of the activations that is one layer's weights, dequantized where they are used
+        size = min(shape.largest_linear * (b + 4 / parts.BLOCK), found["activations"])
+        found |= {"dequantized weights": size, "activations": found["activations"] - size}
     peak = phases[when]
     return Estimate(
         {name: size for name, size in found.items() if size},
@@ -156,40 +114,33 @@ def estimate(shape: Shape, settings: Settings) -> Estimate:
     )
 
 
-CHECKED = PackShape((PairLengths(25, 9, 14), PairLengths(8, 17, 5)))
-"""The pairs of the start-up probe (`qdpo.engine.probe.probe_pairs`), which the gradient check runs."""
+def _play(shape: Shape, settings: Settings, packs: Sequence[PackShape], run: Callable[[Pass], None]) -> list[Ledger]:
+    """What the heaviest of some packs take."""
+    ledgers = []
+    for pack in heaviest(packs):
+        ledgers.append(Ledger())
+        run(Pass(shape, pack, settings, ledgers[-1]))
+    return ledgers
 
 
-def _gradient_check(shape: Shape, passes: PassSettings) -> float:
+def _score(of: Pass) -> None:
+    of.score(adapters=False)
+    of.score(adapters=True)
+
+
+def _highest(ledgers: Sequence[Ledger], phase: str) -> float:
+    return max(ledger.peaks[phase] for ledger in ledgers)
+
+
+def _kinds(ledgers: Sequence[Ledger]) -> dict[str, float]:
+    """Of what the highest of all levels was made."""
+    return max(ledgers, key=lambda ledger: max(ledger.peaks.values())).kinds
+
+
+def _gradient_check(shape: Shape, settings: Settings) -> float:
     """The engine's pass and the plain one, of which the plain one keeps more: nothing fused, nothing computed twice."""
-    ledger = Ledger()
-    plain = replace(passes, checkpointed=0, fused_lora=False, fused_mlp=False, fused_norm=False, skip_unscored=False)
-    Pass(shape, CHECKED, plain, ledger).train()
+    unfused = {"fused_lora": False, "fused_mlp": False, "fused_norm": False, "skip_unscored": False}
+    plain = with_changes(settings.config, "packing", checkpoint_layers=0, **unfused)
+    pack = PackShape(tuple(PairLengths(*lengths) for lengths in PROBED))
+    (ledger,) = _play(shape, replace(settings, config=plain), [pack], Pass.train)
     return max(ledger.peaks.values())
-
-
-def _dequantization(shape: Shape, settings: Settings, found: dict[str, float]) -> dict[str, float]:
-    """The part of the activations that is one layer's weights, dequantized where they are used."""
-    if settings.config.model.quantization != "nf4" or "activations" not in found:
-        return {}
-    size = min(shape.largest_linear * (settings.b + 4 / parts.BLOCK), found["activations"])
-    return {"dequantized weights": size, "activations": found["activations"] - size}
-
-
-def pass_settings(shape: Shape, settings: Settings) -> PassSettings:
-    """The settings of the passes of a run."""
-    config = settings.config
-    return PassSettings(
-        b=settings.b,
-        rank=config.lora.r,
-        targets=tuple(config.lora.target_modules),
-        quantized=config.model.quantization == "nf4",
-        weight_bytes=settings.b,
-        checkpointed=parts.checkpointed_layers(shape, config),
-        fused_lora=config.packing.fused_lora,
-        fused_mlp=config.packing.fused_mlp,
-        fused_norm=config.packing.fused_norm,
-        skip_unscored=config.packing.skip_unscored,
-        gradients_held=settings.several,
-        tile=TILE["cuda" if settings.cuda else "cpu"],
-    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
-from qdpo.model.source import ASSETS, EMBEDDED, find, is_local
+from qdpo.model.source import EMBEDDED, find, is_local
 from qdpo.planner.shapes import SHIPPED, Shape, shape_of
 
 
@@ -28,20 +29,14 @@ class Base:
 
 
 def find_base(name: str, revision: str | None = None) -> Base:
-    """The shape of a base.
-
-    Args:
-        name: hub name, local folder, or `quickstart`.
-        revision: of a hub model.
+    """The shape of a base: of a hub model's revision, a local folder, or `quickstart`.
 
     Raises:
         UnavailableError: the hub cannot be reached, or the planner does not know this kind of model.
         DataError: config.json cannot be read.
     """
-    if name == EMBEDDED:
-        return _local(ASSETS / "base", name, "embedded")
     if is_local(name):
-        return _local(find(name).folder, name, "local")
+        return _local(find(name).folder, name, "embedded" if name == EMBEDDED else "local")
     if (shape := SHIPPED.get(name)) is not None and revision is None:
         return Base(shape, "known shape, nothing downloaded")
     return _hub(name, revision)
@@ -52,7 +47,7 @@ def _local(folder: Path, name: str, origin: str) -> Base:
     stored = sum(path.stat().st_size for path in files) if files else None
     config = _read(folder / "config.json", name)
     shape = shape_of(config, name)
-    counted = sum(_weights_in(_header(path)) for path in files)
+    counted = sum(map(_weights_in, files))
     return Base(_checked(shape, counted, name), f"{origin} config.json", stored)
 
 
@@ -90,24 +85,14 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: names, types and shapes; an empty one when it is damaged."""
+def _weights_in(path: Path) -> int:
+    """Weights of a safetensors file by its header; 0 when it is damaged."""
     try:
         with path.open("rb") as stream:
-            return json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), 100 << 20)))
+            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), 100 << 20)))
     except (OSError, ValueError):
-        return {}
-
-
-def _weights_in(header: dict[str, Any]) -> int:
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            size = 1
-            for extent in entry.get("shape", [0]):
-                size *= extent
-            total += size
-    return total
+        return 0
+    return sum(math.prod(entry.get("shape", [0])) for name, entry in header.items() if name != "__metadata__")
 
 
 def _checked(shape: Shape, counted: int, name: str) -> Shape:
@@ -117,14 +102,10 @@ def _checked(shape: Shape, counted: int, name: str) -> Shape:
         UnavailableError: the model has parts that the planner does not know.
     """
     # a tied head may be stored all the same
-    close = any(abs(counted - wanted) <= 0.02 * wanted for wanted in (shape.parameters, _untied(shape)))
-    if counted and not close:
+    untied = shape.parameters + (shape.embedding if shape.tied else 0)
+    if counted and not any(abs(counted - wanted) <= 0.02 * wanted for wanted in (shape.parameters, untied)):
         raise UnavailableError(
             f"{name} has {counted:,} weights, its config.json describes {shape.parameters:,}",
             "the model has parts that the planner does not know; training itself does not need the plan",
         )
     return shape
-
-
-def _untied(shape: Shape) -> int:
-    return shape.parameters + (shape.embedding if shape.tied else 0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from qdpo.data.pairs import TokenPair
 from qdpo.data.tokenise import common_prefix
+from qdpo.engine.sizes import first_fit
 
 
 class PairLengths(NamedTuple):
@@ -62,22 +64,22 @@ class PackShape:
 
     pairs: tuple[PairLengths, ...]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens of the row."""
         return sum(pair.packed for pair in self.pairs)
 
-    @property
+    @cached_property
     def scored(self) -> int:
         """Scored places."""
         return sum(pair.scored for pair in self.pairs)
 
-    @property
+    @cached_property
     def scored_rows(self) -> int:
         """Tokens that predict something, which the last layer's MLP is run on."""
         return sum(pair.scored_rows for pair in self.pairs)
 
-    @property
+    @cached_property
     def segments(self) -> list[tuple[int, int]]:
         """(tokens, tokens of the prefix that they see) of every run of tokens, in the order of the row."""
         found = []
@@ -95,24 +97,9 @@ def lengths_of(pairs: Sequence[TokenPair]) -> list[PairLengths]:
 
 
 def cut(pairs: Sequence[PairLengths], budget: int) -> list[PackShape]:
-    """First-fit decreasing, as `qdpo.engine.microbatch` cuts pairs.
-
-    Args:
-        pairs: what to group.
-        budget: packed tokens of a group; a longer pair is a group of its own.
-    """
-    groups: list[list[PairLengths]] = []
-    room: list[int] = []
-    for pair in sorted(pairs, key=lambda pair: -pair.packed):
-        for group, free in enumerate(room):
-            if pair.packed <= free:
-                groups[group].append(pair)
-                room[group] -= pair.packed
-                break
-        else:
-            groups.append([pair])
-            room.append(budget - pair.packed)
-    return [PackShape(tuple(group)) for group in groups]
+    """Packed rows of up to `budget` tokens, cut as `qdpo.engine.layouts` does; a longer pair is a row of its own."""
+    groups = first_fit([pair.packed for pair in pairs], budget)
+    return [PackShape(tuple(pairs[i] for i in group)) for group in groups]
 
 
 SAMPLED_STEPS = 400
@@ -143,7 +130,5 @@ def heaviest(packs: Sequence[PackShape]) -> list[PackShape]:
         own, prefix = (max((s[i] for s in pack.segments if s[1]), default=0) for i in (0, 1))
         return len(pack.segments) * (own + prefix)
 
-    if not packs:
-        return []
     keys = (lambda pack: pack.tokens, lambda pack: pack.scored, copies, padded)
-    return list(dict.fromkeys(max(packs, key=key) for key in keys))
+    return list(dict.fromkeys(max(packs, key=key) for key in keys)) if packs else []

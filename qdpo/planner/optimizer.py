@@ -17,8 +17,26 @@ FUSED, FOREACH, PAGED = "adamw_torch_fused", "adamw_torch", "paged_adamw_32bit"
 STATE = 8
 """Bytes of both moments of a trained weight, in fp32."""
 
+SMALL_STATE = 2 + 2 * 4 / 256
+"""The same in 8 bits: bitsandbytes gives 256 moments one fp32 scale."""
+
 FOREACH_TEMPORARIES = 8
 """Bytes of a weight that torch's unfused AdamW takes for a moment: it works on all weights at once."""
+
+
+def optimizer_bytes(optim: str, weights: int) -> float:
+    """Bytes of both Adam states of trained weights, by transformers' name of the optimizer."""
+    return weights * (SMALL_STATE if "8bit" in optim else float(STATE))
+
+
+def step_temporaries(optim: str, weights: int) -> float:
+    """Bytes that a step takes for a moment: bitsandbytes' Adam and torch's fused one work in place."""
+    return float(FOREACH_TEMPORARIES * weights) if optim == FOREACH else 0.0
+
+
+def is_paged(optim: str) -> bool:
+    """Whether the optimizer's state may leave the card for the host's memory."""
+    return optim.startswith("paged")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Bytes of what stays for the whole run: weights, adapter, gradients, optimizer state."""
+"""Bytes of weights and adapter: on the card for the whole run, in the host's memory while loading, on the disk."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
+from qdpo.planner.optimizer import optimizer_bytes
 from qdpo.planner.shapes import Shape
 
 BLOCK = 64
@@ -19,6 +21,12 @@ CODE = (16 + 256) * 4
 LORA = 4
 """Bytes of an adapter weight and of its gradient: fp32, whatever the base computes in."""
 
+STORED = 2
+"""Bytes of a weight of a published base, and of a merged model (16 bit)."""
+
+SMALL_FILES = 5e6
+"""Tokenizer, metrics, plots, card and reports of a run."""
+
 
 def weight_parts(shape: Shape, quantization: str, double_quant: bool, b: int) -> dict[str, float]:
     """Bytes of the frozen weights by part.
@@ -27,7 +35,7 @@ def weight_parts(shape: Shape, quantization: str, double_quant: bool, b: int) ->
         shape: the model's.
         quantization: `nf4` or `none`.
         double_quant: the scales are quantized too.
-        b: bytes of what is not quantized.
+        b: bytes of a weight that is not quantized.
     """
     rest = {"embedding, head, norms": float(shape.unquantized * b)}
     if quantization == "none":
@@ -41,26 +49,6 @@ def weight_parts(shape: Shape, quantization: str, double_quant: bool, b: int) ->
     else:
         parts["NF4 scales (fp32)"] = 4 * blocks + books / 17  # without the larger of the two books
     return {**parts, **rest}
-
-
-def optimizer_bytes(optim: str, weights: int) -> float:
-    """Bytes of both Adam states.
-
-    Args:
-        optim: transformers' name of the optimizer.
-        weights: trained weights.
-    """
-    return weights * (2 + 2 * 4 / NESTED_BLOCK) if "8bit" in optim else 8.0 * weights
-
-
-def step_temporaries(optim: str, weights: int) -> float:
-    """Bytes that a step takes for a moment: torch's Adam works on all weights at once, bitsandbytes' in place."""
-    return 8.0 * weights if optim == "adamw_torch" else 0.0
-
-
-def is_paged(optim: str) -> bool:
-    """Whether the optimizer's state may leave the card for the host's memory."""
-    return optim.startswith("paged")
 
 
 def adapter_weights(shape: Shape, config: RunConfig) -> int:
@@ -120,3 +108,35 @@ def host_loading(shape: Shape, quantization: str, b: int, *, cpu: bool) -> dict[
 def memory_of_merge(shape: Shape) -> float:
     """Peak of the host's memory of `qdpo merge-export`: a few fp32 copies of the largest tensor; no GPU memory."""
     return 4.0 * 4 * max(math.prod(part) for part in (*shape.projections.values(), (shape.vocab, shape.hidden)))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes on the disk by purpose.
+
+    Attributes:
+        download: the base.
+        checkpoints: those that are kept, and the one being written.
+        run: the rest of the run directory.
+        merged: the merged model in 16 bits.
+    """
+
+    download: float
+    checkpoints: float
+    run: float
+    merged: float
+
+    @property
+    def training(self) -> float:
+        """What training needs."""
+        return self.download + self.checkpoints + self.run
+
+
+def disk(shape: Shape, config: RunConfig, stored: int | None = None) -> Disk:
+    """Estimate what a run and its export take; `stored` are the bytes of the base's weight files, where known."""
+    trained = adapter_weights(shape, config)
+    adapter = float(LORA * trained)
+    one = adapter + optimizer_bytes(config.train.optim, trained)
+    published = float(STORED * shape.parameters)
+    download = published if stored is None else float(stored)
+    return Disk(download, (config.train.keep + 1) * one, adapter + SMALL_FILES, published)

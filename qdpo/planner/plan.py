@@ -8,14 +8,14 @@ from typing import Any
 
 from qdpo.config.schema import RunConfig
 from qdpo.hardware import GIB
+from qdpo.planner.auto import as_it_will_run
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
-from qdpo.planner.disk import Disk, disk
-from qdpo.planner.estimate import Estimate, estimate
+from qdpo.planner.estimate import Estimate, estimate_for
 from qdpo.planner.find import Base
-from qdpo.planner.layers import as_it_will_run
-from qdpo.planner.parts import adapter_weights, checkpointed_layers, host_loading, kept_layers, optimizer_bytes
-from qdpo.planner.settings import compute_type, settings_for
+from qdpo.planner.optimizer import optimizer_bytes
+from qdpo.planner.parts import Disk, adapter_weights, checkpointed_layers, disk, host_loading, kept_layers
+from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import Duration, duration
 from qdpo.planner.verdict import Verdict, judge
@@ -59,67 +59,47 @@ class Plan:
         need = f"{self.estimate.total / GIB:.2f} GiB at the peak ({self.estimate.when})"
         return f"{need} of {self.card.memory / GIB:.2f} GiB ({name}): {self.verdict.text}"
 
-    def as_dict(self, gguf: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """For JSON; bytes, seconds, tokens.
-
-        Args:
-            gguf: bytes of the GGUF files by kind.
-        """
-        steps = self.duration.steps
+    def as_dict(self, gguf: Mapping[str, int]) -> dict[str, Any]:
+        """For JSON; bytes, seconds, tokens. `gguf` are the bytes of the GGUF files by kind."""
+        config, shape, time = self.config, self.base.shape, self.duration
         return {
-            "name": self.config.name,
+            "name": config.name,
             "base": {
-                "name": self.config.model.name,
+                "name": config.model.name,
                 "found": self.base.origin,
-                "parameters": self.base.shape.parameters,
-                "lora_parameters": adapter_weights(self.base.shape, self.config),
-                "shape": asdict(self.base.shape),
+                "parameters": shape.parameters,
+                "lora_parameters": adapter_weights(shape, config),
+                "shape": asdict(shape),
             },
             "card": {**asdict(self.card), "reason": self.card_reason},
             "dtype": {"name": self.dtype[0], "reason": self.dtype[1]},
             "lengths": {"origin": self.lengths.origin, "real": self.lengths.real, "rows": self.lengths.rows},
             "settings": {
-                "tokens_per_micro_batch": self.config.packing.tokens_per_micro_batch,
-                "tokens_without_grad": self.config.packing.tokens_without_grad,
-                "checkpointed_layers": checkpointed_layers(self.base.shape, self.config),
-                "kept_layers": kept_layers(self.base.shape, self.config),
-                "optim": self.config.train.optim,
+                "tokens_per_micro_batch": config.packing.tokens_per_micro_batch,
+                "tokens_without_grad": config.packing.tokens_without_grad,
+                "checkpointed_layers": checkpointed_layers(shape, config),
+                "kept_layers": kept_layers(shape, config),
+                "optim": config.train.optim,
             },
             "memory": {**asdict(self.estimate), "total": self.estimate.total},
             "host_memory": self.host,
             "optimizer": self.optimizer,
             "verdict": asdict(self.verdict),
             "time": {
-                "steps": steps,
-                "step": asdict(self.duration.step),
-                "training": asdict(self.duration.training),
-                "reference": asdict(self.duration.reference),
-                "evaluation": asdict(self.duration.evaluation),
-                "samples": asdict(self.duration.samples),
-                "seconds": self.duration.seconds if steps is not None else None,
+                **asdict(time),
+                "seconds": time.seconds if time.steps is not None else None,
                 "efficiency": self.card.efficiency,
             },
-            "disk": {**asdict(self.disk), "training": self.disk.training, "gguf": dict(gguf or {})},
+            "disk": {**asdict(self.disk), "training": self.disk.training, "gguf": dict(gguf)},
         }
 
 
 def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: Lengths) -> Plan:
-    """Make a plan.
-
-    Args:
-        config: the run's configuration.
-        base: the model.
-        card: the card that it is for.
-        card_reason: why this one.
-        lengths: of the data.
-    """
+    """The plan of a run with a base, on a card and with the lengths of its data."""
     dtype, reason, b = compute_type(config, card)
     shape = base.shape
     config = as_it_will_run(config, shape, card, lengths)
-    settings = settings_for(config, card, lengths)
-    found = estimate(shape, settings)
-    verdict = judge(config, card, found, lambda changed: estimate(shape, settings_for(changed, card, lengths)))
-    host = host_loading(shape, config.model.quantization, b, cpu=card.is_cpu)
+    found = estimate_for(config, shape, card, lengths)
     return Plan(
         config,
         base,
@@ -128,10 +108,10 @@ def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: L
         (dtype, reason),
         lengths,
         found,
-        verdict,
+        judge(config, card, found, lambda changed: estimate_for(changed, shape, card, lengths)),
         duration(shape, config, card, b, lengths),
         disk(shape, config, base.stored),
-        host,
+        host_loading(shape, config.model.quantization, b, cpu=card.is_cpu),
         about_optimizer(shape, config, card, found),
     )
 

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from qdpo.config.schema import RunConfig
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
-from qdpo.planner.estimate import Settings
+from qdpo.planner.lengths import PackShape
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the memory of a run depends on besides the shape.
+
+    Attributes:
+        config: the run's configuration.
+        b: bytes of an activation, and of a weight where it is used: 2 in half precision, 4 in fp32.
+        train_packs: packs of forward and backward passes; the heaviest decide.
+        scoring_packs: packs of passes without gradients.
+        several: a step has more than one pack, so that gradients are there when the second begins.
+        cuda: on a GPU: with a context and a caching allocator.
+    """
+
+    config: RunConfig
+    b: int
+    train_packs: Sequence[PackShape]
+    scoring_packs: Sequence[PackShape]
+    several: bool = True
+    cuda: bool = True
 
 
 def settings_for(config: RunConfig, card: Card, lengths: Lengths) -> Settings:
@@ -34,3 +59,8 @@ def compute_type(config: RunConfig, card: Card) -> tuple[str, str, int]:
     if card.capability >= (8, 0):
         return "bfloat16", f"compute capability {version}", 2
     return "float16", f"compute capability {version} has no bfloat16", 2
+
+
+def with_changes(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    """The configuration with other values in one section."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

@@ -107,9 +107,9 @@ class Shape:
             rank * (rows + columns) for name, (rows, columns) in self.projections.items() if name in targets
         )
 
-    def is_windowed(self, layer: int) -> bool:
-        """Whether a layer sees a sliding window only."""
-        return self.window is not None and (self.full_every == 1 or (layer + 1) % self.full_every != 0)
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that a layer's sliding window sees; None for full attention."""
+        return self.window if self.full_every == 1 or (layer + 1) % self.full_every else None
 
 
 # model_type -> what differs from Llama and does not stand in config.json
@@ -124,11 +124,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def shape_of(config: dict[str, Any], name: str) -> Shape:
-    """The shape that a config.json describes.
-
-    Args:
-        config: its content.
-        name: the model, for messages.
+    """The shape that the content of a config.json describes; `name` is the model's, for messages.
 
     Raises:
         UnavailableError: a kind of model that the planner does not know, or numbers are missing.
@@ -139,7 +135,9 @@ def shape_of(config: dict[str, Any], name: str) -> Shape:
             f"the planner does not know models of type {kind} ({name}); it knows {', '.join(KINDS)}",
             "`qdpo train --preset ... --dry-run` checks everything else; training itself does not need the plan",
         )
-    known = KINDS[kind]
+    known = {"tied": False, "qkv_bias": False, **KINDS[kind]}
+    known["tied"] = bool(config.get("tie_word_embeddings", known["tied"]))
+    known["qkv_bias"] = bool(config.get("attention_bias", known["qkv_bias"]))
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         window = config.get("sliding_window")
@@ -154,14 +152,10 @@ def shape_of(config: dict[str, Any], name: str) -> Shape:
             head_dim=int(config.get("head_dim") or hidden // heads),
             intermediate=int(config["intermediate_size"]),
             vocab=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings", known.get("tied", False))),
-            qkv_bias=bool(config.get("attention_bias", known.get("qkv_bias", False))),
-            qk_norm=known.get("qk_norm", False),
-            sandwich=known.get("sandwich", False),
             score_cap=config.get("attn_logit_softcapping") is not None,
             logit_cap=config.get("final_logit_softcapping") is not None,
             window=None if window is None else int(window),
-            full_every=known.get("full_every", 1),
+            **known,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnavailableError(f"{name}: config.json lacks what a plan needs: {error}") from error

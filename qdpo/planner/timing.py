@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
-from qdpo.planner.cards import Card
+from qdpo.planner.cards import LAUNCH_SECONDS, Card
 from qdpo.planner.data import Lengths
 from qdpo.planner.lengths import PackShape, cut
-from qdpo.planner.parts import checkpointed_layers, kept_layers
-from qdpo.planner.sampling import Speed, answers
+from qdpo.planner.parts import adapter_weights, checkpointed_layers, kept_layers
+from qdpo.planner.sampling import answers_seconds
 from qdpo.planner.shapes import Shape
-
-BANDWIDTH_REACHED = 0.8
-"""Share of the datasheet's bandwidth that long copies reach."""
-
-LAUNCH_SECONDS = 0.8e-3
-"""Time to launch one layer's kernels once, below which no pass gets however small the pack is."""
 
 TIMED_STEPS = 20
 
@@ -71,15 +65,7 @@ class Duration:
 
 
 def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengths) -> Duration:
-    """Estimate the time of a run.
-
-    Args:
-        shape: the model's.
-        config: the run's configuration.
-        card: where it runs.
-        b: bytes of an activation.
-        lengths: of its data.
-    """
+    """Estimate the time of a run; `b` are the bytes of an activation."""
     batches = lengths.batches(config)[:TIMED_STEPS]
     budget, wide = config.packing.tokens_per_micro_batch, config.packing.tokens_without_grad
     again = checkpointed_layers(shape, config) / shape.layers
@@ -98,9 +84,9 @@ def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengt
 
     heldout = scoring(lengths.heldout_rows, lengths.heldout)
     evaluations = 2 + (steps or 1) // config.train.eval_every
-    answered = answers(shape, config, b, cpu=card.is_cpu, adapter=True, speed=speed_of(card)).seconds * evaluations
+    answered = answers_seconds(shape, config, card, b, adapter=True) * evaluations
     # the base answers once
-    answered += answers(shape, config, b, cpu=card.is_cpu, adapter=False, speed=speed_of(card)).seconds
+    answered += answers_seconds(shape, config, card, b, adapter=False)
     return Duration(
         steps,
         step,
@@ -111,20 +97,11 @@ def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengt
     )
 
 
-def speed_of(card: Card) -> Speed:
-    """What a card reaches."""
-    return Speed(card.tflops * 1e12 * card.efficiency, card.bandwidth * BANDWIDTH_REACHED, LAUNCH_SECONDS)
-
-
 def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackShape, again: float | None) -> Work:
     """One pass over a pack.
 
     Args:
-        shape: the model's.
-        config: the run's configuration.
-        card: where it runs.
         b: bytes of an activation.
-        pack: the row.
         again: share of the layers that are computed a second time; None is a pass without gradients.
     """
     tokens = pack.tokens
@@ -132,7 +109,7 @@ def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackSha
     forward = 2.0 * shape.linear * tokens + 4.0 * shape.q * scores * shape.layers
     # backward: the gradient of the activations only, and of the adapter
     runs = 1.0 if again is None else 2.0 + again
-    adapter = shape.lora(config.lora.r, list(config.lora.target_modules))
+    adapter = adapter_weights(shape, config)
     flops = runs * (forward + 2.0 * adapter * tokens) + (0 if again is None else 4.0 * adapter * tokens)
     flops += (2.0 if again is None else 4.0) * shape.embedding * pack.scored
     quantized = config.model.quantization == "nf4"
@@ -140,7 +117,7 @@ def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackSha
     fresh = 1 - kept_layers(shape, config) / shape.layers if quantized else 0.0
     moved = runs * shape.linear * (fresh * (0.5 + b) + b)
     moved += (runs if again is None else runs + 1) * tokens * shape.layers * _elementwise(shape, b)
-    seconds = flops / (card.tflops * 1e12 * card.efficiency) + moved / (card.bandwidth * BANDWIDTH_REACHED)
+    seconds = flops / card.flops + moved / card.copied
     if not card.is_cpu:
         seconds = max(seconds, runs * shape.layers * LAUNCH_SECONDS)
     return Work(tokens, flops, seconds)

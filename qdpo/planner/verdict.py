@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from qdpo.config.schema import RunConfig
 from qdpo.hardware import GIB
 from qdpo.planner.cards import Card
 from qdpo.planner.estimate import Estimate
-from qdpo.planner.parts import is_paged
+from qdpo.planner.optimizer import is_paged
+from qdpo.planner.settings import with_changes
 
 TIGHT = 0.05
 """Share of the card that should stay free: what an estimate can be wrong by."""
-
-Estimator = Callable[[RunConfig], Estimate]
 
 
 @dataclass(frozen=True)
@@ -59,35 +57,25 @@ class Verdict:
         return f"does not fit, {-self.spare / GIB:.2f} GiB too much"
 
 
-def judge(config: RunConfig, card: Card, found: Estimate, again: Estimator) -> Verdict:
-    """Compare an estimate with a card.
-
-    Args:
-        config: what was estimated.
-        card: the card.
-        found: the estimate.
-        again: estimates a changed configuration.
-    """
+def judge(config: RunConfig, card: Card, found: Estimate, again: Callable[[RunConfig], Estimate]) -> Verdict:
+    """Compare the estimate of a configuration with a card; `again` estimates a changed one."""
     spare = card.memory - found.total
     if spare >= TIGHT * card.memory:
         return Verdict("fits", spare)
-    kind = "tight" if spare >= 0 else "does not fit"
-    return Verdict(kind, spare, first_knob(config, card, found, again))
+    return Verdict("tight" if spare >= 0 else "does not fit", spare, _first_knob(config, card, found, again))
 
 
-def first_knob(config: RunConfig, card: Card, found: Estimate, again: Estimator) -> Knob | None:
+def _first_knob(config: RunConfig, card: Card, found: Estimate, again: Callable[[RunConfig], Estimate]) -> Knob | None:
     """The first change, in the order of what it costs, that makes a run fit; else the one that gives most."""
-    best: Knob | None = None
+    tried = []
     for setting, changed in knobs(config):
-        after = again(changed)
-        knob = Knob(
-            setting, found.total - after.total, after.total <= (1 - TIGHT) * card.memory, setting.startswith("lora")
-        )
+        after = again(changed).total
+        knob = Knob(setting, found.total - after, after <= (1 - TIGHT) * card.memory, setting.startswith("lora"))
         if knob.fits:
             return knob
-        if knob.gives > 0 and (best is None or knob.gives > best.gives):
-            best = knob
-    return best
+        tried.append(knob)
+    best = max(tried, key=lambda knob: knob.gives, default=None)
+    return best if best is not None and best.gives > 0 else None
 
 
 def knobs(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -105,8 +93,8 @@ def knobs(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     small = min(packing.tokens_without_grad, 4096)
     while micro > 512:
         micro //= 2
-        setting = f"packing.tokens_per_micro_batch={micro} packing.tokens_without_grad={min(small, micro)}"
         values = {"tokens_per_micro_batch": micro, "tokens_without_grad": min(small, micro)}
+        setting = " ".join(f"packing.{name}={value}" for name, value in values.items())
         yield setting, with_changes(config, "packing", **values)
     if not is_paged(train.optim):
         optim = "paged_adamw_8bit" if "8bit" in train.optim else "paged_adamw_32bit"
@@ -117,8 +105,3 @@ def knobs(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         yield "model.double_quant=true", with_changes(config, "model", double_quant=True)
     if config.lora.r > 8:
         yield "lora.r=8", with_changes(config, "lora", r=8)
-
-
-def with_changes(config: RunConfig, section: str, **values: Any) -> RunConfig:
-    """The configuration with other values in one section."""
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

@@ -8,16 +8,9 @@ from qdpo.hardware import GIB
 from qdpo.planner.parts import checkpointed_layers, kept_layers
 from qdpo.planner.plan import Plan
 
-WIDTH = 30
-
 
 def lines(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
-    """The plan, line by line.
-
-    Args:
-        plan: the plan.
-        gguf: bytes of the GGUF files by kind.
-    """
+    """The plan, line by line; `gguf` are the bytes of the GGUF files by kind."""
     return [*_head(plan), "", *_memory(plan), "", *_time(plan), "", *_disk(plan, gguf), "", *_verdict(plan)]
 
 
@@ -26,10 +19,7 @@ def _head(plan: Plan) -> list[str]:
     layers = f"{checkpointed_layers(shape, config)} of {shape.layers} layers computed twice"
     if kept := kept_layers(shape, config):
         layers += f", weights of {kept} kept dequantized"
-    engine = (
-        [] if config.engine == "packed" else ["engine      trl: not planned; these figures are the packed engine's"]
-    )
-    return [
+    rows = [
         f"plan        {config.name}",
         f"base        {config.model.name}: {shape.parameters / 1e9:.2f} B weights ({plan.base.origin})",
         f"card        {plan.card.name}, {plan.card.memory / GIB:.2f} GiB ({plan.card_reason})",
@@ -37,28 +27,26 @@ def _head(plan: Plan) -> list[str]:
         f"data        {plan.lengths.origin}",
         f"packs       {config.packing.tokens_per_micro_batch} tokens, without gradients "
         f"{config.packing.tokens_without_grad}; {layers}",
-        *engine,
     ]
+    if config.engine != "packed":
+        rows.append("engine      trl: not planned; these figures are the packed engine's")
+    return rows
 
 
 def _memory(plan: Plan) -> list[str]:
     found = plan.estimate
-    rows = [f"memory at the peak ({found.when})"]
-    rows += [_row(name, size) for name, size in found.parts.items()]
-    rows.append(_row("tensors together", found.peak))
+    parts = {**found.parts, "tensors together": found.peak}
     if found.context:
-        rows.append(_row("CUDA context (assumed)", found.context))
-        rows.append(_row("allocator's slack (assumed)", found.slack))
-    rows.append(_row("needed", found.total))
-    rows.append("peaks       " + ", ".join(f"{name} {_gib(size)}" for name, size in found.phases.items() if size))
-    rows.append(f"optimizer   {plan.optimizer}")
-    host = sum(plan.host.values())
-    rows.append(f"loading     takes {_gib(host)} of the host's memory beside the libraries, tensor by tensor")
-    return rows
-
-
-def _row(name: str, size: float) -> str:
-    return f"  {name:{WIDTH}}{_gib(size):>14}"
+        parts |= {"CUDA context (assumed)": found.context, "allocator's slack (assumed)": found.slack}
+    parts["needed"] = found.total
+    host = _gib(sum(plan.host.values()))
+    return [
+        f"memory at the peak ({found.when})",
+        *(f"  {name:30}{_gib(size):>14}" for name, size in parts.items()),
+        "peaks       " + ", ".join(f"{name} {_gib(size)}" for name, size in found.phases.items() if size),
+        f"optimizer   {plan.optimizer}",
+        f"loading     takes {host} of the host's memory beside the libraries, tensor by tensor",
+    ]
 
 
 def _gib(size: float) -> str:
@@ -72,17 +60,20 @@ def _gb(size: float) -> str:
 def _time(plan: Plan) -> list[str]:
     time, card = plan.duration, plan.card
     step = f"{time.step.tokens:,.0f} packed tokens, {time.step.flops / 1e12:.3g} TFLOP, {_seconds(time.step.seconds)}"
-    rows = [f"time, estimated: {card.tflops:g} TFLOP/s x {card.efficiency:.0%} reached ({card.source})"]
-    rows.append(f"  a step      {step}")
+    rows = [
+        f"time, estimated: {card.tflops:g} TFLOP/s x {card.efficiency:.0%} reached ({card.source})",
+        f"  a step      {step}",
+    ]
     if time.steps is None:
-        rows.append("  steps       unknown: the number of rows is known after download")
-        return rows
-    rows.append(f"  training    {time.steps:,} steps, {_seconds(time.training.seconds)}")
-    rows.append(f"  reference   {_seconds(time.reference.seconds)}")
-    rows.append(f"  evaluation  {_seconds(time.evaluation.seconds)}")
-    rows.append(f"  answers     {_seconds(time.samples.seconds)}")
-    rows.append(f"  together    {_seconds(time.seconds)}, without download and loading")
-    return rows
+        return [*rows, "  steps       unknown: the number of rows is known after download"]
+    return [
+        *rows,
+        f"  training    {time.steps:,} steps, {_seconds(time.training.seconds)}",
+        f"  reference   {_seconds(time.reference.seconds)}",
+        f"  evaluation  {_seconds(time.evaluation.seconds)}",
+        f"  answers     {_seconds(time.samples.seconds)}",
+        f"  together    {_seconds(time.seconds)}, without download and loading",
+    ]
 
 
 def _seconds(seconds: float) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from qdpo.export.formats import FORMATS
 from qdpo.report import markdown as md
-from qdpo.report import names
-from qdpo.run.record import RunRecord, dig
-from qdpo.verdicts.measured import HELDOUT, read_evaluations
+from qdpo.report.facts import Facts, name_on_hub
+from qdpo.run.folder import HELDOUT, TASKS
+from qdpo.run.record import dig
 
 # The identifiers that the hub knows; anything else has to be declared as `other` with a name.
 # fmt: off
@@ -27,15 +26,6 @@ LICENSES = frozenset((
 ))
 # fmt: on
 
-LIBRARIES = {
-    "safetensors": "transformers",
-    "awq": "transformers",
-    "gguf": "gguf",
-    "gguf-lora": "gguf",
-    "ollama": "gguf",
-}
-"""What loads a published export, by the hub's names; adapters are PEFT's."""
-
 # Where the hub shows results: type, name, key of the evaluation.
 RESULTS = (
     ("accuracy", "Rewards/accuracies", "rewards/accuracies"),
@@ -44,90 +34,70 @@ RESULTS = (
 )
 
 PREFERENCE = {"type": "text-generation", "name": "Preference modelling on held-out pairs"}
-TASKS = "tasks.json"
 
 
-def front_matter(record: RunRecord) -> str:
-    """The block with its `---` lines; what is not known is left out."""
-    dumped = yaml.safe_dump(metadata(record), sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{dumped}---"
+def metadata(run: Facts) -> dict[str, Any]:
+    """The block as a mapping; what is not known is left out.
 
-
-def metadata(record: RunRecord) -> dict[str, Any]:
-    """The block as a mapping.
-
-    A base or dataset that is not on the hub is left out: the hub would take its name for somebody else's repository.
+    A base or dataset that is not on the hub is left out too: the hub would take its name for somebody else's.
     """
     values: dict[str, Any] = {}
-    if names.base_on_hub(record):
-        relation = "finetune" if record.merged else "adapter"
-        values |= {"base_model": names.base_name(record), "base_model_relation": relation}
-    values["library_name"] = LIBRARIES.get(record.published.format, "peft") if record.published else "peft"
+    if run.base.on_hub:
+        values |= {"base_model": run.base.name, "base_model_relation": "finetune" if run.merged else "adapter"}
+    format = FORMATS.get(run.published.format) if run.published else None
+    values["library_name"] = format.library if format else "peft"
     values["pipeline_tag"] = "text-generation"
-    values |= license_fields(dig(record.run, "base", "license"))
-    values["tags"] = _tags(record)
-    datasets = [name for name in dict.fromkeys(_dataset_names(record)) if names.dataset_on_hub(name)]
-    if datasets:
-        values["datasets"] = datasets
-    values["model-index"] = [{"name": md.one_line(record.name), "results": _results(record)}]
+    values |= license_fields(run.record.base.license)
+    losses = [name for name in run.config.loss.loss_type if name != "sigmoid"]
+    values["tags"] = ["qdpo", "dpo", *(["qlora"] if run.nf4 else []), "lora", "peft", *losses]
+    if datasets := [part.name for part in (run.training, run.heldout) if part.on_hub]:
+        values["datasets"] = list(dict.fromkeys(datasets))
+    values["model-index"] = [{"name": md.one_line(run.name), "results": _results(run)}]
     return values
 
 
-def license_fields(license_name: Any) -> dict[str, str]:
+def license_fields(stated: str | None) -> dict[str, str]:
     """`license`, with `license_name` where the hub has no identifier for it; empty when the base states none."""
-    if not isinstance(license_name, str) or not license_name.strip():
+    if not (stated or "").strip():
         return {}
-    name = md.without_folders(license_name)
+    name = md.without_folders(stated)
     if name.lower() in LICENSES:
         return {"license": name.lower()}
     return {"license": "other", "license_name": name}
 
 
-def _tags(record: RunRecord) -> list[str]:
-    tags = ["qdpo", "dpo", "lora", "peft"]
-    if dig(record.run, "quantization", "method") == "nf4":
-        tags.insert(2, "qlora")
-    return tags + [name for name in record.config.loss.loss_type if name != "sigmoid"]
-
-
-def _dataset_names(record: RunRecord) -> list[str]:
-    return [names.dataset_name(record, "train"), names.dataset_name(record, "heldout")]
-
-
-def _results(record: RunRecord) -> list[dict[str, Any]]:
-    evaluations = read_evaluations(record.folder)
-    found = [_training_results(record)]
-    found += [_pair_results(record, name, result) for name, result in evaluations.items() if name != TASKS]
-    benchmarks = dig(evaluations.get(TASKS), "model_index")
+def _results(run: Facts) -> list[dict[str, Any]]:
+    found = [_training_results(run)]
+    found += [_pair_results(run, name, result) for name, result in sorted(run.evaluations.items()) if name != TASKS]
+    benchmarks = dig(run.evaluations.get(TASKS), "model_index")
     return [entry for entry in found if entry] + (benchmarks if isinstance(benchmarks, list) else [])
 
 
-def _training_results(record: RunRecord) -> dict[str, Any] | None:
+def _training_results(run: Facts) -> dict[str, Any] | None:
     metrics = [
         {"type": kind, "name": title, "value": round(value, 4)}
         for kind, title, key in RESULTS
-        if (value := md.number(record.after.get(key))) is not None
+        if (value := md.number(run.after.get(key))) is not None
     ]
-    if not metrics:
-        return None
-    return {"task": dict(PREFERENCE), "dataset": _heldout(record), "metrics": metrics}
+    return {"task": dict(PREFERENCE), "dataset": _heldout(run), "metrics": metrics} if metrics else None
 
 
-def _pair_results(record: RunRecord, name: str, result: dict[str, Any]) -> dict[str, Any] | None:
+def _pair_results(run: Facts, name: str, result: dict[str, Any]) -> dict[str, Any] | None:
     """What `qdpo eval` found on pairs: how often the chosen side is the likelier one."""
     value = md.number(dig(result, "groups", "all", "prefers_chosen", "policy", "value"))
     if value is None:
         return None
     source = md.public_name(dig(result, "data", "source") or name)
-    dataset = {"name": source, "type": source if names.dataset_on_hub(source) else "preference-pairs"}
+    dataset = _heldout(run) if name == HELDOUT else {"name": source, "type": _type(name_on_hub(source), source)}
     metric = {"type": "accuracy", "name": "Prefers the chosen (by log-probability)", "value": round(value, 4)}
-    return {"task": dict(PREFERENCE), "dataset": _heldout(record) if name == HELDOUT else dataset, "metrics": [metric]}
+    return {"task": dict(PREFERENCE), "dataset": dataset, "metrics": [metric]}
 
 
-def _heldout(record: RunRecord) -> dict[str, Any]:
-    name = names.dataset_name(record, "heldout")
-    dataset = {"name": f"{name} (held-out pairs)", "type": name if names.dataset_on_hub(name) else "preference-pairs"}
-    split = dig(record.run, "data", "heldout", "split")
-    if split:
-        dataset["split"] = md.without_folders(split)
-    return dataset
+def _heldout(run: Facts) -> dict[str, Any]:
+    part = run.heldout
+    dataset = {"name": f"{part.name} (held-out pairs)", "type": _type(part.on_hub, part.name)}
+    return {**dataset, "split": md.without_folders(part.split)} if part.split else dataset
+
+
+def _type(on_hub: bool, name: str) -> str:
+    return name if on_hub else "preference-pairs"

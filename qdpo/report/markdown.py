@@ -1,7 +1,7 @@
-"""Markdown that stays what it is meant to be, whatever a name or a row of data holds.
+"""Text and numbers of a run as they may be shown: escaped, on one line, without access tokens and without folders.
 
-Names, reasons and notes come from people and from data: they are escaped, put on one line, and freed of folders of
-the machine that trained.
+Names, reasons and notes come from people and from data. Whatever they hold, Markdown stays what it is meant to be, and
+the machine that trained is not described.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
 from typing import Any
+
+from qdpo.redact import REMOVED, redact
 
 MISSING = "n/a"
 
@@ -18,22 +19,21 @@ MISSING = "n/a"
 _SPECIAL = re.compile(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[\[(:])|^[-+#=]|(?<=^\d)[.)](?=\s)|(?<=^\d\d)[.)](?=\s)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _CONTROL_IN_LINE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]+")
-# Tokens of the hub, of GitHub, of wandb's and others' APIs, as they are known by their beginnings.
-_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,})")
 _URL_OR_PATH = re.compile(r"(?P<url>https?://\S+)|(?<![\w./~\\-])(?P<path>(?:~[\w.-]*)?/[^\s'\"`,;:)\]}]+|~(?!\S))")
 _WINDOWS_PATH = re.compile(r"(?<!\w)[A-Za-z]:[\\/][^\s'\"`,;)\]}]*")
 _DATA_FILE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+_PIPE = re.compile(r"(?<!\\)\|")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def one_line(value: Any) -> str:
     """The value as text without line breaks, control characters and access tokens."""
-    return _SECRET.sub("[token removed]", _CONTROL.sub(" ", str(value))).strip()
+    return redact(_CONTROL.sub(" ", str(value)), REMOVED).strip()
 
 
 def printable(value: Any) -> str:
     """The value as text of several lines, without other control characters and access tokens."""
-    return _SECRET.sub("[token removed]", _CONTROL_IN_LINE.sub(" ", str(value)))
+    return redact(_CONTROL_IN_LINE.sub(" ", str(value)), REMOVED)
 
 
 def without_folders(value: Any) -> str:
@@ -79,10 +79,16 @@ def code(value: Any) -> str:
     return f"{fence}{space}{line}{space}{fence}".replace("|", "\\|")
 
 
+def cut(value: Any, most: int) -> str:
+    """The first characters of a text of several lines, and how many are left out; nothing of a token is among them."""
+    clean = printable(value)
+    return clean if len(clean) <= most else f"{clean[:most]} [{len(clean) - most:,} more characters]"
+
+
 def block(content: str, language: str) -> str:
     """A fenced code block that its content cannot end."""
     fence = "`" * max(3, _longest_run(content) + 1)
-    return f"{fence}{language}\n{content}\n{fence}"
+    return f"{fence}{language}\n{content.removesuffix(chr(10))}\n{fence}"
 
 
 def command_line(command: str) -> str:
@@ -101,30 +107,26 @@ def _public_word(word: str) -> str:
     return without_folders(word)
 
 
-def link(title: str, url: str) -> str:
-    """A link; the title is escaped, the address must be safe."""
-    return f"[{text(title)}]({url})"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "center") -> str:
+def table(source: str) -> str:
     """A table whose columns are padded, so that it can be read as text too.
 
     Args:
-        header: titles of the columns.
-        rows: cells, escaped already.
-        align: `center` for every column, or `first-left` for names on the left and numbers on the right.
+        source: the lines of a Markdown table with cells of any width; `:-`, `-:` or `:-:` in the second line say where
+            a column's texts stand. Pipes inside cells are escaped.
     """
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    if align == "center":
-        rule = [f":{'-' * max(1, width)}:" for width in widths]
-    else:
-        rule = [f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:])]
-    lines = [_row(header, widths), f"|{'|'.join(rule)}|", *(_row(row, widths) for row in rows)]
-    return "\n".join(lines)
+    rows = [[cell.strip() for cell in _PIPE.split(line)[1:-1]] for line in source.strip().splitlines()]
+    widths = [max(len(row[i]) for j, row in enumerate(rows) if j != 1) for i in range(len(rows[0]))]
+    rule = [_rule(mark, width) for mark, width in zip(rows[1], widths, strict=True)]
+    lines = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
+        for row in (rows[0], *rows[2:])
+    ]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
 
 
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+def _rule(mark: str, width: int) -> str:
+    left, right = mark.startswith(":"), mark.endswith(":")
+    return f"{':' * left}{'-' * max(1, width + 2 - left - right)}{':' * right}"
 
 
 def _longest_run(content: str) -> int:
@@ -138,10 +140,10 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-def decimal(value: Any, digits: int = 4) -> str:
-    """A number with a fixed count of decimals; `n/a` for what is missing or not finite."""
+def decimal(value: Any, digits: int = 4, sign: str = "") -> str:
+    """A number with a fixed count of decimals, with sign "+" always signed; `n/a` for what is missing or not finite."""
     found = number(value)
-    return MISSING if found is None else f"{found:.{digits}f}"
+    return MISSING if found is None else f"{found:{sign}.{digits}f}"
 
 
 def short(value: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from qdpo.report import markdown as md
-from qdpo.run.record import RunRecord, all_ties
-from qdpo.verdicts.measured import read_pairs
+from qdpo.report.facts import Facts
+from qdpo.run.record import all_ties
 from qdpo.verdicts.trends import points
 
 POINTS = 1500
@@ -26,36 +26,29 @@ REWARDS = (
 )
 
 
-def charts(record: RunRecord) -> list[dict[str, Any]]:
+def charts(run: Facts) -> list[dict[str, Any]]:
     """The curves of a run: id, title, level lines, and series of [step, value]."""
-    start = [{"at": math.log(2), "title": "ln 2: no preference"}] if record.config.loss.loss_type == ["sigmoid"] else []
-    half = [{"at": 0.5, "title": "chance"}]
+    start = [{"at": math.log(2), "title": "ln 2: no preference"}] if run.config.loss.loss_type == ["sigmoid"] else []
+    loss = [_series(run.train, "loss", "training", "grey", thin=True), _series(run.evals, "loss", "held-out", "blue")]
     accuracy = [
-        _series(record.train, "rewards/accuracies", "training", "grey", thin=True),
-        _series(record.evals, "rewards/accuracies", "held-out", "blue"),
-        _series(record.evals, "logps/accuracies", "held-out, by log-probability alone", "green", dash=3),
+        _series(run.train, "rewards/accuracies", "training", "grey", thin=True),
+        _series(run.evals, "rewards/accuracies", "held-out", "blue"),
+        _series(run.evals, "logps/accuracies", "held-out, by log-probability alone", "green", dash=3),
     ]
-    loss = [
-        _series(record.train, "loss", "training", "grey", thin=True),
-        _series(record.evals, "loss", "held-out", "blue"),
+    rewards = [
+        _series(rows, key, f"{title}, {which}", color, which == "training", dash)
+        for which, rows in (("held-out", run.evals), ("training", run.train))
+        for key, title, color, dash in REWARDS
     ]
-    heldout = [
-        _series(record.evals, key, f"{title}, held-out", color, dash=dash) for key, title, color, dash in REWARDS
-    ]
-    trained = [
-        _series(record.train, key, f"{title}, training", color, True, dash) for key, title, color, dash in REWARDS
-    ]
+    half = [{"at": 0.5, "title": "chance"}]
+    rate = _series(run.train, "learning_rate", "learning rate", "blue", thin=True)
+    gradient = _series(run.train, "grad_norm", "before clipping", "orange", thin=True)
     found = [
         ("chart-loss", "Loss", start, loss),
-        ("chart-rewards", "Rewards and their margin", [{"at": 0, "title": ""}], [*heldout, *trained]),
+        ("chart-rewards", "Rewards and their margin", [{"at": 0, "title": ""}], rewards),
         ("chart-accuracy", "Share of pairs with the higher reward on the chosen side", half, accuracy),
-        ("chart-rate", "Learning rate", [], [_series(record.train, "learning_rate", "learning rate", "blue", True)]),
-        (
-            "chart-gradient",
-            "Gradient norm",
-            [],
-            [_series(record.train, "grad_norm", "before clipping", "orange", True)],
-        ),
+        ("chart-rate", "Learning rate", [], [rate]),
+        ("chart-gradient", "Gradient norm", [], [gradient]),
     ]
     return [
         {"id": id, "title": title, "levels": levels, "series": [one for one in series if one["points"]]}
@@ -76,24 +69,23 @@ def _series(
     return {"title": title, "color": color, "thin": thin, "dash": dash, "points": kept}
 
 
-def pairs(record: RunRecord) -> tuple[list[dict[str, Any]], list[float]]:
-    """The held-out pairs to browse, evenly spaced in the order of their margins, and the margins of all of them."""
-    found = sorted(read_pairs(record.folder), key=lambda pair: pair["margin"])
-    chosen = [found[round(i * (len(found) - 1) / (PAIRS - 1))] for i in range(PAIRS)] if len(found) > PAIRS else found
-    return [_pair(pair) for pair in chosen], [float(pair["margin"]) for pair in found]
+def pairs(run: Facts) -> list[dict[str, Any]]:
+    """The held-out pairs to browse, evenly spaced in the order of their margins."""
+    return [_pair(pair) for pair in spread(run.pairs, PAIRS)]
+
+
+def spread(found: Sequence[Any], most: int) -> Sequence[Any]:
+    """As many as may be shown, evenly spaced, the first and the last among them."""
+    if len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
 
 
 def _pair(pair: dict[str, Any]) -> dict[str, Any]:
     numbers = {key: md.number(pair.get(key)) or 0.0 for key in PAIR_NUMBERS}
-    texts = {key: cut(pair[key]) for key in ("prompt", "chosen", "rejected")}
+    texts = {key: md.cut(pair[key], CHARACTERS) for key in ("prompt", "chosen", "rejected")}
     row = pair.get("row")
     return {"row": row if isinstance(row, int) else 0, **numbers, **texts}
-
-
-def cut(text: str, most: int = CHARACTERS) -> str:
-    """A text for the page: without control characters and access tokens, and not longer than most."""
-    clean = md.printable(text)
-    return clean if len(clean) <= most else f"{clean[:most]} [{len(clean) - most:,} more characters]"
 
 
 def histogram(margins: Sequence[float], bins: int = 41) -> tuple[float, list[int]]:

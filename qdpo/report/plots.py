@@ -19,9 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from qdpo import files
-from qdpo.config.schema import LossSection
+from qdpo.config.loss import LossSettings
 from qdpo.report import markdown as md
-from qdpo.run.record import RunRecord, all_ties, read_run
+from qdpo.report.facts import Facts, gather
+from qdpo.run.record import all_ties
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 SIZE_INCHES, DPI = (10, 6), 100
@@ -55,7 +56,7 @@ def draw_plots(run_dir: Path) -> list[Path]:
         InputMissingError: the folder is not a run directory.
         DiskError, OutputError: a file cannot be written.
     """
-    record = read_run(run_dir)
+    run = gather(run_dir)
     folder = run_dir / "plots"
     with files.explained(folder):
         folder.mkdir(exist_ok=True)
@@ -65,39 +66,39 @@ def draw_plots(run_dir: Path) -> list[Path]:
             figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
             axes = figure.add_subplot()
             axes.margins(x=0.02)
-            if draw(axes, record):
+            if draw(axes, run):
                 axes.set_xlabel("step")
-                axes.set_title(_title(record, title), loc="left")
+                axes.set_title(_title(run, title), loc="left")
                 files.atomic_write(folder / name, _png(figure))
                 written.append(folder / name)
     return written
 
 
-def _title(record: RunRecord, what: str) -> str:
+def _title(run: Facts, what: str) -> str:
     # A dollar sign would start mathematics.
-    name = md.without_folders(record.name).replace("$", r"\$")
+    name = md.without_folders(run.name).replace("$", r"\$")
     return f"{name}: {what}"
 
 
-def _loss(axes: Axes, record: RunRecord) -> bool:
-    drawn = _train(axes, record, "loss", GREY, "training", "-")
-    drawn |= _heldout(axes, record, "loss", BLUE, "held-out", "-", "o")
-    if drawn and _starts_at_ln2(record.config.loss):
+def _loss(axes: Axes, run: Facts) -> bool:
+    drawn = _train(axes, run, "loss", GREY, "training", "-")
+    drawn |= _heldout(axes, run, "loss", BLUE, "held-out", "-", "o")
+    if drawn and _starts_at_ln2(run.config.loss):
         _level(axes, math.log(2), "ln 2: no preference")
     axes.set_ylabel("loss")
     _legend(axes)
     return drawn
 
 
-def _rewards(axes: Axes, record: RunRecord) -> bool:
+def _rewards(axes: Axes, run: Facts) -> bool:
     drawn = False
     for key, title, colour, style, marker in (
         ("rewards/chosen", "chosen", BLUE, "-", "o"),
         ("rewards/rejected", "rejected", ORANGE, "--", "s"),
         ("rewards/margins", "margin = chosen − rejected", GREEN, "-.", "^"),
     ):
-        drawn |= _train(axes, record, key, colour, None, style)
-        drawn |= _heldout(axes, record, key, colour, title, style, marker)
+        drawn |= _train(axes, run, key, colour, None, style)
+        drawn |= _heldout(axes, run, key, colour, title, style, marker)
     if drawn:
         axes.axhline(0, color="#888888", linewidth=1)
     axes.set_ylabel("reward")
@@ -105,11 +106,11 @@ def _rewards(axes: Axes, record: RunRecord) -> bool:
     return drawn
 
 
-def _accuracies(axes: Axes, record: RunRecord) -> bool:
+def _accuracies(axes: Axes, run: Facts) -> bool:
     key = "rewards/accuracies"
-    drawn = _train(axes, record, key, GREY, "training", "-")
-    drawn |= _heldout(axes, record, key, BLUE, "held-out", "-", "o")
-    drawn |= _heldout(axes, record, "logps/accuracies", GREEN, "held-out, by log-probability alone", "-.", "^")
+    drawn = _train(axes, run, key, GREY, "training", "-")
+    drawn |= _heldout(axes, run, key, BLUE, "held-out", "-", "o")
+    drawn |= _heldout(axes, run, "logps/accuracies", GREEN, "held-out, by log-probability alone", "-.", "^")
     if drawn:
         _level(axes, 0.5, "0.5: chance")
     axes.set_ylabel("share of pairs")
@@ -118,7 +119,7 @@ def _accuracies(axes: Axes, record: RunRecord) -> bool:
     return drawn
 
 
-PLOTS: tuple[tuple[str, str, Callable[[Axes, RunRecord], bool]], ...] = (
+PLOTS: tuple[tuple[str, str, Callable[[Axes, Facts], bool]], ...] = (
     ("loss.png", "loss", _loss),
     ("rewards.png", "rewards, beta × log-ratio to the reference", _rewards),
     ("accuracies.png", "pairs whose chosen completion has the higher reward", _accuracies),
@@ -126,18 +127,18 @@ PLOTS: tuple[tuple[str, str, Callable[[Axes, RunRecord], bool]], ...] = (
 """File, title and drawing function of each plot; the function says whether there was anything to draw."""
 
 
-def _starts_at_ln2(loss: LossSection) -> bool:
+def _starts_at_ln2(loss: LossSettings) -> bool:
     return loss.loss_type == ["sigmoid"] and loss.loss_weights in (None, [1.0])
 
 
-def _train(axes: Axes, record: RunRecord, key: str, colour: str, label: str | None, style: str) -> bool:
-    steps, values = _points(record.train, key)
+def _train(axes: Axes, run: Facts, key: str, colour: str, label: str | None, style: str) -> bool:
+    steps, values = _points(run.train, key)
     axes.plot(steps, values, style, color=colour, alpha=0.65, linewidth=1.3, label=label)
     return _any(values)
 
 
-def _heldout(axes: Axes, record: RunRecord, key: str, colour: str, label: str, style: str, marker: str) -> bool:
-    steps, values = _points(record.evals, key)
+def _heldout(axes: Axes, run: Facts, key: str, colour: str, label: str, style: str, marker: str) -> bool:
+    steps, values = _points(run.evals, key)
     axes.plot(steps, values, style, color=colour, linewidth=2.4, marker=marker, markersize=8, label=label)
     return _any(values)
 

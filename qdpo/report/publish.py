@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import httpx
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import disable_progress_bars
 
 from qdpo import console
 from qdpo.errors import InputMissingError, OutputError, QdpoError, UnavailableError, UsageError
 from qdpo.files import MANIFEST, manifest_problems
 from qdpo.report import markdown as md
-from qdpo.report.card import CARD, PLOTS, render_card
+from qdpo.report.card import CARD, render_card
+from qdpo.report.facts import PLOTS
 from qdpo.run.record import Published
-from qdpo.verdicts.measured import read_object
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from qdpo.run.results import read_object
 
 ADAPTER = "adapter"
 VERIFY = "verify.json"
@@ -65,11 +69,8 @@ def publish(run_dir: Path, repo: str, format: str = ADAPTER, *, public: bool = F
         UnavailableError: not logged in, or the hub cannot be reached.
     """
     parcel = pack(run_dir, repo, format)
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    with _Explained(repo):
-        return _send(api, parcel, public)
+    with _explained(repo):
+        return _send(HfApi(), parcel, public)
 
 
 def pack(run_dir: Path, repo: str, format: str) -> Parcel:
@@ -134,9 +135,6 @@ def _check(folder: Path, format: str) -> None:
 
 
 def _send(api: HfApi, parcel: Parcel, public: bool) -> str:
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.utils import disable_progress_bars
-
     if not console.is_interactive():
         disable_progress_bars()
     repo = parcel.published.repo
@@ -147,53 +145,48 @@ def _send(api: HfApi, parcel: Parcel, public: bool) -> str:
     if private and public:
         console.note(f"{repo} is private and stays so; its settings on the hub can make it public")
     console.say(f"uploading {len(parcel.files)} files, {parcel.total:,} bytes, to {repo}")
-    operations = [CommitOperationAdd(name, _content(file)) for name, file in parcel.files.items()]
+    operations = [
+        CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)) for name, file in parcel.files.items()
+    ]
     api.create_commit(repo, operations, commit_message=f"Upload {parcel.published.format} with qdpo")
     return str(url)
 
 
-def _content(file: Path | bytes) -> str | bytes:
-    return file if isinstance(file, bytes) else str(file)
-
-
-class _Explained:
+@contextmanager
+def _explained(repo: str) -> Iterator[None]:
     """Turns what the hub's client raises into errors with a way out; messages of ours, so that no header is shown."""
+    try:
+        yield
+    except Exception as error:
+        if (found := _explain(error, repo)) is None:
+            raise
+        raise found from None
 
-    def __init__(self, repo: str) -> None:
-        self.repo = repo
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and (found := self._explain(error)) is not None:
-            raise found from None
-
-    def _explain(self, error: Exception) -> QdpoError | None:
-        import httpx
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-        again = "run the same command again: what was uploaded is not sent twice"
-        if isinstance(error, OfflineModeIsEnabled):
-            return UnavailableError("HF_HUB_OFFLINE is set: nothing can be uploaded", "unset it for this command")
-        if isinstance(error, LocalTokenNotFoundError):
-            return _not_logged_in("you are not logged in to the hub")
-        if isinstance(error, HfHubHTTPError) and (response := getattr(error, "response", None)) is not None:
-            if response.status_code == 401:
+def _explain(error: Exception, repo: str) -> QdpoError | None:
+    again = "run the same command again: what was uploaded is not sent twice"
+    if isinstance(error, OfflineModeIsEnabled):
+        return UnavailableError("HF_HUB_OFFLINE is set: nothing can be uploaded", "unset it for this command")
+    if isinstance(error, LocalTokenNotFoundError):
+        return _not_logged_in("you are not logged in to the hub")
+    if isinstance(error, HfHubHTTPError) and (response := getattr(error, "response", None)) is not None:
+        match response.status_code:
+            case 401:
                 return _not_logged_in("the hub does not accept your login (401)")
-            if response.status_code == 403:
+            case 403:
                 return OutputError(
-                    f"the hub does not let you write to {self.repo} (403)",
+                    f"the hub does not let you write to {repo} (403)",
                     "is it your user or organisation, and does your token have write permission? `hf auth whoami`",
                 )
-            if response.status_code == 404:
-                return OutputError(f"there is no {self.repo}, or you may not see it (404)", "check the name after --to")
-            if response.status_code == 409:
-                return OutputError(f"{self.repo} was changed meanwhile (409)", again)
-            return UnavailableError(f"the hub answered {response.status_code}", again)
-        if isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError):
-            return UnavailableError(f"the hub cannot be reached, or broke off ({type(error).__name__})", again)
-        return None
+            case 404:
+                return OutputError(f"there is no {repo}, or you may not see it (404)", "check the name after --to")
+            case 409:
+                return OutputError(f"{repo} was changed meanwhile (409)", again)
+            case status:
+                return UnavailableError(f"the hub answered {status}", again)
+    if isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError):
+        return UnavailableError(f"the hub cannot be reached, or broke off ({type(error).__name__})", again)
+    return None
 
 
 def _not_logged_in(what: str) -> UnavailableError:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from qdpo import console
 from qdpo.errors import QdpoError
+from qdpo.report.card import CARD, write_card
+from qdpo.report.page import PAGE, write_page
 
 
 def refresh(run_dir: Path) -> None:
@@ -13,9 +15,6 @@ def refresh(run_dir: Path) -> None:
 
     The verb that has just done its work is not undone by a card that cannot be written: that is a warning.
     """
-    from qdpo.report.card import CARD, write_card
-    from qdpo.report.page import PAGE, write_page
-
     try:
         write_card(run_dir)
         write_page(run_dir)

@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qdpo.config.resolve import resolve
+from pydantic import ValidationError
+
+from qdpo.config import strict_yaml
 from qdpo.config.schema import RunConfig
-from qdpo.errors import InputMissingError
+from qdpo.errors import ConfigError, InputMissingError
 from qdpo.files import read_json
 from qdpo.run.folder import CONFIG, DATA_REPORT, METRICS, NAME_A_RUN, read_record
 from qdpo.run.metrics import all_ties, by_step, read_metrics, without_prefix
@@ -99,7 +101,6 @@ def read_run(run_dir: Path) -> RunRecord:
 
     Raises:
         InputMissingError: `config.yaml` or `run.json` is not there, or a file cannot be understood.
-        ConfigError: `config.yaml` is no configuration of this version.
     """
     if not (run_dir / CONFIG).is_file():
         raise InputMissingError(f"{run_dir} holds no run of qdpo ({CONFIG} is missing)", NAME_A_RUN)
@@ -107,12 +108,20 @@ def read_run(run_dir: Path) -> RunRecord:
     train, evals = by_step(read_metrics(run_dir / METRICS))
     return RunRecord(
         folder=run_dir,
-        config=resolve(str(run_dir / CONFIG)).config,
+        config=_read_config(run_dir / CONFIG),
         facts=read_record(run_dir),
         data=read_json(report) if report.exists() else {},
         train=train,
         evals=evals,
     )
+
+
+def _read_config(path: Path) -> RunConfig:
+    """A run's own configuration; one that holds a token is read too, since whoever shows it hides tokens."""
+    try:
+        return RunConfig.model_validate(strict_yaml.loads(path.read_text("utf-8"), str(path)).values)
+    except (OSError, UnicodeDecodeError, ConfigError, ValidationError) as error:
+        raise InputMissingError(f"{path} is not a configuration of this version of qdpo: {error}") from error
 
 
 def dig(value: Any, *keys: str) -> Any:

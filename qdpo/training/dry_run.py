@@ -16,7 +16,6 @@ from qdpo.libraries import quiet_libraries
 from qdpo.model import unsloth
 from qdpo.model.source import is_local
 from qdpo.training import trackers
-from qdpo.training.run import loss_settings
 from qdpo.training.stages.state import total_steps
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def describe(resolved: Resolved, folder: Path) -> int:
     if config.backend == "unsloth":
         unsloth.check(config)
     quiet_libraries()
-    loss_settings(config)
     trackers.check_installed(config.train.report_to)
     device = find_device()
     dtype, reason = choose_dtype(config.model.dtype, device)

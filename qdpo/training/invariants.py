@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qdpo import console
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import LoraSection
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
@@ -18,7 +19,7 @@ from qdpo.engine.engine import Engine
 from qdpo.engine.layout import Pack, build_pack
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
-from qdpo.training.losses import LossSettings, PairLogps, pair_losses
+from qdpo.training.losses import PairLogps, pair_losses
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -109,12 +110,12 @@ def check_policy_is_reference(
     batch = PairLogps(chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens, mean_chosen)
     value = float(pair_losses(batch, loss).mean())
     margin = float(((chosen - ref_chosen) - (rejected - ref_rejected)).abs().max())
-    if gap > TOLERANCE or (loss.loss_type == ("sigmoid",) and abs(value - math.log(2)) > TOLERANCE):
+    if gap > TOLERANCE or (loss.loss_type == ["sigmoid"] and abs(value - math.log(2)) > TOLERANCE):
         raise TrainingError(
             f"policy and reference differ before the first step: by up to {gap:.3g} nats, loss {value:.6f}",
             "the adapter does not start at zero, or disabling it does not give the base back",
         )
-    expected = " (ln 2)" if loss.loss_type == ("sigmoid",) else ""
+    expected = " (ln 2)" if loss.loss_type == ["sigmoid"] else ""
     return Check(
         "policy equals reference", f"loss {value:.6f}{expected}, largest margin {margin:.1g}, {len(pairs)} pairs"
     )

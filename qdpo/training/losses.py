@@ -15,14 +15,13 @@ micro-batches must not change the result:
 * Most losses look at one pair at a time: call `pair_losses` per micro-batch and back-propagate its sum / n.
 * `sft` is a mean over the step's chosen tokens. Token counts are known before any forward, so
   `PairLogps.mean_chosen_tokens` carries that mean and the pairs come apart again.
-* The losses of `COUPLED` sort across the whole batch. For these (`LossSettings.couples_pairs`), compute all
-  log-probabilities of the step without gradient, call `logp_gradients` on the whole batch, then run each micro-batch
-  with gradient and back-propagate `(grad_chosen * chosen + grad_rejected * rejected).sum()`.
+* The losses of `qdpo.config.loss.COUPLED` sort across the whole batch. For these (`LossSettings.couples_pairs`),
+  compute all log-probabilities of the step without gradient, call `logp_gradients` on the whole batch, then run each
+  micro-batch with gradient and back-propagate `(grad_chosen * chosen + grad_rejected * rejected).sum()`.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -30,6 +29,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from qdpo.config.loss import LossSettings
 
 
 @dataclass(frozen=True)
@@ -70,103 +71,6 @@ class PairLogps:
 
     def __len__(self) -> int:
         return self.chosen.shape[0]
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Which loss, and its constants. Names and defaults are those of TRL's `DPOConfig`.
-
-    Args:
-        loss_type: one or several of `LOSS_TYPES`; several are added with `loss_weights` (MPO, arXiv 2411.10442).
-        loss_weights: one weight per loss type, no unit; None: 1 each. They are not normalised.
-        beta: 1/nats. Strength of the pull towards the reference; `ipo`: the tau of its paper.
-        label_smoothing: assumed share of pairs whose labels are swapped, in [0, 0.5). Read by `SMOOTHED` losses:
-            `sigmoid` (cDPO), `robust`, `exo_pair` (must be above 0; its paper recommends 1e-3), `aot`, `aot_unpaired`.
-        discopop_tau: temperature of DiscoPOP's modulation, no unit.
-        f_divergence_type: the regulariser between policy and reference, one of `F_DIVERGENCES`.
-        f_alpha_divergence_coef: alpha of `alpha_divergence`, no unit; 1 is reverse KL.
-
-    Raises:
-        ValueError: an unknown name, a value outside its range, or a setting that the chosen losses
-            would ignore or cannot take.
-    """
-
-    loss_type: tuple[str, ...] = ("sigmoid",)
-    loss_weights: tuple[float, ...] | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    discopop_tau: float = 0.05
-    f_divergence_type: str = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
-
-    def __post_init__(self) -> None:
-        if isinstance(self.loss_type, str) or not self.loss_type:
-            raise ValueError(
-                f"loss_type must be a tuple of at least one name, e.g. ('sigmoid',); got {self.loss_type!r}"
-            )
-        for name in self.loss_type:
-            if name not in _LOSSES:
-                raise ValueError(f"unknown loss_type {name!r}: {_suggest(name)}")
-        if self.loss_weights is not None:
-            if len(self.loss_weights) != len(self.loss_type):
-                raise ValueError(
-                    f"loss_weights has {len(self.loss_weights)} values for the {len(self.loss_type)} losses "
-                    f"{list(self.loss_type)}; give one weight per loss, or none at all for 1 each"
-                )
-            if not all(math.isfinite(w) and w >= 0 for w in self.loss_weights) or not any(self.loss_weights):
-                raise ValueError(
-                    f"loss_weights must be finite, not negative, and not all 0; got {list(self.loss_weights)} "
-                    "(a negative weight would train away from its loss)"
-                )
-        for field_name in ("beta", "discopop_tau"):
-            value = getattr(self, field_name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"{field_name} must be a finite number above 0, got {value}; TRL's default is "
-                    f"{getattr(type(self), field_name)}"
-                )
-        self._check_label_smoothing()
-        self._check_f_divergence()
-
-    def _check_label_smoothing(self) -> None:
-        if not 0.0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing must lie in [0, 0.5), got {self.label_smoothing}: it is the assumed share of swapped "
-                "labels, and from 0.5 on the labels say nothing or the opposite; 0.1 is a usual value, 0 turns it off"
-            )
-        if "exo_pair" in self.loss_type and self.label_smoothing == 0.0:
-            raise ValueError(
-                "exo_pair takes the logarithm of label_smoothing, so 0 makes it infinite; "
-                "set label_smoothing: 0.001 (the EXO paper's value)"
-            )
-        if self.label_smoothing > 0.0 and not SMOOTHED.intersection(self.loss_type):
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing}, but {list(self.loss_type)} would ignore it; "
-                f"set it to 0, or use one of {sorted(SMOOTHED)}"
-            )
-
-    def _check_f_divergence(self) -> None:
-        if self.f_divergence_type not in F_DIVERGENCES:
-            raise ValueError(f"unknown f_divergence_type {self.f_divergence_type!r}; use one of {list(F_DIVERGENCES)}")
-        if not math.isfinite(self.f_alpha_divergence_coef):
-            raise ValueError(f"f_alpha_divergence_coef must be finite, got {self.f_alpha_divergence_coef}")
-        refused = [name for name in self.loss_type if name not in F_DIVERGENCE_LOSSES]
-        if self.f_divergence_type != "reverse_kl" and refused:
-            raise ValueError(
-                f"f_divergence_type {self.f_divergence_type!r} has no meaning for {refused}: f-DPO's unknown constant "
-                "beta * log Z(x) cancels only in a difference of chosen and rejected; set f_divergence_type: "
-                f"reverse_kl, or use only losses among {sorted(F_DIVERGENCE_LOSSES)}"
-            )
-
-    @property
-    def couples_pairs(self) -> bool:
-        """Whether a pair's loss depends on other pairs, so that the step needs `logp_gradients` on its whole batch."""
-        return not COUPLED.isdisjoint(self.loss_type)
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """The weight of each loss type, with the default of 1 each filled in."""
-        return self.loss_weights if self.loss_weights is not None else (1.0,) * len(self.loss_type)
 
 
 def pair_losses(batch: PairLogps, settings: LossSettings) -> Tensor:
@@ -444,36 +348,3 @@ _LOSSES: dict[str, Callable[[_Terms, LossSettings], Tensor]] = {
 
 LOSS_TYPES: tuple[str, ...] = tuple(_LOSSES)
 """Every loss type, in TRL's order."""
-
-COUPLED: frozenset[str] = frozenset({"aot", "aot_unpaired"})
-"""Losses in which a pair's gradient depends on the other pairs' log-probabilities."""
-
-SMOOTHED: frozenset[str] = frozenset({"sigmoid", "robust", "exo_pair", "aot", "aot_unpaired"})
-"""Losses that read `label_smoothing`."""
-
-F_DIVERGENCES: tuple[str, ...] = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-"""Every f-divergence, TRL's default first."""
-
-F_DIVERGENCE_LOSSES: frozenset[str] = frozenset(
-    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
-)
-"""Losses that accept another f-divergence than reverse KL."""
-
-_OTHER_NAMES = {
-    "dpo": "DPO is loss_type 'sigmoid'",
-    "cdpo": "cDPO is loss_type 'sigmoid' with label_smoothing above 0",
-    "mpo": "MPO is a list: ('sigmoid', 'bco_pair', 'sft') with loss_weights (0.8, 0.2, 1.0)",
-    "rpo": "RPO is a list: ('sigmoid', 'sft') with loss_weights",
-    "slic": "SLiC's loss is loss_type 'hinge'",
-    "aot_pair": "TRL renamed it to 'aot' (and the former 'aot' to 'aot_unpaired')",
-    "kto_pair": "TRL removed it; 'bco_pair' and 'apo_zero' also judge each completion by itself",
-}
-
-
-def _suggest(name: str) -> str:
-    """What to use instead of an unknown loss type."""
-    if name.lower() in _OTHER_NAMES:
-        return _OTHER_NAMES[name.lower()]
-    close = difflib.get_close_matches(name.lower(), LOSS_TYPES, n=1)
-    known = "use one of " + ", ".join(LOSS_TYPES)
-    return f"did you mean {close[0]!r}? {known}" if close else known

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import TrainSection
 from qdpo.config.steps import steps_per_epoch
 from qdpo.data.pairs import TokenPair
@@ -34,7 +35,7 @@ from qdpo.training.early_stop import EarlyStop
 from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, gradient_norm, name_rows, not_finite
 from qdpo.training.invariants import Check, check_adapter_learned
 from qdpo.training.log import Log
-from qdpo.training.losses import LossSettings, PairLogps, logp_gradients, pair_losses
+from qdpo.training.losses import PairLogps, logp_gradients, pair_losses
 from qdpo.training.metrics import Metrics
 from qdpo.training.order import permutation
 from qdpo.training.out_of_memory import Budgets, need_of
@@ -183,12 +184,7 @@ class Recipe:
             group["lr"] = rate
         self.policy.train()
         batch = self.batch(done)
-        with self._counting_the_first():
-            loss = self.forward_backward(batch)
-        with parallel.failing_together():
-            self.watch.check(done + 1, self.policy)
-        parallel.sum_gradients(self.trained)
-        self.losses += parallel.summed(loss)
+        self.losses += self.gradients(batch)
         self.update()
         self.progress.step += 1
         self.progress.tokens_seen += sum(padded_tokens(self.train_split.pairs[i]) for i in batch)
@@ -200,6 +196,19 @@ class Recipe:
         n, size = len(self.train_split.pairs), self.config.train.pairs_per_step
         epoch, place = divmod(step, steps_per_epoch(n, size))
         return permutation(n, self.config.train.seed, epoch)[place * size : (place + 1) * size]
+
+    def gradients(self, batch: Sequence[int]) -> Tensor:
+        """The gradients of one global batch, over all processes, in the adapter; returns its loss, a scalar.
+
+        Raises:
+            TrainingError: a log-probability or loss is not finite, or what is fused did not run so.
+        """
+        with self._counting_the_first():
+            loss = self.forward_backward(batch)
+        with parallel.failing_together():
+            self.watch.check(self.progress.step + 1, self.policy)
+        parallel.sum_gradients(self.trained)
+        return parallel.summed(loss)
 
     def forward_backward(self, batch: Sequence[int], when: str = "") -> Tensor:
         """Forward and backward over one global batch; with smaller micro-batches, from the beginning, when memory runs

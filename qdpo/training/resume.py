@@ -14,8 +14,9 @@ from typing import Any
 
 from qdpo import console
 from qdpo.config import fields
-from qdpo.config.resolve import Resolved, inline, to_yaml, value_of
+from qdpo.config.resolve import Resolved, to_yaml, value_of
 from qdpo.config.schema import RunConfig
+from qdpo.config.strict_yaml import dump
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import atomic_write
 from qdpo.redact import redact_all
@@ -173,7 +174,7 @@ def _verdict(key: str, config: RunConfig) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = inline(value)
+    text = dump(value)
     return text if len(text) <= 72 else f"{text[:69]}..."
 
 

@@ -13,7 +13,6 @@ from qdpo.allocator import allocator, expand_segments
 from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
-from qdpo.errors import ConfigError
 from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from qdpo.config.loss import LossSettings
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
-    from qdpo.training.losses import LossSettings
     from qdpo.training.recipe import Recipe
 
 
@@ -83,7 +82,6 @@ def train(
         from qdpo.model import unsloth
 
         unsloth.start(config)
-    loss = loss_settings(config)
     trackers.check_installed(config.train.report_to)
     quiet_libraries()
     device = find_device()
@@ -106,7 +104,7 @@ def train(
     copy = open_mirror(run, mirror if parallel.is_first() else None)
     try:
         with insisting(stop):
-            run_stages(run, stop, copy, loss, begin)
+            run_stages(run, stop, copy, config.loss, begin)
     except Stopped:
         run.save(state="stopped")
         raise
@@ -189,23 +187,6 @@ def open_mirror(run: Run, folder: Path | None) -> Mirror | None:
     mirror = Mirror(run.folder, folder)
     mirror.open(str(run.record.id))
     return mirror
-
-
-def loss_settings(config: RunConfig) -> LossSettings:
-    """The loss and its constants, checked together.
-
-    Raises:
-        ConfigError: a combination that has no meaning.
-    """
-    from qdpo.training.losses import LossSettings
-
-    section = config.loss.model_dump()
-    section["loss_type"] = tuple(section["loss_type"])
-    section["loss_weights"] = tuple(section["loss_weights"]) if section["loss_weights"] else None
-    try:
-        return LossSettings(**section)
-    except ValueError as error:
-        raise ConfigError(f"loss: {error}") from error
 
 
 def describe(device: Device) -> Hardware:

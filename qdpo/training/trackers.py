@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qdpo.config.resolve import inline
+from qdpo.config.strict_yaml import dump
 from qdpo.errors import UnavailableError, first_line
 from qdpo.training.stages.state import Run
 
@@ -69,7 +69,7 @@ class Trackers:
             ),
         }
         settings = {
-            key: value if isinstance(value, bool | int | float | str) else inline(value)
+            key: value if isinstance(value, bool | int | float | str) else dump(value)
             for key, value in (self.run.record.settings or {}).items()
         }
         for name in config.train.report_to:

@@ -19,6 +19,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
+from qdpo.config.loss import COUPLED, LossSettings
 from qdpo.config.schema import PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine, evaluating, text_nll
@@ -28,7 +29,6 @@ from qdpo.hardware import Device
 from qdpo.run.folder import CHECKPOINTS
 from qdpo.training import parallel
 from qdpo.training.guards import StepWatch
-from qdpo.training.losses import COUPLED, LossSettings
 from qdpo.training.out_of_memory import Budgets
 from qdpo.training.recipe import Recipe, Split
 from qdpo.training.stages.state import Run

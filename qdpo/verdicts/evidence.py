@@ -127,20 +127,28 @@ class Evidence:
         first = values(self.train[:1], "loss")
         return first[0] if first and self.train[0]["step"] <= max(1, self.setup.warmup // 10) else None
 
+    def heldout(self, key: str) -> float | None:
+        """Where a curve of the held-out pairs stands."""
+        return level(values(self.scored, key))
+
+    def trained(self, key: str) -> float | None:
+        """Where a curve of the training steps after the warmup stands."""
+        return level(values(self.ripe_train, key))
+
     @cached_property
     def accuracy(self) -> float | None:
         """Held-out reward accuracy now."""
-        return level(values(self.scored, "rewards/accuracies"))
+        return self.heldout("rewards/accuracies")
 
     @cached_property
     def margin(self) -> float | None:
         """Held-out reward margin now."""
-        return level(values(self.scored, "rewards/margins"))
+        return self.heldout("rewards/margins")
 
     @cached_property
     def loss(self) -> float | None:
         """Held-out loss now."""
-        return level(values(self.scored, "loss"))
+        return self.heldout("loss")
 
     @cached_property
     def moved(self) -> float:

@@ -82,6 +82,15 @@ class Verdict:
         return f"{self.kind}: {self.says}" + (f"; {self.change}" if self.alarm and self.change else "")
 
 
+def _alarm(kind: Kind, says: str, change: str, source: str) -> Verdict | None:
+    """An alarm where there is something to say."""
+    return Verdict(kind, True, says, change, source) if says else None
+
+
+def _state(kind: Kind, says: str, source: str, change: str = "") -> Verdict:
+    return Verdict(kind, False, says, change, source)
+
+
 def judge(evidence: Evidence) -> list[Verdict]:
     """What a run's curves say, the most urgent first; never empty.
 
@@ -100,20 +109,15 @@ def judge(evidence: Evidence) -> list[Verdict]:
     return [state, *remarks]
 
 
-# ------------------------------------------------------------------------------------------------------------- alarms
-
-
 def learning_rate_too_high(evidence: Evidence) -> Verdict | None:
     """The policy has moved far, and its loss is no better, or worse, than without any training."""
-    if evidence.start_loss is None or evidence.start_loss <= 0 or evidence.moved < FAR_MOVED:
+    start = evidence.start_loss
+    if start is None or start <= 0 or evidence.moved < FAR_MOVED:
         return None
-    found = _thrown_about(evidence, evidence.start_loss) or _broken(evidence, evidence.start_loss)
-    if not found:
-        return None
-    return Verdict(
+    found = _thrown_about(evidence, start) or _broken(evidence, start)
+    return _alarm(
         "learning rate too high",
-        True,
-        f"{found}; the policy has moved {evidence.moved:.1f} nats per completion",
+        found and f"{found}; the policy has moved {evidence.moved:.1f} nats per completion",
         f"{_rate(evidence, 0.1)}, or more train.warmup_steps",
         RATES,
     )
@@ -147,26 +151,22 @@ def _broken(evidence: Evidence, start: float) -> str:
 
 def degenerate(evidence: Evidence) -> Verdict | None:
     """The chosen completions themselves have become unlikely, or the answers repeat themselves."""
-    found = [text for text in (_collapse(evidence), _repetition(evidence)) if text]
-    if not found:
-        return None
-    return Verdict(
+    collapse = _collapse(evidence)
+    return _alarm(
         "degenerate",
-        True,
-        "; ".join(found),
+        "; ".join(filter(None, (collapse, _repetition(evidence)))),
         f"{_rate(evidence, 0.5)}, raise loss.beta (now {evidence.setup.beta:g}), or add the chosen answers' own "
         "likelihood: loss.loss_type: [sigmoid, sft]; look at the samples",
-        DISPLACEMENT if _collapse(evidence) else REPETITION,
+        DISPLACEMENT if collapse else REPETITION,
     )
 
 
 def _collapse(evidence: Evidence) -> str:
-    rows = values(evidence.scored, "logps/chosen")
-    now = level(rows)
+    now = evidence.heldout("logps/chosen")
     if now is None:
         return ""
     known = [row["logps/chosen"] for row in evidence.evals[:1] if row["step"] == 0 and "logps/chosen" in row]
-    reward = level(values(evidence.scored, "rewards/chosen"))
+    reward = evidence.heldout("rewards/chosen")
     start = known[0] if known else now - (reward or 0.0) / evidence.setup.beta
     tokens = evidence.setup.chosen_tokens
     fallen = (start - now) / tokens if tokens else 0.0
@@ -191,13 +191,9 @@ def _repetition(evidence: Evidence) -> str:
 
 def length_hacking(evidence: Evidence) -> Verdict | None:
     """What was learned is length: answers grow, or pairs are won where the chosen side is the longer one."""
-    found = [text for text in (_answers_grow(evidence), _longer_wins(evidence)) if text]
-    if not found:
-        return None
-    return Verdict(
+    return _alarm(
         "length-hacking",
-        True,
-        "; ".join(found),
+        "; ".join(filter(None, (_answers_grow(evidence), _longer_wins(evidence)))),
         "look at the lengths in the data report, balance the pairs by length, or use loss.loss_type: [sigmoid_norm], "
         "which divides log-probabilities by length; compare within length-matched pairs (`qdpo eval`)",
         LENGTH,
@@ -235,23 +231,22 @@ def _longer_wins(evidence: Evidence) -> str:
 
 def over_fitting(evidence: Evidence) -> Verdict | None:
     """Since the best evaluation the training margin rises, and the held-out pairs get worse."""
-    start, losses = evidence.start_loss, points(evidence.evals, "loss")
-    if start is None or start <= 0 or len(losses) < 3:
+    start = evidence.start_loss
+    if start is None or start <= 0 or len(points(evidence.evals, "loss")) < 3:
         return None
-    found = _loss_rises(evidence, start, losses) or _margin_falls(evidence)
+    found = _loss_rises(evidence, start) or _margin_falls(evidence)
     if found is None:
         return None
     best_step, text = found
     before = level(values([row for row in evidence.train if row["step"] <= best_step], "rewards/margins")) or 0.0
-    now = level(values(evidence.ripe_train, "rewards/margins"))
-    train, heldout = level(values(evidence.ripe_train, "rewards/accuracies")), evidence.accuracy
+    now = evidence.trained("rewards/margins")
+    train, heldout = evidence.trained("rewards/accuracies"), evidence.accuracy
     if now is None or now <= before or train is None or heldout is None or train <= heldout:
         return None
     if heldout < 0.5 - accuracy_noise(evidence.setup.pairs):
         return None  # worse than guessing: that is no memory of the training pairs, but the opposite of them
-    return Verdict(
+    return _alarm(
         "over-fitting",
-        True,
         f"{text}, while the training margin rose to {now:.3f}; accuracy {train:.1%} in training, {heldout:.1%} "
         "held-out",
         "train less (train.num_train_epochs or train.max_steps), keep the best step (train.load_best: loss), stop "
@@ -261,33 +256,30 @@ def over_fitting(evidence: Evidence) -> Verdict | None:
     )
 
 
-def _loss_rises(evidence: Evidence, start: float, losses: list[tuple[int, float]]) -> tuple[int, str] | None:
-    steps = [step for step, _ in losses]
-    calm = smooth([loss for _, loss in losses])
-    best = min(range(len(calm)), key=calm.__getitem__)
-    now = calm[-1]
-    if now - calm[best] <= max(OVERFIT_RISE * start, NOISE * jitter([loss for _, loss in losses])):
+def _loss_rises(evidence: Evidence, start: float) -> tuple[int, str] | None:
+    step, best, now, noise = _since_best(points(evidence.evals, "loss"), min)
+    if now - best <= max(OVERFIT_RISE * start, noise):
         return None
-    return steps[best], f"the held-out loss was best around step {steps[best]} ({calm[best]:.4f}) and is {now:.4f} now"
+    return step, f"the held-out loss was best around step {step} ({best:.4f}) and is {now:.4f} now"
 
 
 def _margin_falls(evidence: Evidence) -> tuple[int, str] | None:
     margins = points(evidence.scored, "rewards/margins")
     if len(margins) < 4:
         return None
-    calm = smooth([margin for _, margin in margins])
-    best = max(range(len(calm)), key=calm.__getitem__)
-    drop = calm[best] - calm[-1]
-    accuracies = smooth(values(evidence.scored, "rewards/accuracies"))
-    lost = max(accuracies, default=0.0) - (accuracies[-1] if accuracies else 0.0)
-    if (
-        drop <= max(OVERFIT_DROP * calm[best], NOISE * jitter([m for _, m in margins]))
-        or calm[best] <= 0
-        or lost <= 0.02
-    ):
+    step, best, now, noise = _since_best(margins, max)
+    accuracies = smooth(values(evidence.scored, "rewards/accuracies")) or [0.0]
+    if best <= 0 or best - now <= max(OVERFIT_DROP * best, noise) or max(accuracies) - accuracies[-1] <= 0.02:
         return None
-    step = margins[best][0]
-    return step, f"the held-out margin was best around step {step} ({calm[best]:.3f}) and is {calm[-1]:.3f} now"
+    return step, f"the held-out margin was best around step {step} ({best:.3f}) and is {now:.3f} now"
+
+
+def _since_best(curve: list[tuple[int, float]], better: Callable[..., float]) -> tuple[int, float, float, float]:
+    """The step of a curve's best point, its value there and now, both smoothed, and what is only noise."""
+    found = [value for _, value in curve]
+    calm = smooth(found)
+    best = better(calm)
+    return curve[calm.index(best)][0], best, calm[-1], NOISE * jitter(found)
 
 
 def stuck_in_the_dip(evidence: Evidence) -> Verdict | None:
@@ -297,9 +289,8 @@ def stuck_in_the_dip(evidence: Evidence) -> Verdict | None:
     rows = values(evidence.scored, "rewards/margins")
     if evidence.progress < 0.6 or len(rows) < 3 or rows[-1] > min(rows) + 0.5 * abs(min(rows)):
         return None
-    return Verdict(
+    return _alarm(
         "not learning",
-        True,
         f"the held-out margin is {evidence.margin:+.4f} after {evidence.progress:.0%} of the run: the policy has not "
         f"come out of the dip that DiscoPOP begins with (local minimum at {dip_margin(evidence.setup.tau):+.3f})",
         f"{_rate(evidence, 3)}, train longer, or begin with loss.loss_type: [sigmoid] and continue from that adapter",
@@ -313,16 +304,15 @@ def learning_rate_too_low(evidence: Evidence) -> Verdict | None:
     if not evidence.ripe or start is None or now is None or margin is None or evidence.discopop:
         return None
     margins = values(evidence.scored, "rewards/margins")
-    train = level(values(evidence.ripe_train, "rewards/margins"))
-    trained = level(values(evidence.ripe_train, "loss"))
+    train = evidence.trained("rewards/margins")
+    trained = evidence.trained("loss")
     rising = share_rising([0.0, *margins]) >= 0.75 and margin > 3 * jitter(margins)
     hardly = HARDLY_FALLEN * start < now <= start and (trained is None or trained > HARDLY_FALLEN * start)
     if not (rising and hardly and STILL < evidence.moved < LITTLE_MOVED) or (train is not None and train <= 0):
         return None
     accuracy = "" if evidence.accuracy is None else f", accuracy {evidence.accuracy:.1%}"
-    return Verdict(
+    return _alarm(
         "learning rate too low",
-        True,
         f"the held-out margin rises, but only to {margin:.2g}; loss {now:.4f} from {start:.4f}{accuracy}; the policy "
         f"has moved {evidence.moved:.2g} nats per completion",
         f"{_rate(evidence, 10 if evidence.moved < LITTLE_MOVED / 10 else 3)}, or train longer (train.max_steps)",
@@ -350,8 +340,8 @@ def not_learning(evidence: Evidence) -> Verdict | None:
             "check that the adapters get a gradient (the invariant `every adapter learns` in run.json), and that "
             f"train.learning_rate ({_number(evidence.setup.learning_rate)}) is not 0 or lost in the warmup"
         )
-        return Verdict("not learning", True, numbers, change, LN2)
-    train = level(values(evidence.ripe_train, "rewards/accuracies"))
+        return _alarm("not learning", numbers, change, LN2)
+    train = evidence.trained("rewards/accuracies")
     beside = "" if train is None else f"; training accuracy {train:.1%}"
     if evidence.accuracy < 0.5 - accuracy_noise(evidence.setup.pairs) and train is not None and train > 0.6:
         change = "chosen and rejected seem to be swapped in one of the two sets: `qdpo data --preview 5`, data.columns"
@@ -360,7 +350,7 @@ def not_learning(evidence: Evidence) -> Verdict | None:
             "check that the better answer is `chosen` (`qdpo data --preview 5`), that the difference is not cut off "
             "(the data report's cuts, data.max_length), and that labels are not noise (then loss.label_smoothing)"
         )
-    return Verdict("not learning", True, numbers + beside, change, f"{DPO}; {LN2}")
+    return _alarm("not learning", numbers + beside, change, f"{DPO}; {LN2}")
 
 
 ALARMS: tuple[Callable[[Evidence], Verdict | None], ...] = (
@@ -375,20 +365,15 @@ ALARMS: tuple[Callable[[Evidence], Verdict | None], ...] = (
 """The rules that ask for something, the most urgent first."""
 
 
-# ------------------------------------------------------------------------------------------------------------- states
-
-
 def early_dip(evidence: Evidence) -> Verdict | None:
     """DiscoPOP pushes the margin down first: expected."""
     rows = values(evidence.scored, "rewards/margins") or values(evidence.train, "rewards/margins")
     if not evidence.discopop or not rows or rows[-1] >= 0:
         return None
-    return Verdict(
+    return _state(
         "early dip",
-        False,
         f"the margin is {rows[-1]:+.4f} at step {evidence.step}: expected with DiscoPOP, whose loss pushes it towards "
         f"{dip_margin(evidence.setup.tau):+.3f} before it rises",
-        "",
         DISCOPOP,
     )
 
@@ -401,23 +386,22 @@ def too_early(evidence: Evidence) -> Verdict | None:
     where = f"step {evidence.step}" + (f" of {evidence.setup.max_steps}" if evidence.setup.max_steps else "")
     loss = "" if evidence.loss is None else f", held-out loss {evidence.loss:.4f}"
     start = "" if evidence.start_loss is None else f", it began at {evidence.start_loss:.4f}"
-    return Verdict("too early", False, f"{where}{loss}{start if loss else ''}", "", LN2)
+    return _state("too early", f"{where}{loss}{start if loss else ''}", LN2)
 
 
 def saturated(evidence: Evidence) -> Verdict | None:
     """The training pairs are all won and teach nothing any more; the held-out ones did not suffer."""
-    start, now = evidence.start_loss, level(values(evidence.ripe_train, "loss"))
-    accuracy = level(values(evidence.ripe_train, "rewards/accuracies"))
+    start, now = evidence.start_loss, evidence.trained("loss")
+    accuracy = evidence.trained("rewards/accuracies")
     if start is None or now is None or accuracy is None or accuracy < ALL_WON or now > NOTHING_LEFT * start:
         return None
     heldout = "" if evidence.accuracy is None else f"; held-out accuracy {evidence.accuracy:.1%}"
-    return Verdict(
+    return _state(
         "saturated",
-        False,
         f"training accuracy {accuracy:.1%}, training loss {now:.4f} from {start:.4f}: nothing is left to learn from "
         f"these pairs{heldout}",
-        "fewer steps do (train.max_steps), or more and harder pairs",
         DPO,
+        "fewer steps do (train.max_steps), or more and harder pairs",
     )
 
 
@@ -432,40 +416,31 @@ def learning(evidence: Evidence) -> Verdict:
         *(f"margin {value:+.3f}" for value in margin),
         *(f"loss {value:.4f}{start}" for value in loss),
     ]
-    return Verdict("learning", False, "held-out " + ", ".join(parts), "", DPO)
+    return _state("learning", "held-out " + ", ".join(parts), DPO)
 
 
 STATES: tuple[Callable[[Evidence], Verdict | None], ...] = (early_dip, too_early, saturated, learning)
 """What a run is when there is no alarm; the first that holds."""
 
 
-# ------------------------------------------------------------------------------------------------------------ remarks
-
-
 def both_rewards_fall(evidence: Evidence) -> Verdict | None:
     """Chosen and rejected rewards are both negative, the margin is not: normal."""
-    rows = evidence.scored
-    chosen, margin = level(values(rows, "rewards/chosen")), evidence.margin
+    chosen, margin = evidence.heldout("rewards/chosen"), evidence.margin
     if chosen is None or margin is None or margin <= 0 or not _fallen(evidence):
         return None
-    if chosen >= -2 * jitter(values(rows, "rewards/chosen")) or chosen > -0.02:
+    if chosen >= -2 * jitter(values(evidence.scored, "rewards/chosen")) or chosen > -0.02:
         return None
     rejected = chosen - margin
-    return Verdict(
+    return _state(
         "both rewards fall",
-        False,
         f"rewards of chosen {chosen:+.3f} and of rejected {rejected:+.3f} are both below 0 and the margin is "
         f"{margin:+.3f}: normal, the loss asks for the difference alone",
-        "",
         BOTH_FALL,
     )
 
 
 REMARKS: tuple[Callable[[Evidence], Verdict | None], ...] = (both_rewards_fall,)
 """What stands beside a verdict."""
-
-
-# ------------------------------------------------------------------------------------------------------------- pieces
 
 
 def dip_margin(tau: float) -> float:

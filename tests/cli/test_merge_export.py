@@ -56,9 +56,9 @@ def verify(folder: Path) -> int:
 
 
 def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qdpo.export.verify import folder_target  # the verifier keeps the right function
+    from qdpo.export.verify import target  # the verifier keeps the right function
 
-    assert folder_target.rounded is folder.rounded
+    assert target.rounded is folder.rounded
     toys.add_data(run, Path(json.loads((run / "run.json").read_text())["base"]["folder"]))
     monkeypatch.setattr(folder, "rounded", lambda name, tensor, dtype, hint="": (tensor * 1.01).to(dtype))
     assert export_and_verify(run) == 1

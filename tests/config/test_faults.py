@@ -20,8 +20,7 @@ FAULTS = {
     "duplicate key": ("loss:\n  beta: 0.1\n  beta: 0.2", 8, ["duplicate key `loss.beta`", "line 7"]),
     "duplicate section": ("train:\n  seed: 1\ntrain:\n  seed: 2", 8, ["duplicate key `train`", "line 6"]),
     "duplicate top-level key": ("name: again", 6, ["duplicate key `name`", "line 1"]),
-    "float without a dot": ("train:\n  learning_rate: 5e-6", 7, ["YAML 1.1", "write 5.0e-6", "a number above 0"]),
-    "float without a sign": ("train:\n  learning_rate: 5.0e6", 7, ["YAML 1.1", "a number above 0"]),
+    "yes for true or false": ("lora:\n  use_rslora: yes", 7, ["true or false", "found `yes`", "write true or false"]),
     "number in quotes": ("train:\n  learning_rate: '5.0e-6'", 7, ["in quotes", "without quotes"]),
     "text for a number": ("train:\n  learning_rate: fast", 7, ["a number above 0", "`fast`", "peak learning rate"]),
     "text for an integer": ("train:\n  seed: lucky", 7, ["a whole number at least 0", "`lucky`"]),
@@ -70,6 +69,16 @@ FAULTS = {
         ["train: warmup_steps and warmup_ratio are both set"],
     ),
     "reference without adapter": ("reference: start", 6, ["reference: start needs model.adapter"]),
+    "smoothing that is ignored": (
+        "loss:\n  loss_type: [hinge]\n  label_smoothing: 0.1",
+        8,
+        ["loss: label_smoothing is 0.1, but ['hinge'] would ignore it"],
+    ),
+    "divergence without a meaning": (
+        "loss:\n  loss_type: [sigmoid, aot]\n  f_divergence_type: forward_kl",
+        8,
+        ["no meaning for ['aot']"],
+    ),
     "weights that do not match": ("loss:\n  loss_weights: [0.5, 0.5]", 7, ["one per loss"]),
     "tab": ("train:\n\tseed: 1", 7, ["a tab in the indentation", "two spaces"]),
     "tab after spaces": ("train:\n  \tseed: 1", 7, ["a tab in the indentation"]),
@@ -197,7 +206,7 @@ def test_a_device_is_not_read():
 
 def test_all_mistakes_are_listed(tmp_path: Path):
     file = tmp_path / "mine.yaml"
-    file.write_text(GOOD + "lora:\n  r: 0\n  rank: 4\ntrain:\n  learning_rate: 5e-6\n  seed: -1\n")
+    file.write_text(GOOD + "lora:\n  r: 0\n  rank: 4\ntrain:\n  learning_rate: fast\n  seed: -1\n")
     with pytest.raises(ConfigError) as caught:
         resolve(str(file), ["loss.beta=zero", "nonsense"])
     first, *rest = caught.value.message.split("\n")
@@ -237,8 +246,29 @@ OVERRIDES = {
     "train.seed=null": ["a whole number at least 0"],
     "model.double_quant=yes": ["true or false", "`yes`"],
     "model.double_quant=1": ["true or false"],
+    "train.seed=0042": ["YAML reads `0042` as `34`"],
+    "train.seed=0x10": ["as `16`"],
+    "train.seed=1_000": ["as `1000`"],
+    "train.save_minutes=1:30": ["YAML reads `1:30` as `90`"],
+    "train.learning_rate=.inf": ["`.inf`: expected a decimal number"],
+    "train.learning_rate='1'": ["in quotes", "write 1 without quotes"],
     "model.dtype=bf16": ["one of auto, bfloat16, float16, float32"],
     "model.dtype=bfloat": ["did you mean `bfloat16`?"],
+    "loss.loss_type=sigmod": ["loss.loss_type[0]", "did you mean `sigmoid`?"],
+    "loss.loss_type=Hinge": ["did you mean `hinge`?"],
+    "loss.loss_type=xyzzy": ["one of sigmoid, hinge"],
+    "loss.loss_type=cdpo": ["`sigmoid` with label_smoothing above 0"],
+    "loss.loss_type=aot_pair": ["renamed it to `aot`"],
+    "loss.loss_type=exo_pair": ["--set: loss: loss_type exo_pair takes the logarithm", "set label_smoothing: 0.001"],
+    "loss.label_smoothing=0.5": ["a number at least 0 and below 0.5"],
+    "loss.label_smoothing=nan": ["a number at least 0 and below 0.5"],
+    "loss.beta=0": ["loss.beta: expected a number above 0"],
+    "loss.discopop_tau=-1": ["loss.discopop_tau: expected a number above 0"],
+    "loss.loss_weights=-1": ["would train away"],
+    "loss.loss_weights=[0]": ["not all 0"],
+    "loss.loss_weights=nan": ["loss.loss_weights[0]: expected a number"],
+    "loss.f_divergence_type=kl": ["one of reverse_kl, forward_kl"],
+    "loss.f_alpha_divergence_coef=nan": ["expected a number"],
     "loss.loss_type=hing": ["loss.loss_type[0]", "did you mean `hinge`?"],
     "loss.loss_type=[sigmoid, hing]": ["loss.loss_type[1]"],
     "loss.loss_type=[]": ["at least one item"],

@@ -85,6 +85,17 @@ def test_override(override: str, key: str, value: object):
     assert resolved.origins[key] == "--set"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5e-6", 5e-6), ("5.0e6", 5e6), ("5E+2", 500.0), ("1e3", 1000.0), (".5", 0.5), ("1.", 1.0), ("007", 7.0)],
+)
+def test_a_number_is_the_same_in_a_file_and_in_an_override(text: str, value: float, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{MINE}train:\n  learning_rate: {text}\n")
+    assert resolve(str(file)).config.train.learning_rate == value
+    assert resolve("quickstart", [f"train.learning_rate={text}"]).config.train.learning_rate == value
+
+
 def test_override_of_a_mapping_entry_keeps_the_others(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(MINE + "data:\n  columns: {prompt: p, chosen: c}\n")
@@ -110,6 +121,8 @@ def test_yaml_resolves_to_the_same_configuration(name: str, tmp_path: Path):
         "yes",
         "null",
         "5e-6",
+        "12e4567",
+        "007",
         "a: b # c",
         "two\nlines",
         "\ttab",

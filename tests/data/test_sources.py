@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdpo.data.readers import Broken
-from qdpo.data.sources import find_source, has_splits, read_rows
+from qdpo.data.sources import find_source, has_splits
 from qdpo.errors import DataError, InputMissingError, UnavailableError
 
 ROWS = [{"prompt": f"question {i} é🙂", "chosen": f"good\n{i}", "rejected": f'bad, "{i}"'} for i in range(700)]
@@ -56,27 +56,27 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_gives_the_same_rows(name: str, tmp_path):
     WRITERS[name](tmp_path / name)
-    assert list(read_rows(str(tmp_path / name))) == ROWS
+    assert list(find_source(str(tmp_path / name)).rows()) == ROWS
 
 
 def test_items_longer_than_what_is_read_at_once(tmp_path):
     rows = [{"prompt": "x" * 1_500_000}, {"prompt": "y" * 3_000_000}, {"prompt": "z"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert list(read_rows(str(tmp_path / "a.json"))) == rows
-    assert list(read_rows(str(tmp_path / "a.jsonl"))) == rows
+    assert list(find_source(str(tmp_path / "a.json")).rows()) == rows
+    assert list(find_source(str(tmp_path / "a.jsonl")).rows()) == rows
 
 
 def test_numbers_that_end_where_a_chunk_ends(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("qdpo.data.readers.CHUNK", 7)
     (tmp_path / "a.json").write_text('[12345, 678901, 23456789012, {"a": [1, 2]}, "b"]')
-    assert list(read_rows(str(tmp_path / "a.json"))) == [12345, 678901, 23456789012, {"a": [1, 2]}, "b"]
+    assert list(find_source(str(tmp_path / "a.json")).rows()) == [12345, 678901, 23456789012, {"a": [1, 2]}, "b"]
 
 
 def test_rows_are_read_one_at_a_time(tmp_path):
     """The first row comes before the damage further on is seen."""
     (tmp_path / "a.json").write_text(json.dumps(ROWS)[:-1])
-    rows = read_rows(str(tmp_path / "a.json"))
+    rows = find_source(str(tmp_path / "a.json")).rows()
     assert next(rows) == ROWS[0]
     with pytest.raises(DataError, match="after 700 items the file ends"):
         list(rows)
@@ -86,7 +86,7 @@ def test_damaged_lines_are_told_apart_from_the_others(tmp_path):
     good = json.dumps(ROWS[0]).encode()
     lines = [good, b'{"a": 1', b"\xff\xfe", b'{"a": 1, "a": 2}', b"[" * 100_000, good]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    rows = list(read_rows(str(tmp_path / "a.jsonl")))
+    rows = list(find_source(str(tmp_path / "a.jsonl")).rows())
     assert rows[0] == rows[-1] == ROWS[0]
     assert [row.reason for row in rows[1:-1] if isinstance(row, Broken)] == [
         "the line is not JSON",
@@ -102,10 +102,10 @@ def test_folders_by_split(tmp_path):
     (tmp_path / "train-00000-of-00002.jsonl").write_text('{"n": 1}\n')
     (tmp_path / "test.jsonl").write_text('{"n": 3}\n')
     (tmp_path / "README.md").write_text("text")
-    assert list(read_rows(str(tmp_path))) == [{"n": 1}, {"n": 2}]
-    assert list(read_rows(str(tmp_path), split="test")) == [{"n": 3}]
+    assert list(find_source(str(tmp_path)).rows()) == [{"n": 1}, {"n": 2}]
+    assert list(find_source(str(tmp_path), split="test").rows()) == [{"n": 3}]
     with pytest.raises(InputMissingError, match="'dev'") as caught:
-        read_rows(str(tmp_path), split="dev")
+        find_source(str(tmp_path), split="dev").rows()
     assert "test.jsonl" in str(caught.value.hint)
 
 
@@ -129,7 +129,7 @@ def test_the_identity_changes_with_the_content_alone(tmp_path):
 
 def test_hub_failures_are_explained(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UnavailableError, match="cannot be reached and nobody/nothing-of-this-name is not in the local"):
-        read_rows("nobody/nothing-of-this-name")
+        find_source("nobody/nothing-of-this-name").rows()
     raised = {
         "has no dataset": datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
         "is gated": datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
@@ -142,7 +142,7 @@ def test_hub_failures_are_explained(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(datasets, "load_dataset", fail)
         with pytest.raises(UnavailableError, match=words):
-            read_rows("a/b")
+            find_source("a/b").rows()
 
 
 def test_hub_splits_and_configurations_are_data_errors(monkeypatch: pytest.MonkeyPatch):
@@ -151,5 +151,5 @@ def test_hub_splits_and_configurations_are_data_errors(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match="Unknown split") as caught:
-        read_rows("a/b", split="dev")
+        find_source("a/b", split="dev").rows()
     assert caught.value.hint == "check data.config and data.split"

@@ -8,13 +8,20 @@ from qdpo.config.schema import DataSection
 from qdpo.data import cache
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import fingerprint, prepare
-from qdpo.data.store import Builder, from_pairs
+from qdpo.data.store import Builder, TokenPairs
 
 PAIRS = [TokenPair(i, list(range(i + 1)), [7] * (i + 2), [2**31 - 1 - i]) for i in range(10)]
 
 
+def stored_pairs() -> TokenPairs:
+    builder = Builder()
+    for pair in PAIRS:
+        builder.add(pair)
+    return builder.finish()
+
+
 def test_a_sequence_like_any_other():
-    stored = from_pairs(PAIRS)
+    stored = stored_pairs()
     assert len(stored) == 10
     assert list(stored) == PAIRS
     assert stored[3] == PAIRS[3]
@@ -27,7 +34,7 @@ def test_a_sequence_like_any_other():
     with pytest.raises(IndexError):
         stored[10]
     with pytest.raises(ValueError, match="one file"):
-        stored + from_pairs(PAIRS)
+        stored + stored_pairs()
 
 
 def test_what_is_known_of_each_pair():

@@ -25,10 +25,10 @@ from qdpo.export.awq.packing import (
     to_autoawq,
     unpack,
 )
-from qdpo.export.awq.plan import Layout, Plan, plan_layers
+from qdpo.export.awq.plan import Plan, plan_layers
 from qdpo.export.folder import write_companions
+from qdpo.export.formats import Layout, Request
 from qdpo.export.merged import MergedModel
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.tensors import INDEX, PlannedTensor, TensorFiles, write_folder
 from qdpo.export.verify.awq_target import AwqTarget, AwqWeights
@@ -243,11 +243,11 @@ def smoothed(model: MergedModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", ["mistral", "gemma", "qwen2", "llama-tied-biased"])
 def test_sharded_folders_are_read_back(tmp_path: Path, layout: Layout, family: str) -> None:
     target, model = export_by_hand(tmp_path, families.config(family), layout)
-    assert (target.folder / INDEX).is_file(), "in more than one shard"
+    assert (target.path / INDEX).is_file(), "in more than one shard"
     checks = {check.name: check for check in target.read_back(model)}
     assert checks["read-back"].passed, checks["read-back"].detail
     assert checks["settings"].passed, checks["settings"].detail
-    stored = json.loads((target.folder / "config.json").read_text())["quantization_config"]
+    stored = json.loads((target.path / "config.json").read_text())["quantization_config"]
     if layout == "autoawq":
         assert stored == {
             "quant_method": "awq",
@@ -257,13 +257,13 @@ def test_sharded_folders_are_read_back(tmp_path: Path, layout: Layout, family: s
             "zero_point": True,
             "modules_to_not_convert": ["lm_head"],
         }
-        files = [load_file(path) for path in target.folder.glob("*.safetensors")]
+        files = [load_file(path) for path in target.path.glob("*.safetensors")]
         assert all(t.dtype in (torch.float16, torch.int32) for tensors in files for t in tensors.values())
 
 
 def test_both_layouts_hold_the_same_model(tmp_path: Path) -> None:
     weights = [
-        AwqWeights(export_by_hand(tmp_path / layout, families.config("mistral"), layout)[0].folder)
+        AwqWeights(export_by_hand(tmp_path / layout, families.config("mistral"), layout)[0].path)
         for layout in ("compressed-tensors", "autoawq")
     ]
     assert weights[0].names == weights[1].names

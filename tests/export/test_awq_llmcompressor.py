@@ -10,8 +10,8 @@ import torch
 from export import families, toys
 
 from qdpo.export.awq.format import write_awq
+from qdpo.export.formats import Request
 from qdpo.export.output import RECORD
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify.awq_target import AwqWeights
 from qdpo.export.verify.run import verify_export

@@ -10,10 +10,10 @@ from export import toys, toys_gguf
 
 from qdpo.errors import OutputError
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.output import RECORD
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.files import manifest_problems, sha256_file
 

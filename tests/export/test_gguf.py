@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.kinds import KINDS, tensor_type
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 
 

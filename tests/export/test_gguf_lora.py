@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.families import uninterleave
 from qdpo.export.gguf.lora import write_gguf_lora
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 
 

@@ -14,7 +14,7 @@ from qdpo.errors import ConfigError
 from qdpo.export.formats import FORMATS
 from qdpo.export.gguf.kinds import KINDS
 from qdpo.export.source import load_run
-from qdpo.export.verify.limits import judge, limits_of
+from qdpo.export.verify.parity import judge, limits_of
 
 ROW: dict[str, Any] = {"engine": "here", "accuracy": 1.0, "margin_kept": 0.95, "kl": 3e-4, "top1": 0.99}
 

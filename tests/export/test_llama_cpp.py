@@ -12,13 +12,13 @@ import pytest
 import torch
 from export import families, toys, toys_gguf
 
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify.run import verify_export
 from qdpo.export.verify.scorers import LlamaScorer, TorchScorer
-from qdpo.export.verify.tricky import TRICKY
+from qdpo.export.verify.tokens import TRICKY
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
 

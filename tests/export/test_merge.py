@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qdpo.errors import InputMissingError
 from qdpo.export import nf4
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.tensors import TensorFiles
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from qdpo.data.template import NAMED
 from qdpo.errors import UsageError
+from qdpo.export.formats import Request
 from qdpo.export.go_template import derive, stop_words
 from qdpo.export.ollama import write_ollama
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 
 USER = {"role": "user", "content": "Hello, how are you?"}
@@ -111,6 +111,8 @@ def test_content_is_never_interpreted() -> None:
         "{% for m in messages %}{{ loop.length }}{{ m['content'] }}{% endfor %}",
         "{{ messages[0]['content'] }}",
         "{{ raise_exception('no') }}",
+        # ten thousand million turns: rendered in a process that is killed
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
 def test_templates_that_cannot_be_taken_apart(template: str) -> None:

@@ -11,10 +11,10 @@ from qdpo.config.schema import VerifySection
 from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export import pick as picking
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import GgufFile
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.pick import picked
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify.against import compare_artefacts
 from qdpo.files import manifest_problems

@@ -13,10 +13,10 @@ from export import families, toys, toys_gguf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
-from qdpo.export.verify.tricky import TRICKY
+from qdpo.export.verify.tokens import TRICKY
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
 

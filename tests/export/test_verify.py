@@ -15,14 +15,15 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from qdpo.export.folder import write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf import families as converter
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
-from qdpo.export.request import Request
 from qdpo.export.source import load_run
 from qdpo.export.verify import scorers
-from qdpo.export.verify.integrity import check_integrity
+from qdpo.export.verify.checks import check_integrity
 from qdpo.export.verify.run import verify_export
+from qdpo.export.verify.tokens import TRICKY, tricky_texts
 from qdpo.files import write_manifest
 
 
@@ -119,6 +120,18 @@ def test_without_data_the_rest_is_checked(tmp_path: Path) -> None:
     assert verdict["passed"]
     assert checks["preference parity"]["passed"] is None
     assert "config.yaml is missing" in checks["preference parity"]["detail"]
+
+
+def test_a_tricky_text_that_the_template_refuses_is_left_out() -> None:
+    tokenizer = toys.byte_tokenizer()
+    template = str(tokenizer.chat_template)
+    refusing = "{% if not messages[0]['content'] %}{{ raise_exception('no text') }}{% endif %}" + template
+    assert tricky_texts(tokenizer, template) == [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        for text in TRICKY
+    ]
+    assert tricky_texts(tokenizer, refusing) == tricky_texts(tokenizer, template)[1:]
+    assert tricky_texts(tokenizer, None) == list(TRICKY[1:]), "plain texts, but for the empty one"
 
 
 # --- integrity -------------------------------------------------------------------------------------------------------

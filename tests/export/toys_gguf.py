@@ -11,7 +11,7 @@ import torch
 from export import toys
 
 from qdpo.export.gguf.encode import decode
-from qdpo.export.gguf.families import family_of, from_gguf
+from qdpo.export.gguf.families import family_of, to_gguf
 
 
 def make_run(folder: Path, config: Any, **lora: Any) -> Path:
@@ -47,4 +47,4 @@ def state(path: Path, config: dict[str, Any], expected: Iterable[str]) -> dict[s
     stored.pop("rope_freqs.weight", None)
     names = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
     known = {names.get_name(name, try_suffixes=(".weight", ".bias")): name for name in expected}
-    return {known[k]: from_gguf(family, config, known[k], v) for k, v in stored.items()}
+    return {known[k]: to_gguf(family, config, known[k], v, back=True) for k, v in stored.items()}

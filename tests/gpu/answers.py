@@ -18,10 +18,9 @@ from qdpo.hardware import Device, mixed_precision
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.planner.cards import card_of
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.sampling import answers
+from qdpo.planner.sampling import answers_peak, answers_seconds
 from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
-from qdpo.planner.timing import speed_of
 from qdpo.training.samples import Prompt, Samples
 from qdpo.training.stages.model import set_up_engine
 from qdpo.training.stages.state import Run
@@ -68,18 +67,18 @@ def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str
         later = measure.timed(evaluation, device.torch).wall
         peak = peak_bytes(evaluation, device.torch)
         lines = evaluation()
-    plan = partial(answers, shape, config, dtype.itemsize, cpu=device.kind == "cpu", speed=speed_of(card_of(device)))
-    of_policy, of_base = plan(adapter=True), plan(adapter=False)
+    plan = partial(answers_seconds, shape, config, card_of(device), dtype.itemsize)
+    of_policy = plan(adapter=True)
     return {
         "prompts": rows,
         "prompt_tokens": length,
         "answer_tokens": [len(line["policy"].split()) for line in lines],
         "at_once": callback.at_once,
         "first_seconds": first,
-        "first_seconds_estimated": of_base.seconds + of_policy.seconds,
+        "first_seconds_estimated": plan(adapter=False) + of_policy,
         "seconds": later,
-        "seconds_estimated": of_policy.seconds,
+        "seconds_estimated": of_policy,
         "tokens_per_second": rows * new / later,
         "peak_bytes": peak,
-        "peak_bytes_estimated": round(of_policy.peak),
+        "peak_bytes_estimated": round(answers_peak(shape, config, dtype.itemsize)),
     }

@@ -18,7 +18,7 @@ from qdpo.cli.main import main
 from qdpo.cli.train import replacements
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.config.schema import RunConfig
-from qdpo.planner.verdict import with_changes
+from qdpo.planner.settings import with_changes
 from qdpo.training.run import train
 
 # Steps that show something from the first on, two evaluations with one short answer each, nothing of an earlier run.

@@ -15,8 +15,7 @@ from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_for
 from qdpo.planner.estimate import estimate
 from qdpo.planner.find import find_base
-from qdpo.planner.settings import settings_for
-from qdpo.planner.verdict import with_changes
+from qdpo.planner.settings import settings_for, with_changes
 
 pytestmark = needs.CUDA
 

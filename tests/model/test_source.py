@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 
 from qdpo.errors import InputMissingError, UnavailableError
-from qdpo.model.source import ASSETS, Source, base_folder, find, is_local
+from qdpo.model.source import ASSETS, Source, find, is_local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -47,7 +47,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_embedded_model_is_in_the_package() -> None:
     assert find("quickstart").folder == ASSETS / "base"
-    assert (base_folder("quickstart") / "config.json").is_file()
+    assert (find("quickstart").folder / "config.json").is_file()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

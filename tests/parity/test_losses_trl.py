@@ -11,10 +11,9 @@ import trl.trainer.utils
 from parity.trl_cpu import TorchHead, install_torch_head, make_rows, make_trl_trainer, trl_batch, trl_metrics
 from torch import Tensor
 
+from qdpo.config.loss import F_DIVERGENCE_LOSSES, LossSettings
 from qdpo.training.losses import (
-    F_DIVERGENCE_LOSSES,
     LOSS_TYPES,
-    LossSettings,
     PairLogps,
     logp_gradients,
     pair_losses,
@@ -25,21 +24,21 @@ PAIRS = 6
 TOLERANCE = 1e-5
 
 CASES: list[dict[str, Any]] = [
-    *({"loss_type": (name,)} for name in LOSS_TYPES if name != "exo_pair"),
-    {"loss_type": ("exo_pair",), "label_smoothing": 1e-3},
-    {"loss_type": ("robust",), "label_smoothing": 0.1},
-    {"loss_type": ("aot",), "label_smoothing": 0.2},
-    {"loss_type": ("aot_unpaired",), "label_smoothing": 0.2},
-    {"loss_type": ("sigmoid",), "beta": 0.5},
-    {"loss_type": ("discopop",), "beta": 0.05, "discopop_tau": 0.05},
-    {"loss_type": ("discopop",), "beta": 0.5, "discopop_tau": 0.2},
-    {"loss_type": ("sigmoid", "bco_pair", "sft"), "loss_weights": (0.8, 0.2, 1.0)},
-    {"loss_type": ("sigmoid", "aot", "sft")},
+    *({"loss_type": [name]} for name in LOSS_TYPES if name != "exo_pair"),
+    {"loss_type": ["exo_pair"], "label_smoothing": 1e-3},
+    {"loss_type": ["robust"], "label_smoothing": 0.1},
+    {"loss_type": ["aot"], "label_smoothing": 0.2},
+    {"loss_type": ["aot_unpaired"], "label_smoothing": 0.2},
+    {"loss_type": ["sigmoid"], "beta": 0.5},
+    {"loss_type": ["discopop"], "beta": 0.05, "discopop_tau": 0.05},
+    {"loss_type": ["discopop"], "beta": 0.5, "discopop_tau": 0.2},
+    {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+    {"loss_type": ["sigmoid", "aot", "sft"]},
     *(
         {"loss_type": names, "label_smoothing": smoothing, "f_divergence_type": divergence}
         for divergence in ("forward_kl", "js_divergence", "alpha_divergence")
         # TRL's sigmoid ignores label_smoothing, and its exo_pair needs some.
-        for names, smoothing in ((("sigmoid",), 0.0), (tuple(sorted(F_DIVERGENCE_LOSSES - {"sigmoid"})), 1e-3))
+        for names, smoothing in ((["sigmoid"], 0.0), (sorted(F_DIVERGENCE_LOSSES - {"sigmoid"}), 1e-3))
     ),
 ]
 

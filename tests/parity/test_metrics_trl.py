@@ -9,13 +9,13 @@ import pytest
 import torch
 from parity.trl_cpu import install_torch_head, make_rows, make_trl_trainer, trl_batch, trl_metrics
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import DataSection, ModelSection, PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention
 from qdpo.engine.engine import Engine
 from qdpo.engine.layout import packed_tokens
 from qdpo.hardware import find_device
-from qdpo.training.losses import LossSettings
 from qdpo.training.out_of_memory import Budgets
 from qdpo.training.recipe import Recipe, Split
 from qdpo.training.stages.state import Run
@@ -42,11 +42,11 @@ NOT_COMPARED = {
 """What TRL and transformers log of an evaluation that says nothing of its result."""
 
 LOSSES: list[dict[str, Any]] = [
-    {"loss_type": ("sigmoid",)},
-    {"loss_type": ("ipo",), "beta": 0.3},
-    {"loss_type": ("discopop",), "beta": 0.05},
-    {"loss_type": ("aot",), "label_smoothing": 0.1},
-    {"loss_type": ("sigmoid", "bco_pair", "sft"), "loss_weights": (0.8, 0.2, 1.0)},
+    {"loss_type": ["sigmoid"]},
+    {"loss_type": ["ipo"], "beta": 0.3},
+    {"loss_type": ["discopop"], "beta": 0.05},
+    {"loss_type": ["aot"], "label_smoothing": 0.1},
+    {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
 ]
 
 ONE_PACK, ONE_PAIR_A_PACK = 10**6, 1

@@ -23,10 +23,12 @@ from qdpo.engine import attention
 from qdpo.engine.fuse import fuse
 from qdpo.engine.layout import build_pack
 from qdpo.engine.recompute import checkpoint_layers
-from qdpo.planner.estimate import Settings, estimate
+from qdpo.planner.estimate import estimate
 from qdpo.planner.lengths import PackShape, lengths_of
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.parts import adapter_weights, optimizer_bytes, weight_parts
+from qdpo.planner.optimizer import optimizer_bytes
+from qdpo.planner.parts import adapter_weights, weight_parts
+from qdpo.planner.settings import Settings
 from qdpo.planner.shapes import shape_of
 
 VOCAB = 2000

@@ -18,12 +18,13 @@ from qdpo.engine.recompute import checkpoint_layers
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach, disable_dropout
-from qdpo.planner.estimate import Settings, estimate
+from qdpo.planner.estimate import estimate
 from qdpo.planner.lengths import PackShape, lengths_of
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.parts import adapter_weights, optimizer_bytes, weight_parts
+from qdpo.planner.optimizer import optimizer_bytes
+from qdpo.planner.parts import adapter_weights, weight_parts
+from qdpo.planner.settings import Settings, with_changes
 from qdpo.planner.shapes import shape_of
-from qdpo.planner.verdict import with_changes
 
 
 @pytest.fixture(scope="module")

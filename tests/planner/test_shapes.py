@@ -15,7 +15,8 @@ from qdpo.errors import UnavailableError
 from qdpo.export.gguf.sizes import gguf_bytes
 from qdpo.planner.data import lengths_for
 from qdpo.planner.find import find_base
-from qdpo.planner.parts import optimizer_bytes, weight_parts
+from qdpo.planner.optimizer import optimizer_bytes
+from qdpo.planner.parts import weight_parts
 from qdpo.planner.shapes import GEMMA_7B, KINDS, MISTRAL_7B, SHIPPED, shape_of
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from qdpo.config.resolve import resolve
 from qdpo.errors import UsageError
 from qdpo.hardware import GIB, Device
-from qdpo.planner.auto import choose
+from qdpo.planner.auto import as_it_will_run, choose
 from qdpo.planner.cards import CARDS, card_for, card_named, card_of
 from qdpo.planner.data import Lengths, lengths_for
 from qdpo.planner.estimate import estimate
 from qdpo.planner.find import find_base
-from qdpo.planner.layers import as_it_will_run
 from qdpo.planner.lengths import PairLengths, cut
 from qdpo.planner.plan import Plan, plan
-from qdpo.planner.settings import settings_for
-from qdpo.planner.verdict import TIGHT, with_changes
+from qdpo.planner.settings import settings_for, with_changes
+from qdpo.planner.verdict import TIGHT
 
 
 @pytest.fixture(autouse=True)
@@ -126,14 +128,18 @@ def test_packs_are_cut_as_the_engine_cuts_them() -> None:
     assert [p.segments for p in mine] == [[(s.length, s.prefix_length) for s in p.segments] for p in theirs]
 
 
-def test_constants_that_are_kept_here_so_that_torch_is_not_imported() -> None:
+def test_a_plan_does_not_import_torch_and_has_its_sizes_from_the_engine() -> None:
+    program = "import sys; from qdpo.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "plan", "--preset", "quickstart", "--gpu", "t4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
     from qdpo.engine import attention as real_attention
     from qdpo.engine import logps
     from qdpo.planner import attention, passes
 
     assert attention.LOOP_FROM == real_attention.LOOP_FROM
     assert passes.CHUNK_ROWS == logps.CHUNK_ROWS
-    assert passes.TILE == logps.TILE
+    assert passes.TILE is logps.TILE
 
 
 def test_cards() -> None:

@@ -195,7 +195,7 @@ def mark_phases(watch: Any, kernel: str) -> None:
 
     phase(run, "load_policy", "load")
     phase(run, "run_checks", "checks")
-    phase(recipe.Recipe, "step", "step")
+    phase(recipe.Recipe, "gradients", "step")
     phase(memory.Longest, "run", "longest")
     phase(recipe.Recipe, "score_heldout", "evaluation")
     phase(run, "reference_pass", "reference")

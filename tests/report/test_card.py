@@ -15,8 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from qdpo.errors import InputMissingError
-from qdpo.report.card import render_card, write_card
-from qdpo.report.procedure import COLUMNS
+from qdpo.report.card import COLUMNS, render_card, write_card
 from qdpo.run.record import read_run
 
 SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
@@ -345,9 +344,9 @@ def test_snippet_is_python(example: Any) -> None:
 
 
 def test_embedded_base_lies_where_the_snippet_looks(card: Callable[[], str]) -> None:
-    from qdpo.model.source import ASSETS, base_folder
+    from qdpo.model.source import ASSETS, find
 
-    assert base_folder("quickstart") == ASSETS / "base"
+    assert find("quickstart").folder == ASSETS / "base"
     assert 'str(files("qdpo") / "assets" / "base")' in card()
 
 

@@ -13,6 +13,7 @@ from report import extras
 
 from qdpo.errors import InputMissingError
 from qdpo.report import page_data
+from qdpo.report.card import render_card
 from qdpo.report.page import render_page, write_page
 
 EVIL = "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\"> & \u2028 '\""
@@ -165,11 +166,20 @@ def test_files_that_cannot_be_read_are_named_or_left_out(example: Any) -> None:
     folder = example.write()
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "heldout.json").write_text('{"schema": 99}')
-    (folder / "evaluation" / "pairs.jsonl").write_text('{"margin": "x"}\n[1]\n{"torn')
+    odd = '{"margin": NaN, "prompt": "a", "chosen": "b", "rejected": "c"}'
+    (folder / "evaluation" / "pairs.jsonl").write_text(f'{{"margin": "x"}}\n[1]\n{odd}\n{{"torn')
     (folder / "samples.jsonl").write_text('{"step": "x"}\n')
     page = render_page(folder)
     assert "heldout.json is of another version" in page
     assert "There are no scored pairs" in page
+
+
+def test_a_run_that_knows_nothing_of_itself_yet(example: Any) -> None:
+    """The first seconds of a run: run.json without the sections that it gets later, no metrics."""
+    example.run, example.data, example.lines = {"state": "running"}, {}, example.lines[:1]
+    folder = example.write()
+    assert "n/a" in render_page(folder)
+    assert "The run is not finished" in render_card(folder)
 
 
 def test_not_a_run(tmp_path: Path) -> None:

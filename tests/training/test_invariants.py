@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from training.tiny import Callback, Tiny, make_model, make_tokenizer, train_tiny, with_callbacks
 
+from qdpo.config.loss import LossSettings
 from qdpo.config.schema import LoraSection, ModelSection
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template, load_template
@@ -20,7 +21,6 @@ from qdpo.hardware import find_device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach, lora_layers
 from qdpo.training import invariants
-from qdpo.training.losses import LossSettings
 
 LORA = LoraSection(r=4)
 BOS, END = 0, 1
@@ -89,7 +89,7 @@ def test_log_probabilities_that_are_not_finite(policy: PeftModel) -> None:
 
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "apo_zero", "aot"])
 def test_other_losses_have_another_value_at_the_start(loss: str, policy: PeftModel) -> None:
-    assert "ln 2" not in check_equal(policy, loss=LossSettings((loss,))).detail
+    assert "ln 2" not in check_equal(policy, loss=LossSettings(loss_type=[loss])).detail
 
 
 @pytest.mark.parametrize("part", ["embed_tokens", "lora_A", "norm"])

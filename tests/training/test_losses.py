@@ -11,14 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qdpo.config.schema import LossType
+from qdpo.config.loss import COUPLED, F_DIVERGENCE_LOSSES, SMOOTHED, FDivergence, LossSettings, LossType
 from qdpo.training.losses import (
-    COUPLED,
-    F_DIVERGENCE_LOSSES,
-    F_DIVERGENCES,
     LOSS_TYPES,
-    SMOOTHED,
-    LossSettings,
     PairLogps,
     logp_gradients,
     pair_losses,
@@ -33,7 +28,7 @@ def settings_for(name: str, **options: Any) -> LossSettings:
     """The settings of one loss, with the label smoothing that exo_pair cannot do without."""
     if name == "exo_pair":
         options.setdefault("label_smoothing", 1e-3)
-    return LossSettings(loss_type=(name,), **options)
+    return LossSettings(loss_type=[name], **options)
 
 
 def random_pairs(n: int = 7, seed: int = 0, dtype: torch.dtype = torch.float64) -> PairLogps:
@@ -78,13 +73,13 @@ def pairs_of_margin(*margins: float, dtype: torch.dtype = torch.float64) -> Pair
     ],
 )
 def test_discopop_values(margin: float, expected: float) -> None:
-    loss = pair_losses(pairs_of_margin(margin), LossSettings(("discopop",), beta=0.05, discopop_tau=0.05))
+    loss = pair_losses(pairs_of_margin(margin), LossSettings(loss_type=["discopop"], beta=0.05, discopop_tau=0.05))
     assert loss.item() == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(("margin", "value", "curvature"), [(-2.37140, 0.785924, 1), (1.44012, 0.878290, -1)])
 def test_discopop_local_minimum_and_maximum(margin: float, value: float, curvature: int) -> None:
-    settings = LossSettings(("discopop",), beta=0.05, discopop_tau=0.05)
+    settings = LossSettings(loss_type=["discopop"], beta=0.05, discopop_tau=0.05)
     left, here, right = pair_losses(pairs_of_margin(margin - 1e-3, margin, margin + 1e-3), settings).tolist()
     assert here == pytest.approx(value, abs=1e-6)
     assert curvature * (left - here) > 0
@@ -100,8 +95,9 @@ def test_discopop_is_the_model_cards_modulation_only_when_tau_equals_beta() -> N
     d = (batch.chosen - batch.ref_chosen) - (batch.rejected - batch.ref_rejected)
     m, z = torch.sigmoid(d), 0.05 * d
     card = (1 - m) * -torch.nn.functional.logsigmoid(z) + m * torch.exp(-z)
-    torch.testing.assert_close(pair_losses(batch, LossSettings(("discopop",), beta=0.05, discopop_tau=0.05)), card)
-    other = pair_losses(batch, LossSettings(("discopop",), beta=0.05, discopop_tau=0.1))
+    settings = LossSettings(loss_type=["discopop"], beta=0.05, discopop_tau=0.05)
+    torch.testing.assert_close(pair_losses(batch, settings), card)
+    other = pair_losses(batch, LossSettings(loss_type=["discopop"], beta=0.05, discopop_tau=0.1))
     assert (other - card).abs().max() > 1e-3
 
 
@@ -134,7 +130,7 @@ def test_robust_is_unbiased_under_swapped_labels() -> None:
         chosen_tokens=batch.rejected_tokens,
         rejected_tokens=batch.chosen_tokens,
     )
-    settings = LossSettings(("robust",), label_smoothing=epsilon)
+    settings = LossSettings(loss_type=["robust"], label_smoothing=epsilon)
     mixture = (1 - epsilon) * pair_losses(batch, settings) + epsilon * pair_losses(swapped, settings)
     torch.testing.assert_close(mixture, pair_losses(batch, LossSettings()))
 
@@ -167,7 +163,7 @@ def test_value_where_the_policy_is_the_reference(name: str) -> None:
 def test_sft_is_the_mean_over_the_chosen_tokens() -> None:
     batch = random_pairs()
     expected = -batch.chosen.sum() / batch.chosen_tokens.sum()
-    torch.testing.assert_close(pair_losses(batch, LossSettings(("sft",))).mean(), expected)
+    torch.testing.assert_close(pair_losses(batch, LossSettings(loss_type=["sft"])).mean(), expected)
 
 
 # -- properties of all losses ------------------------------------------------------------------------------------------
@@ -193,7 +189,7 @@ def test_gradients(name: str, options: dict[str, float]) -> None:
     assert torch.autograd.gradcheck(losses, leaves)
 
 
-@pytest.mark.parametrize("divergence", [d for d in F_DIVERGENCES if d != "reverse_kl"])
+@pytest.mark.parametrize("divergence", [d for d in get_args(FDivergence) if d != "reverse_kl"])
 @pytest.mark.parametrize("name", sorted(F_DIVERGENCE_LOSSES - {"sft"}))
 def test_gradients_of_other_divergences(name: str, divergence: str) -> None:
     # Margins below one nat: beyond, exp(h) makes forward KL too steep for finite differences.
@@ -258,11 +254,11 @@ def test_fp32_keeps_small_margins() -> None:
 
 def test_weighted_list_is_the_weighted_sum() -> None:
     batch = random_pairs()
-    names, weights = ("sigmoid", "bco_pair", "sft"), (0.8, 0.2, 1.0)
-    expected = sum(w * pair_losses(batch, LossSettings((n,))) for n, w in zip(names, weights, strict=True))
-    torch.testing.assert_close(pair_losses(batch, LossSettings(names, weights)), expected)
-    plain = sum(pair_losses(batch, LossSettings((n,))) for n in names)
-    torch.testing.assert_close(pair_losses(batch, LossSettings(names)), plain)
+    names, weights = ["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0]
+    expected = sum(w * pair_losses(batch, LossSettings(loss_type=[n])) for n, w in zip(names, weights, strict=True))
+    torch.testing.assert_close(pair_losses(batch, LossSettings(loss_type=names, loss_weights=weights)), expected)
+    plain = sum(pair_losses(batch, LossSettings(loss_type=[n])) for n in names)
+    torch.testing.assert_close(pair_losses(batch, LossSettings(loss_type=names)), plain)
 
 
 # -- the cut into micro-batches ----------------------------------------------------------------------------------------
@@ -285,7 +281,8 @@ def spans(cut: list[int]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("names", MIXES, ids="+".join)
 def test_the_cut_changes_nothing(names: tuple[str, ...]) -> None:
     """The gradient of a toy policy is the same for every cut, by the way its settings call for."""
-    base, settings = random_pairs(), LossSettings(names, label_smoothing=1e-3 if "exo_pair" in names else 0.0)
+    smoothing = 1e-3 if "exo_pair" in names else 0.0
+    base, settings = random_pairs(), LossSettings(loss_type=list(names), label_smoothing=smoothing)
     n = len(base)
     features = torch.randn(2, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -326,10 +323,10 @@ def test_logp_gradients_asks_for_no_gradient_and_leaves_none() -> None:
     batch = random_pairs()
     batch.chosen.requires_grad_()
     with torch.no_grad():
-        values = logp_gradients(batch, LossSettings(("aot",)))
+        values = logp_gradients(batch, LossSettings(loss_type=["aot"]))
     assert batch.chosen.grad is None
     assert not any(value.requires_grad for value in values)
-    assert torch.equal(logp_gradients(batch, LossSettings(("sft",)))[2], torch.zeros(7, dtype=torch.float64))
+    assert torch.equal(logp_gradients(batch, LossSettings(loss_type=["sft"]))[2], torch.zeros(7, dtype=torch.float64))
 
 
 # -- rewards -----------------------------------------------------------------------------------------------------------
@@ -366,28 +363,27 @@ def test_rewards_and_metrics() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss_type": ("sigmod",)}, "did you mean 'sigmoid'"),
-        ({"loss_type": ("Hinge",)}, "did you mean 'hinge'"),
-        ({"loss_type": ("xyzzy",)}, "use one of sigmoid, hinge"),
-        ({"loss_type": ("cdpo",)}, "'sigmoid' with label_smoothing above 0"),
-        ({"loss_type": ("aot_pair",)}, "renamed it to 'aot'"),
-        ({"loss_type": "sigmoid"}, "must be a tuple"),
-        ({"loss_type": ()}, "must be a tuple"),
-        ({"label_smoothing": 0.5}, r"must lie in \[0, 0.5\)"),
-        ({"label_smoothing": -0.1}, r"must lie in \[0, 0.5\)"),
-        ({"label_smoothing": math.nan}, r"must lie in \[0, 0.5\)"),
-        ({"loss_type": ("hinge",), "label_smoothing": 0.1}, "would ignore it"),
-        ({"loss_type": ("exo_pair",)}, "set label_smoothing: 0.001"),
-        ({"beta": 0.0}, "beta must be a finite number above 0"),
-        ({"beta": math.inf}, "beta must be a finite number above 0"),
-        ({"discopop_tau": -1.0}, "discopop_tau must be a finite number above 0, got -1.0; TRL's default is 0.05"),
-        ({"loss_type": ("sigmoid", "sft"), "loss_weights": (1.0,)}, "1 values for the 2 losses"),
-        ({"loss_weights": (-1.0,)}, "would train away"),
-        ({"loss_weights": (0.0,)}, "not all 0"),
-        ({"loss_weights": (math.nan,)}, "must be finite"),
-        ({"f_divergence_type": "kl"}, "unknown f_divergence_type 'kl'"),
-        ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": math.nan}, "must be finite"),
-        ({"loss_type": ("sigmoid", "aot"), "f_divergence_type": "forward_kl"}, r"no meaning for \['aot'\]"),
+        ({"loss_type": ["sigmod"]}, "'sigmoid', 'hinge'"),
+        ({"loss_type": "sigmoid"}, "valid list"),
+        ({"loss_type": []}, "at least 1 item"),
+        ({"label_smoothing": 0.5}, r"label_smoothing\n.*less than 0.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing\n.*greater than or equal to 0"),
+        ({"label_smoothing": math.nan}, r"label_smoothing\n.*finite number"),
+        ({"loss_type": ["hinge"], "label_smoothing": 0.1}, "would ignore it"),
+        ({"loss_type": ["exo_pair"]}, "set label_smoothing: 0.001"),
+        ({"beta": 0.0}, r"beta\n.*greater than 0"),
+        ({"beta": math.inf}, r"beta\n.*finite number"),
+        ({"discopop_tau": -1.0}, r"discopop_tau\n.*greater than 0"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 values for the 2 losses"),
+        ({"loss_weights": [-1.0]}, "would train away"),
+        ({"loss_weights": [0.0]}, "not all 0"),
+        ({"loss_weights": [math.nan]}, r"loss_weights.0\n.*finite number"),
+        ({"f_divergence_type": "kl"}, "'reverse_kl', 'forward_kl'"),
+        (
+            {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": math.nan},
+            r"f_alpha_divergence_coef\n.*finite number",
+        ),
+        ({"loss_type": ["sigmoid", "aot"], "f_divergence_type": "forward_kl"}, r"no meaning for \['aot'\]"),
     ],
 )
 def test_settings_that_cannot_mean_anything_are_refused(options: dict[str, Any], words: str) -> None:
@@ -397,7 +393,7 @@ def test_settings_that_cannot_mean_anything_are_refused(options: dict[str, Any],
 
 def test_sft_refuses_to_guess_the_steps_token_count() -> None:
     with pytest.raises(ValueError, match="mean_chosen_tokens"):
-        pair_losses(replace(random_pairs(), mean_chosen_tokens=None), LossSettings(("sft",)))
+        pair_losses(replace(random_pairs(), mean_chosen_tokens=None), LossSettings(loss_type=["sft"]))
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 from report import curves
 from report.curves import Shape, draw
 
+from qdpo.config.loss import LossSettings
 from qdpo.training import losses
 from qdpo.verdicts.evidence import Answers, Evidence, Setup
 from qdpo.verdicts.rules import ALARMS, Verdict, dip_margin, judge
@@ -151,7 +152,7 @@ def test_dip_margin_is_the_loss_own_local_minimum() -> None:
 
     at = dip_margin(0.05)
     assert at / 0.05 == pytest.approx(-2.3714, abs=0.01)
-    settings = losses.LossSettings(loss_type=("discopop",), beta=0.05, discopop_tau=0.05)
+    settings = LossSettings(loss_type=["discopop"], beta=0.05, discopop_tau=0.05)
     d = torch.linspace(-5, 1, 601, dtype=torch.float64)
     zeros, ones = torch.zeros_like(d), torch.ones_like(d)
     batch = losses.PairLogps(d, zeros, zeros, zeros, ones, ones, 1.0)

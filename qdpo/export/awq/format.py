@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from qdpo.console import good, note, say
-from qdpo.export.awq.calibration import calibration_ids
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, PER_WORD, from_compressed, to_autoawq
-from qdpo.export.awq.plan import Layout, Plan, plan_layers
+from qdpo.export.awq.plan import Plan, plan_layers
 from qdpo.export.awq.quantize import quantise, require_llmcompressor
 from qdpo.export.folder import rounded, write_companions
+from qdpo.export.formats import Layout, Request
 from qdpo.export.merged import HEAD, MergedModel
 from qdpo.export.output import export_folder
-from qdpo.export.request import Request
-from qdpo.export.tensors import PlannedTensor, TensorFiles, write_folder
+from qdpo.export.pairs import calibration_ids
+from qdpo.export.tensors import SHARD_BYTES, PlannedTensor, TensorFiles, write_folder
 from qdpo.files import read_json, write_json
 
 SCRATCH = ".llmcompressor"
@@ -109,7 +109,12 @@ def planned_tensors(model: MergedModel, plan: Plan, dtype: torch.dtype) -> Itera
 
 
 def write_layers(
-    scratch: Path, folder: Path, tensors: list[PlannedTensor], plan: Plan, dtype: torch.dtype, **more: Any
+    scratch: Path,
+    folder: Path,
+    tensors: list[PlannedTensor],
+    plan: Plan,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write what llmcompressor made in the layout and dtype of the plan, tensor by tensor, and say so in config.json.
 
@@ -119,7 +124,7 @@ def write_layers(
         tensors: what is written.
         plan: layers, group and layout.
         dtype: of what is not packed.
-        more: passed to `write_folder`.
+        shard_bytes: as in `write_folder`.
     """
     made = TensorFiles.of_folder(scratch)
 
@@ -132,7 +137,7 @@ def write_layers(
         values = made.read(name)
         return rounded(name, values, dtype, TOO_LARGE) if values.dtype.is_floating_point else values
 
-    write_folder(folder, tensors, read, **more)
+    write_folder(folder, tensors, read, shard_bytes=shard_bytes)
     made_config = read_json(scratch / "config.json")["quantization_config"]
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": quantization_config(plan, made_config)})

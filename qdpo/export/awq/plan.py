@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.export.awq.packing import PER_WORD
+from qdpo.export.formats import Layout
 from qdpo.export.merged import MergedModel
-
-Layout = Literal["compressed-tensors", "autoawq"]
 
 GROUPS = (128, 64, 32)
 """Columns that share a scale, best first. 128 is AWQ's own and what kernels are written for: a scale and a zero point

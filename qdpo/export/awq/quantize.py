@@ -16,8 +16,7 @@ import torch
 from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.export.awq.plan import Plan
 from qdpo.export.merged import HEAD, MergedModel
-from qdpo.export.quiet import without_bars
-from qdpo.export.whole import merged_model
+from qdpo.export.whole import merged_model, without_bars
 
 SCHEME = "W4A16_ASYM"
 

@@ -16,12 +16,10 @@ from gguf import GGUFWriter
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
-from qdpo.export.gguf.kinds import Kind, tensor_type
-from qdpo.export.gguf.rope import frequency_factors
-from qdpo.export.gguf.settings import write_settings
+from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
+from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
 from qdpo.export.merged import EMBEDDING, HEAD, MergedModel
-from qdpo.export.progress import Progress
 
 FACTORS = "rope_freqs.weight"
 METADATA_BYTES = 16 << 20
@@ -66,8 +64,7 @@ def tensor_bytes(kind: Kind, model: MergedModel) -> int:
     types = types_of(kind, tensors, model.config["num_hidden_layers"])
     total = 0
     for tensor in tensors:
-        block, size = gguf.GGML_QUANT_SIZES[types[tensor.name]]
-        stored = math.prod(tensor.shape) // int(block) * int(size)
+        stored = stored_bytes(types[tensor.name], math.prod(tensor.shape))
         total += stored + -stored % gguf.GGUF_DEFAULT_ALIGNMENT
     return total
 
@@ -129,23 +126,3 @@ class GgufFile:
     def finish(self) -> None:
         """Close the file."""
         self._writer.close()
-
-
-def write_files(files: Sequence[GgufFile], model: MergedModel) -> Progress:
-    """Write several files in one pass: each tensor is merged once, and encoded for each file."""
-    family = family_of(model.config)
-    tensors = mapped_tensors(family, model)
-    total = sum(math.prod(tensor.shape) for tensor in tensors) * 2
-    progress = Progress(f"writing {', '.join(file.kind.name for file in files)}", total)
-    for file in files:
-        file.begin()
-    for tensor in tensors:
-        values = model.read(tensor.name)
-        for file in files:
-            file.add(tensor.name, values)
-        del values  # else it would live beside the next one while that is merged
-        progress.advance(math.prod(tensor.shape) * 2)
-    for file in files:
-        file.finish()
-    progress.finish()
-    return progress

@@ -98,32 +98,22 @@ def heads_of(config: dict[str, Any]) -> tuple[int, int, int]:
     )
 
 
-def to_gguf(family: Family, config: dict[str, Any], name: str, x: torch.Tensor) -> torch.Tensor:
+def to_gguf(family: Family, config: dict[str, Any], name: str, x: torch.Tensor, *, back: bool = False) -> torch.Tensor:
     """A tensor's values as llama.cpp expects them.
 
     Args:
         name: the tensor's name in transformers.
         x: [rows, columns] or [rows].
+        back: from llama.cpp's values to transformers' instead.
     """
     heads, kv_heads, _ = heads_of(config)
+    turn = uninterleave if back else interleave
     if family.norm_plus_one and name.endswith("norm.weight"):
-        return x + 1
+        return x - 1 if back else x + 1
     if family.permutes and ".q_proj." in name:
-        return interleave(x, heads)
+        return turn(x, heads)
     if family.permutes and ".k_proj." in name:
-        return interleave(x, kv_heads)
-    return x
-
-
-def from_gguf(family: Family, config: dict[str, Any], name: str, x: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_gguf`."""
-    heads, kv_heads, _ = heads_of(config)
-    if family.norm_plus_one and name.endswith("norm.weight"):
-        return x - 1
-    if family.permutes and ".q_proj." in name:
-        return uninterleave(x, heads)
-    if family.permutes and ".k_proj." in name:
-        return uninterleave(x, kv_heads)
+        return turn(x, kv_heads)
     return x
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 from qdpo.console import good, note
 from qdpo.errors import UsageError
 from qdpo.export.folder import generation_config
-from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, tensor_bytes, write_files
+from qdpo.export.formats import Request
+from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.merged import EMBEDDING, MergedModel
 from qdpo.export.output import export_folder, kept_files, link_or_copy
-from qdpo.export.request import Request
+from qdpo.export.progress import Progress
 from qdpo.export.source import Run
 
 DEFAULT_QUANT = "q4_k_m"
@@ -71,10 +73,21 @@ class Batch:
                 files.append(GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general))
         if not files:
             return
-        progress = write_files(files, self.model)
+        tensors = mapped_tensors(family_of(self.model.config), self.model)
+        weights = sum(math.prod(tensor.shape) for tensor in tensors)
+        progress = Progress(f"writing {', '.join(file.kind.name for file in files)}", weights * 2)
         for file in files:
+            file.begin()
+        for tensor in tensors:
+            values = self.model.read(tensor.name)  # merged once, encoded for each file
+            for file in files:
+                file.add(tensor.name, values)
+            del values  # else it would live beside the next one while that is merged
+            progress.advance(math.prod(tensor.shape) * 2)
+        progress.finish()
+        for file in files:
+            file.finish()
             good(f"{file.path.name}: {file.path.stat().st_size:,} bytes")
-        weights = progress.done // 2
         good(f"{weights:,} weights in {progress.seconds:.0f} s ({weights / progress.seconds / 1e6:.1f} M a second)")
 
 

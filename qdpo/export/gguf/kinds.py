@@ -91,5 +91,11 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+def stored_bytes(kind: Type, weights: int) -> int:
+    """Bytes of a tensor in a file, without padding."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return weights // int(block) * int(size)
+
+
 def _block(kind: Type) -> int:
     return int(GGML_QUANT_SIZES[kind][0])

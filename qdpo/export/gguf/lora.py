@@ -11,11 +11,11 @@ from gguf import GGUFType, GGUFWriter
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.adapter import Adapter
+from qdpo.export.formats import Request
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
 from qdpo.export.merged import EMBEDDING, HEAD, require_finite
 from qdpo.export.output import export_folder
-from qdpo.export.request import Request
 from qdpo.files import read_json
 
 TYPES = {"f32": Type.F32, "f16": Type.F16}

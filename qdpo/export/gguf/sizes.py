@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gguf import GGML_QUANT_SIZES
-
-from qdpo.export.gguf.kinds import KINDS, tensor_type
+from qdpo.export.gguf.kinds import KINDS, stored_bytes, tensor_type
 from qdpo.planner.shapes import Shape
 
 BYTES_PER_TOKEN = 24
@@ -38,8 +36,8 @@ def gguf_bytes(shape: Shape, kind: str) -> int:
     total = BYTES_PER_TOKEN * shape.vocab
     counted = 0
     for name, part in tensors:
-        block, size = GGML_QUANT_SIZES[tensor_type(KINDS[kind], name, part, shape.layers, shape.tied)]
-        total += math.prod(part) // block * size
-        counted += math.prod(part)
+        weights = math.prod(part)
+        total += stored_bytes(tensor_type(KINDS[kind], name, part, shape.layers, shape.tied), weights)
+        counted += weights
     # norms and biases are fp32
     return int(total + 4 * (shape.parameters - counted))

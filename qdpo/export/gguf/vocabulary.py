@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from qdpo.console import note
 from qdpo.errors import InputMissingError
+from qdpo.export.folder import check_rows
 from qdpo.export.gguf.pretokenizers import pre_tokenizer, steps
 from qdpo.export.gguf.sentencepiece import read_pieces
 from qdpo.files import read_json
@@ -89,7 +90,7 @@ def read_vocabulary(folder: Path, rows: int, config: dict[str, Any], generation:
     Raises:
         InputMissingError: llama.cpp has no tokenizer that does the same.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = _settings(folder)
     if (folder / "tokenizer.json").is_file():
         vocabulary = _from_json(folder / "tokenizer.json", rows, settings, config)
     elif (folder / "tokenizer.model").is_file():
@@ -100,22 +101,27 @@ def read_vocabulary(folder: Path, rows: int, config: dict[str, Any], generation:
     others = [i for i in stops if i != vocabulary.special.get("eos")] if isinstance(stops, list) else []
     if others:
         vocabulary.special["eot"] = others[-1]
-    vocabulary.template = read_template(folder, settings)
+    vocabulary.template = read_template(folder)
     for caveat in vocabulary.caveats:
         note(caveat)
     return vocabulary
 
 
-def read_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The chat template: its own file first (transformers 5), else the entry of tokenizer_config.json."""
+def read_template(folder: Path) -> str | None:
+    """The chat template of a tokenizer: its own file first (transformers 5), else an entry of tokenizer_config.json."""
     own = folder / "chat_template.jinja"
     if own.is_file():
         return own.read_text("utf-8")
-    template = settings.get("chat_template")
+    template = _settings(folder).get("chat_template")
     if isinstance(template, list):
         by_name = {entry["name"]: entry["template"] for entry in template}
         template = by_name.get("default") or next(iter(by_name.values()), None)
     return template
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _from_json(path: Path, rows: int, settings: dict[str, Any], config: dict[str, Any]) -> Vocabulary:
@@ -124,7 +130,7 @@ def _from_json(path: Path, rows: int, settings: dict[str, Any], config: dict[str
         raise InputMissingError(f"{path}: no GGUF for a {source['model']['type']} tokenizer; qdpo converts BPE")
     tokenizer = Tokenizer.from_str(json.dumps(source))
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
-    _check_rows(max(by_id), rows)
+    check_rows(max(by_id), rows)
     sentencepiece = bool(source["model"].get("byte_fallback"))
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in source["model"]["merges"]]
     added = {token["id"]: token for token in source.get("added_tokens") or []}
@@ -235,7 +241,7 @@ def _from_sentencepiece(folder: Path, rows: int, settings: dict[str, Any], confi
     tokens, scores = list(pieces.texts), list(pieces.scores)
     types = [TokenType(kind) for kind in pieces.types]
     added = {int(number): token for number, token in (settings.get("added_tokens_decoder") or {}).items()}
-    _check_rows(max([len(tokens) - 1, *added]), rows)
+    check_rows(max([len(tokens) - 1, *added]), rows)
     for number in range(len(tokens), rows):
         token = added.get(number)
         tokens.append(token["content"] if token else f"[PAD{number}]")
@@ -248,11 +254,3 @@ def _from_sentencepiece(folder: Path, rows: int, settings: dict[str, Any], confi
     vocabulary.add_bos = bool(settings.get("add_bos_token", True)) and "bos" in vocabulary.special
     vocabulary.add_eos = bool(settings.get("add_eos_token", False)) and "eos" in vocabulary.special
     return vocabulary
-
-
-def _check_rows(top: int, rows: int) -> None:
-    if top >= rows:
-        raise InputMissingError(
-            f"the tokenizer has ids up to {top}, the embedding only {rows} rows",
-            "tokens were added without resizing the model",
-        )

@@ -7,15 +7,14 @@ from typing import Any
 
 from qdpo.console import say
 from qdpo.errors import InputMissingError
+from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD
+from qdpo.export.pairs import Heldout, read_heldout
 from qdpo.export.source import Run, load_run
-from qdpo.export.verify.heldout import Heldout, read_heldout
-from qdpo.export.verify.integrity import check_integrity
-from qdpo.export.verify.limits import limits_of
-from qdpo.export.verify.parity import Scores, margins, per_token, score, tokens_to_keep
+from qdpo.export.verify.checks import check_integrity
+from qdpo.export.verify.parity import Scores, limits_of, margins, per_token, score, tokens_to_keep
 from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
 from qdpo.export.verify.target import Target
-from qdpo.export.verify.targets import targets_of
 from qdpo.files import read_json
 from qdpo.libraries import quiet_libraries
 
@@ -39,9 +38,9 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     quiet_libraries()
     folder = one if one.is_dir() else one.parent
     run = load_run(run_folder or find_run(folder))
+    targets = [_only_target(path, run) for path in (one, other)]
     heldout = read_heldout(run, pairs or limits_of(run).pairs)
-    first = _scores(_only_target(one, run), run, heldout)
-    second = _scores(_only_target(other, run), run, heldout)
+    first, second = (_scores(target, heldout) for target in targets)
     kl, top1 = per_token(first, second)
     a, b = (scores.chosen - scores.rejected for scores in (first, second))
     result: dict[str, Any] = {
@@ -69,16 +68,14 @@ def _only_target(path: Path, run: Run) -> Target:
     if not integrity.passed:
         raise InputMissingError(f"{folder} is damaged: {integrity.detail}", "export it again")
     targets = targets_of(folder, read_json(folder / RECORD), run)
-    named = [target for target in targets if path.is_dir() or target.name in (path.name, "safetensors", "awq")]
+    named = [target for target in targets if path.is_dir() or target.name == path.name or target.path == folder]
     if len(named) != 1:
         names = ", ".join(target.name for target in targets)
         raise InputMissingError(f"{path} has {len(targets)} artefacts: {names}", "name one of the files")
     return named[0]
 
 
-def _scores(target: Target, run: Run, heldout: Heldout) -> Scores:
-    model = run.merged("original")  # for names and shapes; weights are read from the artefact
-    rows = int(model.config["vocab_size"])
-    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in heldout.pairs)
-    with target.scorer(model, longest + SAMPLE_TOKENS) as scorer:
-        return score(scorer, heldout.pairs, tokens_to_keep(heldout.pairs, rows))
+def _scores(target: Target, heldout: Heldout) -> Scores:
+    model = target.run.merged("original")  # for names and shapes; weights are read from the artefact
+    with target.scorer(model, heldout.longest + SAMPLE_TOKENS) as scorer:
+        return score(scorer, heldout.pairs, tokens_to_keep(heldout, int(model.config["vocab_size"])))

@@ -6,19 +6,21 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.merged import MergedModel
-from qdpo.export.quiet import without_bars
+from qdpo.export.output import RECORD
+from qdpo.export.source import Run
 from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.folder_target import FolderTarget, settings_problems
-from qdpo.export.verify.scorers import Scorer
-from qdpo.export.verify.smoothing import compare_smoothed
-from qdpo.export.verify.target import torch_scorer
-from qdpo.export.whole import computing_dtype, model_with
+from qdpo.export.verify.readback import compare_smoothed
+from qdpo.export.verify.scorers import Scorer, torch_scorer
+from qdpo.export.verify.target import FolderTarget
+from qdpo.export.whole import computing_dtype, model_with, without_bars
 from qdpo.files import read_json
 
 INSTALL = "pip install 'qdpo[awq]'"
@@ -27,22 +29,28 @@ INSTALL = "pip install 'qdpo[awq]'"
 class AwqTarget(FolderTarget):
     """4-bit AWQ weights."""
 
+    is_the_merge = False
+
+    @classmethod
+    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+        return [cls(folder, "awq", run, record.get("merge_base"))]
+
     @property
     def name(self) -> str:
         return "awq"
 
     def read_back(self, model: MergedModel) -> list[Check]:
-        weights = AwqWeights(self.folder)
-        record = read_json(self.folder / "export.json")
+        weights = AwqWeights(self.path)
+        record = read_json(self.path / RECORD)
         comparison = compare_smoothed(model, weights.names, weights.read)
-        problems = settings_problems(self.folder, self.run, model, besides={"quantization_config"})
-        stored = read_json(self.folder / "config.json")["quantization_config"]
+        problems = self._settings_problems(model, added="quantization_config")
+        stored = self._quantization()
         groups = stored.get("config_groups", {}).get("group_0", {}).get("weights", stored)
-        for key, found in (
-            ("group_size", groups.get("group_size")),
-            ("bits", groups.get("num_bits", groups.get("bits"))),
+        for key, found, wanted in (
+            ("group_size", groups.get("group_size"), record["group_size"]),
+            ("bits", groups.get("num_bits", groups.get("bits")), 4),
         ):
-            if found != {"group_size": record["group_size"], "bits": 4}[key]:
+            if found != wanted:
                 problems.append(f"config.json: quantization_config has {key} {found}")
         if len(weights.layers) != record["layers"]:
             problems.append(f"{len(weights.layers)} layers are in 4 bits, export.json says {record['layers']}")
@@ -57,8 +65,12 @@ class AwqTarget(FolderTarget):
             return [Check("parity in transformers", None, f"{reason}; the dequantised tensors are scored in torch")]
         return []
 
+    def _quantization(self) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.path / "config.json")["quantization_config"]
+        return found
+
     def _no_engine(self) -> str | None:
-        method = read_json(self.folder / "config.json")["quantization_config"]["quant_method"]
+        method = self._quantization()["quant_method"]
         if method != "compressed-tensors":
             return f"transformers needs gptqmodel for {method!r}, which does not install beside these versions"
         if importlib.util.find_spec("compressed_tensors") is None:
@@ -68,16 +80,15 @@ class AwqTarget(FolderTarget):
     @contextlib.contextmanager
     def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
         if self._no_engine() is None:
-            from transformers import AutoModelForCausalLM
-
             with without_bars():
-                loaded = AutoModelForCausalLM.from_pretrained(self.folder, dtype=computing_dtype())
-            with torch_scorer(loaded, "transformers + compressed-tensors") as scorer:
-                yield scorer
-            return
-        weights = AwqWeights(self.folder)
-        state = ((name, weights.read(name)) for name in weights.names)
-        with torch_scorer(model_with(model.config, state, computing_dtype()), "torch on dequantised tensors") as scorer:
+                loaded = AutoModelForCausalLM.from_pretrained(self.path, dtype=computing_dtype())
+            engine = "transformers + compressed-tensors"
+        else:
+            weights = AwqWeights(self.path)
+            state = ((name, weights.read(name)) for name in weights.names)
+            loaded = model_with(model.config, state, computing_dtype())
+            engine = "torch on dequantised tensors"
+        with torch_scorer(loaded, engine) as scorer:
             yield scorer
 
 

@@ -1,46 +1,35 @@
-"""A GGUF file."""
+"""A GGUF file: a model, or an adapter."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
 
+from qdpo.export.adapter import Adapter
+from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import FACTORS, GgufFile, mapped_tensors, types_of
 from qdpo.export.gguf.encode import decode
-from qdpo.export.gguf.families import family_of, from_gguf, to_gguf
+from qdpo.export.gguf.families import family_of, to_gguf
 from qdpo.export.gguf.format import general_of, vocabulary_of
 from qdpo.export.gguf.kinds import KINDS
-from qdpo.export.gguf.rope import frequency_factors
+from qdpo.export.gguf.settings import frequency_factors
 from qdpo.export.merged import MergedModel
-from qdpo.export.request import Request
-from qdpo.export.source import Run
+from qdpo.export.tensors import TensorFiles
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.compare import compare_all
-from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp
-from qdpo.export.verify.target import torch_scorer
+from qdpo.export.verify.readback import compare_all
+from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp, torch_scorer
+from qdpo.export.verify.target import Target
 from qdpo.export.whole import computing_dtype, model_with
 
 NO_LLAMA_CPP = "llama-cpp-python is not installed (pip install 'qdpo[verify]')"
 
 
-@dataclass
-class GgufTarget:
-    """A GGUF file."""
-
-    path: Path
-    kind: str
-    run: Run
-    merge_base: Any
-
-    @property
-    def name(self) -> str:
-        return self.path.name
+class GgufTarget(Target):
+    """A model as a GGUF file."""
 
     def read_back(self, model: MergedModel) -> list[Check]:
         reader = gguf.GGUFReader(self.path)
@@ -48,31 +37,28 @@ class GgufTarget:
         family = family_of(model.config)
         tensors = mapped_tensors(family, model)
         types = types_of(KINDS[self.kind], tensors, model.config["num_hidden_layers"])
-        present = [tensor for tensor in tensors if tensor.gguf_name in found]
-        problems = [
-            f"{t.gguf_name} is {found[t.gguf_name].tensor_type.name}, expected {types[t.name].name}"
-            for t in present
-            if found[t.gguf_name].tensor_type != types[t.name]
-        ]
-        by_name = {tensor.name: tensor for tensor in present}
-
-        def stored(name: str) -> tuple[torch.Tensor, str]:
-            tensor = found[by_name[name].gguf_name]
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            return decode(tensor.data, tensor.tensor_type, shape), tensor.tensor_type.name
-
-        comparison = compare_all(by_name, stored, lambda name: to_gguf(family, model.config, name, model.read(name)))
+        present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
+        comparison = compare_all(
+            present,
+            lambda name: (values_of(present[name]), present[name].tensor_type.name),
+            lambda name: to_gguf(family, model.config, name, model.read(name)),
+        )
         factors = frequency_factors(model.config)
         if factors is not None:
             present_factors = torch.from_numpy(found[FACTORS].data.copy()) if FACTORS in found else torch.zeros(0)
             comparison.add(FACTORS, present_factors, torch.from_numpy(factors), "F32")
-        comparison.problems += problems
+        comparison.problems += [
+            f"{tensor.name} is {tensor.tensor_type.name}, expected {types[name].name}"
+            for name, tensor in present.items()
+            if tensor.tensor_type != types[name]
+        ]
         expected = {tensor.gguf_name for tensor in tensors} | ({FACTORS} if factors is not None else set())
         read_back = comparison.check(expected - found.keys(), found.keys() - expected)
         return [read_back, self._settings(reader, model)]
 
     def _settings(self, reader: gguf.GGUFReader, model: MergedModel) -> Check:
         """Compare all keys, the vocabulary and the template among them, with what a fresh conversion would write."""
+        assert self.merge_base is not None
         request = Request(self.run, self.path.parent, self.merge_base)
         vocabulary = vocabulary_of(self.run, model)
         fresh = GgufFile(self.path, KINDS[self.kind], model, vocabulary, general_of(request)).keys()
@@ -111,19 +97,61 @@ class GgufTarget:
             finally:
                 scorer.close()
             return
-        dequantised = model_with(model.config, dequantised_state(self.path, model), computing_dtype())
+        dequantised = model_with(model.config, self._state(model), computing_dtype())
         with torch_scorer(dequantised, "torch on dequantised tensors") as torched:
             yield torched
 
+    def _state(self, model: MergedModel) -> Iterator[tuple[str, torch.Tensor]]:
+        """The file's weights under transformers' names."""
+        family = family_of(model.config)
+        found = {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
+        for mapped in mapped_tensors(family, model):
+            values = values_of(found[mapped.gguf_name])
+            yield mapped.name, to_gguf(family, model.config, mapped.name, values, back=True)
 
-def dequantised_state(path: Path, model: MergedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """A GGUF file's weights under transformers' names."""
-    family = family_of(model.config)
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    for mapped in mapped_tensors(family, model):
-        tensor = found[mapped.gguf_name]
-        values = decode(tensor.data, tensor.tensor_type, tuple(int(size) for size in reversed(tensor.shape)))
-        yield mapped.name, from_gguf(family, model.config, mapped.name, values)
+
+class LoraTarget(Target):
+    """An adapter as a GGUF file."""
+
+    def _deltas(self, model: MergedModel) -> dict[str, torch.Tensor]:
+        """What the adapter adds to each tensor, by transformers' names."""
+        reader, family = gguf.GGUFReader(self.path), family_of(model.config)
+        alpha = float(reader.fields["adapter.lora.alpha"].contents())
+        tensors = {tensor.name: values_of(tensor) for tensor in reader.tensors}
+        deltas = {}
+        for mapped in mapped_tensors(family, model):
+            a, b = (tensors.get(f"{mapped.gguf_name}.lora_{side}") for side in "ab")
+            if a is not None and b is not None:
+                delta = alpha / a.shape[0] * (b @ a)
+                deltas[mapped.name] = to_gguf(family, model.config, mapped.name, delta, back=True)
+        return deltas
+
+    def read_back(self, model: MergedModel) -> list[Check]:
+        expected = {
+            name: scale * (b.float() @ a.float()) for name, (a, b, scale) in Adapter(self.run.adapter).pairs().items()
+        }
+        deltas = self._deltas(model)
+        common = [name for name in expected if name in deltas]
+        comparison = compare_all(common, lambda name: (deltas[name], self.kind.upper()), expected.__getitem__)
+        return [comparison.check(expected.keys() - deltas.keys(), deltas.keys() - expected.keys())]
+
+    def encoder(self) -> tuple[Encode | None, str]:
+        return None, "an adapter has no tokenizer; the base's GGUF has it"
+
+    def not_run(self) -> list[Check]:
+        return [Check("parity in llama.cpp", None, "needs a GGUF of the base beside it; scored in torch instead")]
+
+    @contextlib.contextmanager
+    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+        base, deltas = TensorFiles.of_folder(self.run.base), self._deltas(model)
+        state = ((name, base.read(name).float() + deltas.get(name, torch.zeros(()))) for name in base)
+        with torch_scorer(model_with(model.config, state, computing_dtype()), "torch: base plus adapter") as scorer:
+            yield scorer
+
+
+def values_of(tensor: gguf.ReaderTensor) -> torch.Tensor:
+    """The float32 values of a tensor in a file, [rows, columns] as in torch."""
+    return decode(tensor.data, tensor.tensor_type, tuple(int(size) for size in reversed(tensor.shape)))
 
 
 def _same(one: Any, other: Any) -> bool:

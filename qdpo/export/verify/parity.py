@@ -1,4 +1,4 @@
-"""Does the artefact prefer what the trained model prefers, token by token and pair by pair?"""
+"""Does the artefact prefer what the trained model prefers, token by token and pair by pair; and is that enough?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Any
 
 import torch
 
+from qdpo.config.schema import VerifySection
 from qdpo.data.pairs import TokenPair
+from qdpo.errors import QdpoError
+from qdpo.export.pairs import Heldout
+from qdpo.export.source import Run
+from qdpo.export.verify.checks import Check
 from qdpo.export.verify.scorers import Scorer
+from qdpo.run import folder as run_folder
 
+PARITY = "preference parity"
 DISTRIBUTIONS_BYTES = 1 << 30
 """Memory for the trained model's distributions, which the per-token KL is measured against."""
 
@@ -23,7 +30,7 @@ class Scores:
         engine: what computed it.
         chosen, rejected: sums of log-probabilities of the completions, in nats, float64 [pairs].
         distributions: log-probabilities of the next token at the first completion tokens of each side, float32
-            [tokens, vocabulary]; empty when they were not asked for.
+            [tokens, vocabulary].
     """
 
     engine: str
@@ -50,14 +57,13 @@ def score(scorer: Scorer, pairs: Sequence[TokenPair], tokens_kept: int) -> Score
             logprobs = logits[start : start + len(completion)].log_softmax(-1)
             taken = logprobs.gather(1, torch.tensor(completion).unsqueeze(1))
             sums[side].append(taken.double().sum())
-            if tokens_kept:
-                distributions.append(logprobs[:tokens_kept].clone())
+            distributions.append(logprobs[:tokens_kept].clone())
     return Scores(scorer.engine, torch.stack(sums["chosen"]), torch.stack(sums["rejected"]), distributions)
 
 
-def tokens_to_keep(pairs: Sequence[TokenPair], vocabulary: int) -> int:
+def tokens_to_keep(heldout: Heldout, vocabulary: int) -> int:
     """Tokens per completion whose distributions fit `DISTRIBUTIONS_BYTES`."""
-    return max(1, DISTRIBUTIONS_BYTES // (vocabulary * 4 * 2 * max(len(pairs), 1)))
+    return max(1, DISTRIBUTIONS_BYTES // (vocabulary * 4 * 2 * max(len(heldout.pairs), 1)))
 
 
 def margins(scores: Scores, reference: Scores) -> torch.Tensor:
@@ -101,3 +107,43 @@ def per_token(p: Scores, q: Scores) -> tuple[torch.Tensor, torch.Tensor]:
         kls.append((first.exp() * (first - second)).sum(-1))
         agree.append(first.argmax(-1) == second.argmax(-1))
     return torch.cat(kls).clamp(min=0), torch.cat(agree)
+
+
+def limits_of(run: Run) -> VerifySection:
+    """The limits of the run's preset (`verify` in its configuration); the schema's own where that cannot be read."""
+    try:
+        return run_folder.reopen(run.folder).config.verify
+    except QdpoError:
+        return VerifySection()
+
+
+def judge(kind: str, limits: VerifySection, row: dict[str, Any], against: str) -> Check:
+    """Hold a parity row against the limits.
+
+    Args:
+        kind: precision of the artefact.
+        limits: of the run.
+        row: what `compare` gave.
+        against: what the KL was measured against.
+    """
+    told = describe(row, against)
+    failures = []
+    limit, least = limits.max_kl.get(kind), limits.min_margin_kept.get(kind)
+    if limit is not None and not row["kl"] <= limit:
+        failures.append(f"the KL limit of {kind} is {limit:g}")
+    if least is not None and row["margin_kept"] is not None and not row["margin_kept"] >= least:
+        failures.append(f"{least:.0%} of the margin must be kept")
+    if failures:
+        return Check(PARITY, False, f"{told}; {'; '.join(failures)}")
+    without = limit is None and least is None
+    return Check(PARITY, True, told + (" (no limit for this precision)" if without else ""))
+
+
+def describe(row: dict[str, Any], against: str) -> str:
+    """A parity row as a sentence."""
+    kept = "no trained margin" if row["margin_kept"] is None else f"{row['margin_kept']:.1%} of the margin kept"
+    accuracy = "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+    return (
+        f"KL {row['kl']:.2g} nats a token against {against}, top-1 {row['top1']:.1%}, accuracy {accuracy}, "
+        f"{kept}, by {row['engine']}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qdpo.console import fail, good, note, say
@@ -39,15 +39,7 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """The entry for verify.json."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "passed": self.passed,
-            "pairs": self.pairs,
-            "checks": [check.record() for check in self.checks],
-            "parity": self.parity,
-            "samples": self.samples,
-        }
+        return {"name": self.name, "kind": self.kind, "passed": self.passed, "pairs": self.pairs, **asdict(self)}
 
     def show(self) -> None:
         """Print checks, table and samples."""

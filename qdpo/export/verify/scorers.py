@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,10 +32,8 @@ class Scorer(Protocol):
 class TorchScorer:
     """A causal language model of transformers (or PEFT)."""
 
-    engine = "transformers"
-
-    def __init__(self, model: Any) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Any, engine: str = "transformers") -> None:
+        self.model, self.engine = model.eval(), engine
         self._device = next(model.parameters()).device
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
@@ -56,6 +55,16 @@ class TorchScorer:
                 made.append(token)
                 cache, step = out.past_key_values, [token]
         return made
+
+
+@contextlib.contextmanager
+def torch_scorer(model: Any, engine: str) -> Iterator[Scorer]:
+    """A model on the GPU, where there is one, as a scorer; it is freed at the end."""
+    if torch.cuda.is_available():
+        model.to("cuda")
+    scorer = TorchScorer(model, engine)
+    yield scorer
+    scorer.model = None
 
 
 def has_llama_cpp() -> bool:
@@ -104,10 +113,6 @@ class LlamaScorer:
             made.append(token)
             self._llama.eval([token])
         return made
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of rendered text, special tokens recognised, nothing added."""
-        return [int(i) for i in self._llama.tokenize(text.encode(), add_bos=False, special=True)]
 
     def close(self) -> None:
         """Free the model."""

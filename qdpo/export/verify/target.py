@@ -1,59 +1,121 @@
-"""What an artefact inside an export can do: be read back, tokenise, and be scored."""
+"""What an artefact of an export can do (be read back, tokenise, be scored), and the simplest one: a model folder."""
 
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qdpo.export.folder import rounded
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.merged import MergedModel
-from qdpo.export.verify.checks import Check
-from qdpo.export.verify.scorers import Encode, Scorer, TorchScorer
+from qdpo.export.source import MergeBase, Run
+from qdpo.export.tensors import TensorFiles
+from qdpo.export.verify.checks import Check, from_problems
+from qdpo.export.verify.readback import compare_all
+from qdpo.export.verify.scorers import Encode, Scorer, torch_scorer
+from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 
 
-class Target(Protocol):
-    """One artefact.
+@dataclass
+class Target(ABC):
+    """One artefact: a file of an export, or the whole folder.
 
     Attributes:
-        name: for the table.
+        path: the file or folder.
         kind: its precision: a GGUF type, a dtype, or awq.
+        run: what it was made from.
+        merge_base: which base it was merged into; None for an adapter alone.
     """
 
-    @property
-    def name(self) -> str: ...
-
+    path: Path
     kind: str
+    run: Run
+    merge_base: MergeBase | None = None
 
+    is_the_merge = False
+    """Whether it holds the merged weights themselves, so that scores of those would say the same."""
+
+    @classmethod
+    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+        """The artefacts of an export: one for each file that its export.json lists."""
+        return [cls(folder / name, str(kind), run, record.get("merge_base")) for name, kind in record["files"].items()]
+
+    @property
+    def name(self) -> str:
+        """Its name in the table."""
+        return self.path.name
+
+    @abstractmethod
     def read_back(self, model: MergedModel) -> list[Check]:
         """Compare what is stored with the merged model."""
 
+    @abstractmethod
     def encoder(self) -> tuple[Encode | None, str]:
         """The artefact's own tokenizer (rendered text to ids), or None; and what it is, or why there is none."""
 
-    def not_run(self) -> list[Check]:
-        """What cannot be run on this machine and is done in another way instead, with the reason."""
-
+    @abstractmethod
     def scorer(self, model: MergedModel, context: int) -> contextlib.AbstractContextManager[Scorer]:
         """The artefact in the engine that users run it with, or the closest to it that is installed."""
 
-
-@contextlib.contextmanager
-def torch_scorer(model: Any, engine: str) -> Iterator[Scorer]:
-    """A scorer that is freed at the end."""
-    if torch.cuda.is_available():
-        model.to("cuda")
-    scorer = TorchScorer(model)
-    scorer.engine = engine
-    yield scorer
-    scorer.model = None
+    def not_run(self) -> list[Check]:
+        """What cannot be run on this machine and is done in another way instead, with the reason."""
+        return []
 
 
-def template_in(folder: Path) -> str | None:
-    """The chat template of a tokenizer folder."""
-    settings = folder / "tokenizer_config.json"
-    return read_template(folder, read_json(settings) if settings.is_file() else {})
+class FolderTarget(Target):
+    """Safetensors in the Hugging Face layout."""
+
+    is_the_merge = True
+
+    @classmethod
+    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+        return [cls(folder, str(record["dtype"]), run, record.get("merge_base"))]
+
+    @property
+    def name(self) -> str:
+        return "safetensors"
+
+    def read_back(self, model: MergedModel) -> list[Check]:
+        files = TensorFiles.of_folder(self.path)
+
+        def expected(name: str) -> torch.Tensor:
+            return rounded(name, model.read(name), files.places[name].dtype).float()
+
+        names = [name for name in model.names if name in files]
+        comparison = compare_all(names, lambda name: (files.read(name).float(), "float32"), expected)
+        problems = self._settings_problems(model)
+        return [
+            comparison.check(set(model.names) - set(files), set(files) - set(model.names)),
+            from_problems("settings", problems, "config.json equals the base's; no leftover quantization"),
+        ]
+
+    def _settings_problems(self, model: MergedModel, added: str = "") -> list[str]:
+        """Where config.json (but for a key that the format adds) and chat template are not those of the run."""
+        config = read_json(self.path / "config.json")
+        config.pop(added, None)
+        wanted = {**model.config, "dtype": config.get("dtype")}
+        wanted.pop("torch_dtype", None)
+        problems = [
+            f"config.json: {key} differs" for key in wanted.keys() | config.keys() if wanted.get(key) != config.get(key)
+        ]
+        if read_template(self.path) != read_template(self.run.tokenizer_files()[0].parent):
+            problems.append("the chat template differs from the run's")
+        return problems
+
+    def encoder(self) -> tuple[Encode | None, str]:
+        tokenizer = AutoTokenizer.from_pretrained(self.path)
+        return lambda text: [int(i) for i in tokenizer.encode(text, add_special_tokens=False)], "transformers"
+
+    @contextlib.contextmanager
+    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+        dtype = torch.float32 if self.kind == "float32" else computing_dtype()
+        with torch_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers") as scorer:
+            yield scorer

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
-from qdpo.data.pairs import TokenPair
+from transformers import AutoTokenizer
+
+from qdpo.data.pairs import Message, TokenPair
+from qdpo.data.template import Template
+from qdpo.errors import DataError
+from qdpo.export.gguf.vocabulary import read_template
+from qdpo.export.pairs import Heldout
 from qdpo.export.source import Run
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.heldout import Heldout, texts_to_tokenise
 from qdpo.export.verify.scorers import Encode
-from qdpo.export.verify.target import Target, template_in
+from qdpo.export.verify.target import Target
 from qdpo.files import digest_of
 
+# Texts that are hard to tokenise: spaces at every place, line breaks, digits, contractions, punctuation, scripts with
+# and without spaces, emoji with joiners, combining marks, invisible characters, text that looks like markup, code, and
+# what nobody trained on.
+TRICKY = (
+    *("", " ", "  ", "   ", "\n", "\n\n", "\n\n\n", "\t", "\t\t", " \n ", "\n ", "\r\n"),
+    *("a", " a", "a ", "  a", "  two  spaces  ", "line\nbreak", "tab\tin", "ends with lines\n\n"),
+    *("Hello, world!", " Hello", "I'm, you're, they'll", "don't DON'T", "it’s “quoted”", "well-known -- dash — em…"),
+    *("1234567890", "3.14159 1,000,000", "a1b2c3", "x=y+z;", "2^10 != 1024?", "12 345", "٣٤٥", "½ ²³"),
+    *("UPPER lower MiXeD", "camelCaseAndSnake_case", "    indented(code): return [x for x in y]", "#include <a.h>"),
+    *("https://example.org/a?b=c&d=%20#e", "user@example.org", "C:\\path\\to", "$100 €50 £20", "!!!???...,,,;;"),
+    *("naïve café", "Größe", "нещо на Български", "日本語テキスト", "中文，标点。", "한국어 문장", "العربية", "עברית"),
+    *("हिन्दी", "ภาษาไทย", "ភាសាខ្មែរ", "Ελληνικά", "e\u0301", "\u00a0", "\u200b", "ﷺ", "\ufeff"),
+    *("🦙", "👩‍👩‍👧‍👦", "🏳️‍🌈🇩🇪", "<b>bold</b>", "<|im_start|>", "</s>", "<s>", "[INST]", "{{ x }}", "<0x0A>"),
+)
 
-def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
+
+def check_tokens(target: Target, heldout: Heldout | None) -> Check:
     """Tokenise held-out conversations and tricky texts by the artefact's own tokenizer.
 
     Conversations must give the training ids. So must tricky texts, unless the conversion has told of a difference.
@@ -23,8 +44,7 @@ def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
     encode, engine = target.encoder()
     if encode is None:
         return Check(name, None, engine)
-    from transformers import AutoTokenizer
-
+    run = target.run
     tokenizer = heldout.tokenizer if heldout else AutoTokenizer.from_pretrained(run.adapter)
 
     def reference(text: str) -> list[int]:
@@ -39,7 +59,7 @@ def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
         exact += wanted == ids
         if (own := encode(text)) != wanted:
             problems.append(f"{text[:40]!r} gives {own[:8]}..., trained on {wanted[:8]}...")
-    tricky = texts_to_tokenise(tokenizer)
+    tricky = tricky_texts(tokenizer, read_template(run.adapter))
     wrong = [text for text in tricky if encode(text) != reference(text)]
     shown = ", ".join(repr(text[-24:]) for text in wrong[:3])
     told = f"{len(tricky) - len(wrong)} of {len(tricky)} tricky texts" + (f" (not {shown})" if wrong else "")
@@ -47,6 +67,17 @@ def check_tokens(target: Target, run: Run, heldout: Heldout | None) -> Check:
         problems.append(told)
     good = f"{exact} of {len(sequences)} held-out sequences give the training ids, {told} the tokenizer's, by {engine}"
     return from_problems(name, problems, good)
+
+
+def tricky_texts(tokenizer: Any, template: str | None) -> list[str]:
+    """Conversations around tricky texts, as the chat template renders them; plain texts where there is none."""
+    if template is None:
+        return [text for text in TRICKY if text]
+    rendering, texts = Template(template, "the run's", frozenset()), []
+    for text in TRICKY:
+        with contextlib.suppress(DataError):  # a template may refuse a message without text
+            texts.append(rendering.prompt(tokenizer, [Message("user", text)]))
+    return texts
 
 
 def text_of(ids: list[int], tokenizer: Any, reference: Encode) -> str:
@@ -64,7 +95,7 @@ def text_of(ids: list[int], tokenizer: Any, reference: Encode) -> str:
 def template_problems(run: Run) -> list[str]:
     """Whether the template beside the adapter, which exports carry, is the one that the pairs were rendered with."""
     recorded = run.record.get("tokenizer", {}).get("template_sha256")
-    template = template_in(run.adapter)
+    template = read_template(run.adapter)
     if recorded in (None, digest_of(["plain text"]), digest_of([template or "plain text"])):
         return []
     return [

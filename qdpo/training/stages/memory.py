@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from qdpo import console
 from qdpo.hardware import GIB, available_memory, is_out_of_memory
-from qdpo.planner.parts import LORA, is_paged, optimizer_bytes, step_temporaries
+from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
+from qdpo.planner.parts import LORA
 from qdpo.run.schema import Optimizer
 from qdpo.training import parallel
 from qdpo.training.stages.state import Run
@@ -299,9 +300,9 @@ def fill_host(run: Run, longest: Longest, layers: Layers, data: Prepared) -> str
         What the choice goes by, in words.
     """
     from qdpo.errors import UnavailableError
+    from qdpo.planner.auto import CPU_SHARE, fewest_recomputed
     from qdpo.planner.cards import card_of
     from qdpo.planner.data import lengths_from
-    from qdpo.planner.layers import CPU_SHARE, fewest_recomputed
     from qdpo.planner.shapes import shape_of
 
     tried = f"{longest.text()} fits, " if longest.batch else ""

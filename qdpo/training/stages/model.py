@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
+    from qdpo.config.loss import LossSettings
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
-    from qdpo.training.losses import LossSettings
 
 
 def load_policy(run: Run) -> tuple[PeftModel, Engine]:
