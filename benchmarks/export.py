@@ -1,7 +1,7 @@
 """Every export format of a run, verified: trains the run, exports, scores, and writes the table of docs/export.md.
 
     python -m benchmarks.export quickstart /tmp/export
-    python -m benchmarks.export stories260k /tmp/export   # needs ../shared: the model, and BLiMP's minimal pairs
+    python -m benchmarks.export stories260k /tmp/export
     python -m benchmarks.export --tables                  # only print what benchmarks/results holds
 
 Needs the extras `verify` and `awq`.
@@ -29,7 +29,7 @@ from qdpo.export.whole import merged_model
 from qdpo.files import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+MATERIAL = Path(__file__).resolve().parents[1] / "tests" / "material"
 NEW_TOKENS = 100
 PROMPTS = {
     "quickstart": [
@@ -94,10 +94,9 @@ def blimp_preset(folder: Path) -> Path:
     """A preset that trains stories260K on minimal pairs, as tests/integration does."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[dict[str, str]]] = {"train": [], "heldout": []}
-    with zipfile.ZipFile(SHARED / "data" / "blimp" / "BLiMP.zip") as archive:
+    with zipfile.ZipFile(MATERIAL / "blimp" / "BLiMP-4-of-67.zip") as archive:
         for name in BLIMP:
-            member = next(n for n in archive.namelist() if n.endswith(f"/{name}.jsonl") and "__MACOSX" not in n)
-            lines = [json.loads(line) for line in archive.read(member).decode().splitlines()]
+            lines = [json.loads(line) for line in archive.read(f"data/{name}.jsonl").decode().splitlines()]
             pairs = [{"prompt": "", "chosen": x["sentence_good"], "rejected": x["sentence_bad"]} for x in lines]
             parts["train"] += pairs[:700]
             parts["heldout"] += pairs[800:]
@@ -106,7 +105,7 @@ def blimp_preset(folder: Path) -> Path:
     preset = folder / "stories260k.json"
     settings = {
         "name": "stories260k",
-        "model": {"name": str(SHARED / "models" / "stories260K")},
+        "model": {"name": str(MATERIAL / "stories260K")},
         "data": {
             "name": str(folder / "train.jsonl"),
             "eval_name": str(folder / "heldout.jsonl"),

@@ -57,6 +57,21 @@ def details(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join([_table(head, rows), "", *_notes(records)])
 
 
+def sentence(records: Sequence[dict[str, Any]], workload: str) -> str:
+    """TRL's time for one step of a workload beside qdpo's, the reference in each step of both, and where."""
+    ((name, result, record),) = (found for found in _workloads(records) if found[0] == workload)
+    clock = _clock(record["device"])
+    packed = result["variants"][VARIANTS[0]]
+    stock, head = (packed["against"][peer][clock] for peer in PEERS)
+    return (
+        f"One optimizer step on {result['pairs']} pairs of {name}: TRL {record['versions']['trl']} takes "
+        f"{stock['ratio']:.1f} times as long as qdpo ({stock['lowest']:.1f} to {stock['highest']:.1f} in "
+        f"{len(packed[clock]['all'])} interleaved rounds), and {head['ratio']:.1f} times ({head['lowest']:.1f} to "
+        f"{head['highest']:.1f}) with a head that scores completion tokens only, as its GPU kernel does "
+        f"({record['base']['name']}, {record['base']['dtype']}, {record['threads']} thread of an {record['machine']})."
+    )
+
+
 def _workloads(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     for record in records:
         for name, result in record["workloads"].items():

@@ -1,7 +1,8 @@
 """Talking to the user: data on stdout, talk on stderr; no meaning is carried by colour alone.
 
 Access tokens are taken out of all talk. `NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is
-imported on first use, so that `qdpo --help` stays fast.
+imported on first use, so that `qdpo --help` stays fast. In a notebook both go to the cell's stdout: there stderr means
+that something is wrong.
 """
 
 from __future__ import annotations
@@ -35,11 +36,15 @@ def out() -> Console:
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
+    from qdpo import notebook
+
     class OurConsole(Console):
         def on_broken_pipe(self) -> None:
             """Leave it to the command line, which knows the exit code; rich would end with 1."""
             raise BrokenPipeError
 
+    if notebook.is_here():
+        return OurConsole(highlight=False, soft_wrap=True, width=notebook.WIDTH, force_jupyter=False)
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     # A pipe or a log file has no width: a fixed, generous one keeps every message on its own line.
@@ -56,8 +61,10 @@ def silence() -> None:
 
 
 def is_interactive() -> bool:
-    """Whether live displays make sense: stderr is a terminal and this is not a CI job."""
-    return sys.stderr.isatty() and not os.environ.get("CI")
+    """Whether live displays make sense: stderr is a terminal, and this is neither a CI job nor a notebook."""
+    from qdpo import notebook
+
+    return sys.stderr.isatty() and not os.environ.get("CI") and not notebook.is_here()
 
 
 def say(message: str) -> None:

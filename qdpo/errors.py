@@ -8,11 +8,11 @@ from __future__ import annotations
 
 
 class QdpoError(Exception):
-    """A failure that is explained to the user.
+    """A failure that is explained to the user; as text, it says the hint too.
 
     Args:
         message: what happened, where, how many.
-        hint: the way out, in one or two sentences.
+        hint: the way out, in one or two sentences, in words of the command line: `--run-dir` is `run_dir=` in Python.
     """
 
     exit_code = 1
@@ -21,6 +21,9 @@ class QdpoError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
 
 
 class UsageError(QdpoError):

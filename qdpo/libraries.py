@@ -6,17 +6,25 @@ import logging
 import os
 import warnings
 
+TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+VARIABLES = (*TELEMETRY, "TOKENIZERS_PARALLELISM", "WANDB_SILENT", "TENSORBOARD_LOGGING_DIR")
+"""Environment variables that a run sets."""
+# bitsandbytes looks for an optional kernel that qdpo switches off (see model/load.py: keep_weights_unpacked)
+LOGGERS = ("bitsandbytes.backends.cpu.ops", "accelerate")
+"""Loggers that a run lets speak of errors only."""
+
 
 def quiet_environment() -> None:
     """What can be set before any of them is imported; costs nothing."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    for name in TELEMETRY:
         os.environ[name] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
-    # bitsandbytes looks for an optional kernel that qdpo switches off (see model/load.py: keep_weights_unpacked)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*[Pp]aged.*", module="bitsandbytes.*")
+    # tqdm, in a notebook without ipywidgets
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def quiet_libraries() -> None:

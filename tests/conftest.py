@@ -1,4 +1,4 @@
-"""What all tests share: an environment without network or surprises, a tiny model on disk, the shared folder."""
+"""What all tests share: an environment without network or surprises, and a tiny model on disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Reference log-probabilities that tests compute are no other run's business.
 os.environ["QDPO_CACHE"] = tempfile.mkdtemp(prefix="qdpo-tests-")
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from training.tiny import Tiny
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""Material beside the checkout that is too large for it: real models and datasets."""
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +29,3 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     from training.tiny import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real models and data beside the checkout; a test that needs it is skipped without it."""
-    if not SHARED.is_dir():
-        pytest.skip("there is no ../shared beside the checkout, which holds the real models and data of this test")
-    return SHARED

@@ -13,7 +13,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"redact", "libraries", "allocator", "console", "files"},
+    {"redact", "libraries", "allocator", "console", "files", "notebook"},
     {"hardware", "paths"},
     {"config"},
     {"cuda"},
@@ -26,6 +26,7 @@ LAYERS = (
     {"export"},
     {"report"},
     {"training"},
+    {"api"},
     {"cli"},
 )
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from qdpo.cli.options import add_set
+
 HELP = "Check preference data: recognise it, tokenise it, report on it, compare it with evaluation sets."
 
 
@@ -14,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", metavar="NAME", default="quickstart", help="lengths, template and tokenizer; default quickstart"
     )
     parser.add_argument("--model", metavar="PATH", help="tokenizer: hub name or local folder (model.name)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
-    )
+    add_set(parser)
     parser.add_argument("--preview", metavar="N", type=int, default=0, help="show N pairs token by token")
     parser.add_argument(
         "--against",
@@ -33,33 +33,20 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from qdpo import console
-    from qdpo.cli.train import replacements
-    from qdpo.config.resolve import resolve
-    from qdpo.data.prepare import prepare
-    from qdpo.data.preview import preview
+    from qdpo.api.pairs import load_pairs
     from qdpo.data.view import table
     from qdpo.errors import UsageError
     from qdpo.files import write_json
-    from qdpo.model.load import load_tokenizer
 
     if args.preview < 0:
         raise UsageError(f"--preview takes a number from 0, not {args.preview}")
-    given = resolve(args.preset, args.overrides).config.data.name
-    # What a preset says of its own dataset (split, schema) does not hold for another one.
-    other = replacements(args.model, None if args.data == given else args.data)
-    config = resolve(args.preset, [*other, *args.overrides]).config
-    settings = config.data
-    if args.against:
-        settings = settings.model_copy(update={"contamination": [*settings.contamination, *args.against]})
-    tokenizer = load_tokenizer(config.model)
-    data = prepare(settings, tokenizer, config.train.seed)
+    pairs = load_pairs(args.data, args.preset, args.overrides, model=args.model, against=args.against)
     out = console.out()
-    out.print(table("training", data.train_report))
-    out.print(table("held out", data.heldout_report))
-    for pair in data.train[: args.preview]:
-        for line in preview(pair, tokenizer, data.template):
+    out.print(table("training", pairs.prepared.train_report))
+    out.print(table("held out", pairs.prepared.heldout_report))
+    for index in range(min(args.preview, len(pairs.train))):
+        for line in pairs.preview(index):
             out.print(line)
     if args.report:
-        reports = {"train": data.train_report.as_dict(), "heldout": data.heldout_report.as_dict()}
-        write_json(Path(args.report), reports)
+        write_json(Path(args.report), pairs.report)
     return 0

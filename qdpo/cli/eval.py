@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from qdpo.config.schema import RunConfig
+from qdpo.cli.options import add_set
 
 HELP = "Score base and result: on held-out pairs, on other pairs (--pairs), or on benchmarks (--tasks, --preset)."
 
@@ -35,31 +33,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="with tasks: requests at once (8)")
     parser.add_argument("--limit", metavar="N", type=int, help="use the first N pairs, or N items of each task")
     parser.add_argument("--out", metavar="DIR", help="where the JSON goes (default: RUN/evaluation)")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting"
-    )
+    add_set(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table on stdout, and write the JSON."""
-    from qdpo.evaluation import run as evaluation
+    _check(args)
+    from qdpo import console
+    from qdpo.api.evaluating import Evaluation
+    from qdpo.evaluation import harness, run_tasks
+    from qdpo.evaluation.tasks_table import before_after
+    from qdpo.evaluation.view import sentences, tables
+    from qdpo.paths import output_path
     from qdpo.run import folder as run_folder
 
-    _check(args)
-    if args.run:
-        args.run = run_folder.existing(args.run)
+    evaluation = Evaluation(
+        run=run_folder.existing(args.run) if args.run else None,
+        model=args.model,
+        adapter=args.adapter,
+        out=None if args.out is None else output_path(args.out, "--out"),
+        limit=args.limit,
+        overrides=args.overrides,
+    )
     if args.tasks or args.preset:
-        return _tasks(args)
-    config, adapter = configuration(args), adapter_of(args)
-    if adapter and not args.pairs:
-        keep = args.run if args.out is None and args.limit is None else None
-        result = evaluation.evaluate_heldout(config, adapter, args.limit, keep)
+        harness.check_installed()
+        groups = run_tasks.groups_of(_names(args.tasks), args.shots, args.preset)
+        settings = harness.Settings(args.include, args.limit, args.chat_template, args.batch_size)
+        result = evaluation.on_tasks(groups, settings, merged=args.form == "merged")
+        console.out().print(before_after(result))
     else:
-        result = evaluation.evaluate_pairs(config, adapter, args.limit)
-    _show(result)
-    if (folder := _folder(args)) is not None:
-        evaluation.write(folder, evaluation.file_name(args.pairs), result)
-        _refresh(args)
+        result = evaluation.on_pairs(args.pairs)
+        for table in tables(result):
+            console.out().print(table)
+            console.out().print()
+        for sentence in sentences(result):
+            console.out().print(sentence, markup=False)
+    evaluation.keep(result, args.pairs)
     return 0
 
 
@@ -78,6 +87,10 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("shots", "include"):
         if getattr(args, option) is not None and not args.tasks:
             raise UsageError(f"--{option} is for --tasks")
+    if args.tasks and not _names(args.tasks):
+        raise UsageError("--tasks names no task", "for example --tasks winogrande,hellaswag")
+    if args.form == "merged" and not args.run:
+        raise UsageError("--form merged needs --run", "a merged model without a run is --model PATH alone")
     if not tasks and (args.chat_template or args.form != "adapter"):
         raise UsageError("--form and --chat-template are for --tasks and --preset", "see `qdpo eval --help`")
     for option, least in (("limit", 1), ("batch_size", 1), ("shots", 0)):
@@ -93,81 +106,6 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError(f"--set {text}: a run's model is what was trained", "use --model PATH --adapter DIR")
 
 
-def configuration(args: argparse.Namespace) -> RunConfig:
-    """How model and pairs are read: as the run did, or by the schema's defaults, then by --set."""
-    from qdpo.cli.train import replacements
-    from qdpo.config.resolve import resolve
-    from qdpo.config.schema import DataSection
-    from qdpo.run import folder as run_folder
-
-    # one file of pairs is evaluated whole
-    overrides = [*replacements(args.model, args.pairs), *(["data.max_rows=null"] if args.pairs else [])]
-    if args.run:
-        return resolve(str(args.run / run_folder.CONFIG), [*overrides, *args.overrides]).config
-    # the demonstration's own limits do not hold for other models
-    limits = [f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")]
-    return resolve("quickstart", [*overrides, *limits, "data.text=null", *args.overrides]).config
-
-
-def adapter_of(args: argparse.Namespace) -> Path | None:
-    """The adapter that the command line means."""
-    from qdpo.run import trained
-
-    return trained.adapter_of(args.run) if args.run else args.adapter
-
-
-def _folder(args: argparse.Namespace) -> Path | None:
-    from qdpo.evaluation.run import FOLDER
-    from qdpo.paths import output_path
-
-    if args.out is not None:
-        return output_path(args.out, "--out")
-    return args.run / FOLDER if args.run else None
-
-
-def _refresh(args: argparse.Namespace) -> None:
-    """Let the run's card and report say what was found."""
-    if args.run and args.out is None:
-        from qdpo.report.refresh import refresh
-
-        refresh(args.run)
-
-
-def _show(result: dict[str, Any]) -> None:
-    from qdpo import console
-    from qdpo.evaluation.view import sentences, tables
-
-    for table in tables(result):
-        console.out().print(table)
-        console.out().print()
-    for sentence in sentences(result):
-        console.out().print(sentence, markup=False)
-
-
-def _tasks(args: argparse.Namespace) -> int:
-    from qdpo import console
-    from qdpo.errors import UsageError
-    from qdpo.evaluation import harness, run_tasks, tasks
-    from qdpo.evaluation.tasks_table import before_after
-
-    names = [name.strip() for name in (args.tasks or "").split(",") if name.strip()]
-    if not names and not args.preset:
-        raise UsageError("--tasks names no task", "for example --tasks winogrande,hellaswag")
-    if args.form == "merged" and not args.run:
-        raise UsageError("--form merged needs --run", "a merged model without a run is --model PATH alone")
-    harness.check_installed()
-    settings = harness.Settings(args.include, args.limit, args.chat_template, args.batch_size)
-    groups = run_tasks.groups_of(names, args.shots, args.preset)
-    config = configuration(args)
-    if args.form == "merged":
-        models, found = run_tasks.run_merged(args.run, config, groups, settings)
-    else:
-        models, found = run_tasks.run_adapter(config, adapter_of(args), groups, settings)
-    folder = _folder(args)
-    before = tasks.read(folder) if folder else None
-    result = tasks.report(models, found, args.form, settings, before)
-    console.out().print(before_after(result))
-    if folder:
-        tasks.write(folder, result)
-        _refresh(args)
-    return 0
+def _names(tasks: str | None) -> list[str]:
+    """The names of `--tasks`, which are separated by commas."""
+    return [name.strip() for name in (tasks or "").split(",") if name.strip()]

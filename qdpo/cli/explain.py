@@ -18,12 +18,10 @@ def run(args: argparse.Namespace) -> int:
     """Judge a run and print the verdicts."""
     from dataclasses import asdict
 
+    from qdpo.api.run import Run
     from qdpo.console import out
-    from qdpo.run.record import read_run
-    from qdpo.verdicts.measured import evidence_of
-    from qdpo.verdicts.rules import judge
 
-    verdicts = judge(evidence_of(read_run(args.run.expanduser())))
+    verdicts = Run(args.run.expanduser()).verdicts()
     if args.json:
         out().print_json(data=[asdict(verdict) for verdict in verdicts])
         return 0

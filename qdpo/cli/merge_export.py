@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from qdpo.cli.verify import exit_code
-from qdpo.errors import UsageError
-from qdpo.export.formats import FORMATS, Request, check_options
+from qdpo.export.formats import FORMATS
 
 HELP = "merge the adapter into the base, export it, and verify the export"
 
@@ -59,51 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and verify; returns the exit code of the verdict, 0 without one."""
+    from qdpo.api.exporting import write
     from qdpo.console import out, warn
-    from qdpo.export.source import load_run
-    from qdpo.report.refresh import refresh
 
-    if args.pairs is not None and args.pairs < 1:
-        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
-    check_options(args.format, vars(args))
-    request = Request(
-        run=load_run(args.run),
-        out=place(args),
+    export = write(
+        args.run,
+        args.format,
+        quants=args.quant,
+        out=args.out,
         merge_base=args.merge_base,
         dtype=args.dtype,
-        quants=args.quant,
-        awq_layout=args.awq_layout or "compressed-tensors",
+        awq_layout=args.awq_layout,
+        pick=args.pick,
+        pairs=args.pairs,
     )
-    if args.pick:
-        from qdpo.export.pick import picked
-
-        with picked(request, args.pairs) as (chosen, _):
-            folder = FORMATS[args.format].write(chosen)
-    else:
-        folder = FORMATS[args.format].write(request)
     code = 0
     if args.no_verify:
-        warn(f"the export was not scored; before you use it: qdpo verify {folder}")
+        warn(f"the export was not scored; before you use it: qdpo verify {export.path}")
     else:
-        from qdpo.export.verify.run import verify_export
-
-        code = exit_code(verify_export(folder, args.run, args.pairs))
-    refresh(args.run)
-    out().print(str(folder), markup=False)
+        code = exit_code(export.verify(args.pairs))
+    out().print(str(export.path), markup=False)
     return code
-
-
-def place(args: argparse.Namespace) -> Path:
-    """The folder of the export.
-
-    Raises:
-        OutputError: no folder can have the name, or it is a link that leads somewhere else.
-    """
-    from qdpo.paths import output_path, refuse_link, refuse_links_out
-
-    if args.out is None:
-        refuse_links_out(args.run)
-        return args.run / "export" / args.format
-    out = output_path(args.out, "--out")
-    refuse_link(out, "--out")
-    return out

@@ -18,13 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Render, and print where the page is."""
+    from qdpo.api.run import Run
     from qdpo.console import out
-    from qdpo.report.card import write_card
-    from qdpo.report.page import write_page
-    from qdpo.report.plots import draw_plots
 
-    folder = args.run.expanduser()
-    draw_plots(folder)
-    write_card(folder)
-    out().print(str(write_page(folder)), markup=False)
+    out().print(str(Run(args.run.expanduser()).report()), markup=False)
     return 0

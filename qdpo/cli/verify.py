@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qdpo.api.exporting import Proof
 
 EX_NOT_GOOD_ENOUGH = 1
 EX_NOT_SCORED = 2
@@ -25,31 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code of the verdict."""
+    from qdpo.api.exporting import Export, check_pairs
     from qdpo.console import out
-    from qdpo.errors import UsageError
-    from qdpo.export.verify.run import find_run, verify_export
-    from qdpo.report.refresh import refresh
 
-    if args.pairs is not None and args.pairs < 1:
-        raise UsageError(f"--pairs {args.pairs}: at least one pair is needed")
+    check_pairs(args.pairs)
     if args.against:
         from qdpo.export.verify.against import compare_artefacts
 
-        result = compare_artefacts(args.artefact, args.against, args.run, args.pairs)
-        out().print_json(data=result)
+        out().print_json(data=compare_artefacts(args.artefact, args.against, args.run, args.pairs))
         return 0
     folder = args.artefact if args.artefact.is_dir() else args.artefact.parent
-    verdict = verify_export(folder, args.run, args.pairs)
-    refresh(args.run or find_run(folder))
-    out().print(word(verdict))
-    return exit_code(verdict)
+    proof = Export(folder, args.run).verify(args.pairs)
+    out().print(proof.word)
+    return exit_code(proof)
 
 
-def word(verdict: dict[str, Any]) -> str:
-    """The verdict in a word or two."""
-    return "failed" if not verdict["passed"] else "passed" if verdict["scored"] else "not scored"
-
-
-def exit_code(verdict: dict[str, Any]) -> int:
+def exit_code(proof: Proof) -> int:
     """0: everything ran that is needed, and passed. 1: a check failed. 2: none failed, but nothing could be scored."""
-    return EX_NOT_GOOD_ENOUGH if not verdict["passed"] else 0 if verdict["scored"] else EX_NOT_SCORED
+    return EX_NOT_GOOD_ENOUGH if not proof.passed else 0 if proof.scored else EX_NOT_SCORED

@@ -16,7 +16,7 @@ import numpy as np
 
 from qdpo import __version__, console
 from qdpo.data.store import RECORD, TokenPairs
-from qdpo.errors import QdpoError
+from qdpo.errors import QdpoError, first_line
 from qdpo.files import digest_of, manifest_problems, staged_folder, write_json
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Entry:
                 write_json(staging / "report.json", reports)
             self._make_room()
         except (QdpoError, OSError) as error:
-            console.note(f"the tokenised data is not kept for the next run: {error}")
+            console.note(f"the tokenised data is not kept for the next run: {first_line(error)}")
 
     def _make_room(self) -> None:
         entries = [path for path in self.path.parent.iterdir() if path.is_dir() and not path.name.startswith(".")]

@@ -88,6 +88,8 @@ class Renderer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                # Ctrl-C, and a notebook's interrupt, go to the whole group: they are for the run, which may go on
+                start_new_session=True,
             )
         weakref.finalize(self, _end, self.process, self.pipe)
         self._send({"template": self.template, "variables": self.variables, "memory": MEMORY, "characters": CHARACTERS})

@@ -33,11 +33,13 @@ class Stop:
     Attributes:
         signal: the first signal that came, None while none has.
         patient: whether there is a step to end and a checkpoint to save; else a signal raises `Stopped`.
+        ends_process: whether a second signal ends the process; else it raises `Stopped`, and so does each further one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = True) -> None:
         self.signal: int | None = None
         self.patient = False
+        self.ends_process = ends_process
 
     @property
     def exit_code(self) -> int:
@@ -46,20 +48,25 @@ class Stop:
 
     def arrived(self, number: int, frame: Any) -> None:
         """Python's handler."""
-        if self.signal is None:
-            self.signal = number
-            if not self.patient:
-                raise Stopped(self.exit_code)
+        first, self.signal = self.signal is None, self.signal or number
+        if first and self.patient:
+            return
+        if first or not self.ends_process:
+            self.patient = False
+            raise Stopped(self.exit_code)
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Stop]:
+def watch(ends_process: bool = True) -> Iterator[Stop]:
     """Handle signals inside the block.
 
     A signal that is ignored (`nohup`, a job in the background of a script) stays ignored. Only the main thread of a
     process can handle signals; elsewhere none ever comes.
+
+    Args:
+        ends_process: whether the process may be ended, as the command line's is; else `Stopped` is raised at the most.
     """
-    stop = Stop()
+    stop = Stop(ends_process)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -117,9 +124,11 @@ def _attend(reader: int, stop: Stop, watched: list[signal.Signals]) -> None:
             f"{name}: the step is finished and saved, then the run stops; "
             "another one stops it at once, at the price of the steps since the last checkpoint"
         )
-        second = _next(reader, watched)
+        second = _next(reader, watched) if stop.ends_process else None
     else:
         console.note(f"{name}: stopping")
+        if not stop.ends_process:
+            return
         second = _next(reader, watched, GRACE_SECONDS) or (first if _is_open(reader) else None)
     if second is not None:
         _end(second)

@@ -1,7 +1,7 @@
-"""What a run shows on the terminal: a live table of rewards under a progress bar, or plain lines.
+"""What a run shows on the terminal or in a notebook: a live table of rewards under a progress bar, or plain lines.
 
-Everything goes to stderr. The plain form has one line per logged step and per evaluation, made for `grep`: the word
-after the step is `train` or `held-out`, and every value follows its name.
+On a terminal everything goes to stderr. The plain form has one line per logged step and per evaluation, made for
+`grep`: the word after the step is `train` or `held-out`, and every value follows its name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from qdpo import console
+from qdpo import console, notebook
 from qdpo.run.record import all_ties
 
 EVAL_PREFIX = "eval_"
@@ -56,8 +56,7 @@ class Terminal:
         self.first_step = 0
         self.started: float | None = None
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.doing = ""
-        self._live: Live | None = None
+        self._live: Live | notebook.Live | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -107,7 +106,6 @@ class Terminal:
         if self._live is None:
             return
         live, self._live = self._live, None
-        self.doing = ""
         atexit.unregister(self.close)
         live.stop()
 
@@ -134,20 +132,22 @@ class Terminal:
     def _open(self) -> None:
         if not self.live or self._live is not None:
             return
-        self._live = Live(
-            console=console.talk(),
-            get_renderable=self.render,
-            refresh_per_second=4,
-            # What others print to a terminal appears above the display; data on a redirected stdout is left alone.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=True,
-        )
+        if notebook.is_here():
+            self._live = notebook.Live(self.render)
+        else:
+            self._live = Live(
+                console=console.talk(),
+                get_renderable=self.render,
+                refresh_per_second=4,
+                # What others print to a terminal appears above the display; data on a redirected stdout is left alone.
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=True,
+            )
         # A display that nobody stops leaves the terminal without a cursor.
         atexit.register(self.close)
         self._live.start(refresh=True)
 
     def _say_doing(self, what: str) -> None:
-        self.doing = what
         self._progress.update(self._task, description=what or "training")
 
     def render(self) -> RenderableType:
@@ -161,7 +161,7 @@ class Terminal:
 
 
 def _can_redraw() -> bool:
-    return console.is_interactive() and not console.talk().is_dumb_terminal
+    return notebook.is_here() or (console.is_interactive() and not console.talk().is_dumb_terminal)
 
 
 def _table(rows: dict[str, tuple[int, dict[str, Any]]], narrow: bool) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qdpo import console
-from qdpo.errors import QdpoError
+from qdpo.errors import QdpoError, first_line
 from qdpo.run.record import read_run
 from qdpo.verdicts.measured import evidence_of
 from qdpo.verdicts.rules import judge
@@ -22,6 +22,6 @@ def say_verdict(folder: Path, step: int) -> None:
         verdict = judge(evidence_of(read_run(folder)))[0]
     except (QdpoError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # a remark about a run is no reason to end it
-        console.warn(f"no verdict at step {step}: {type(error).__name__}: {error}")
+        console.warn(f"no verdict at step {step}: {type(error).__name__}: {first_line(error)}")
         return
     (console.warn if verdict.alarm else console.note)(f"step {step}, {verdict.line()}")

@@ -1,41 +1,37 @@
-"""Real tokenizers from the shared folder, as fast tokenizers: Mistral v1, GPT-2, Llama's SPM, stories260K."""
+"""Real tokenizers as fast tokenizers: Mistral v1, GPT-2, Llama's SPM, stories260K."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
+from typing import Any
 
-import pytest
+from gguf import GGUFReader
+from materials import MATERIAL, STORIES, llama_cpp
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from qdpo.export.gguf.sentencepiece import read_pieces
 
 NAMES = ("mistral-v1", "gpt2", "llama-spm", "stories260K")
 
 
 @cache
-def load(name: str, shared: Path) -> PreTrainedTokenizerBase:
-    """One of `NAMES`; skips the test when its files are not there."""
-    folder = shared / "data" / "tokenizers"
+def load(name: str) -> PreTrainedTokenizerBase:
+    """One of `NAMES`; GPT-2's and Llama's skip the test where llama.cpp's files are not at hand."""
     if name == "stories260K":
-        return AutoTokenizer.from_pretrained(_present(shared / "models" / "stories260K"))
-    if name == "gpt2":
-        return _gpt2(_present(folder / "gpt2"))
+        return AutoTokenizer.from_pretrained(STORIES)
     if name == "mistral-v1":
-        from qdpo.export.gguf.sentencepiece import read_pieces
-
-        pieces = read_pieces(_present(folder / "mistral" / "tokenizer.model.v1"))
+        pieces = read_pieces(MATERIAL / "mistral" / "tokenizer.model.v1")
         return _spm(pieces.texts, pieces.scores, pieces.types, everywhere=False)
-    gguf = pytest.importorskip("gguf", reason="reads Llama's vocabulary from a GGUF file")
-    fields = gguf.GGUFReader(_present(folder / "llama_spm" / "ggml-vocab-llama-spm.gguf")).fields
-    return _spm(
-        *(fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "scores", "token_type")), everywhere=True
-    )
+    if name == "gpt2":
+        return _gpt2(*_of_gguf("gpt-2", "tokens", "merges"))
+    return _spm(*_of_gguf("llama-spm", "tokens", "scores", "token_type"), everywhere=True)
 
 
-def _present(path: Path) -> Path:
-    if not path.exists():
-        pytest.skip(f"there is no {path.name} in the shared folder")
-    return path
+def _of_gguf(name: str, *keys: str) -> list[Any]:
+    """Parts of the tokenizer in one of llama.cpp's files of vocabularies."""
+    fields = GGUFReader(llama_cpp(f"ggml-vocab-{name}.gguf")).fields
+    return [fields[f"tokenizer.ggml.{key}"].contents() for key in keys]
 
 
 def _spm(texts: list[str], scores: list[float], types: list[int], *, everywhere: bool) -> PreTrainedTokenizerFast:
@@ -73,8 +69,9 @@ def _spm(texts: list[str], scores: list[float], types: list[int], *, everywhere:
     )
 
 
-def _gpt2(folder: Path) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "gpt2_vocab.json"), str(folder / "gpt2_merges.txt")))
+def _gpt2(tokens: list[str], merges: list[str]) -> PreTrainedTokenizerFast:
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [(left, right) for left, right in map(str.split, merges)]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])

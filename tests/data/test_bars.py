@@ -30,8 +30,8 @@ def write_rows(path: Path, rows: int, answer_words: int) -> None:
             stream.write(json.dumps(row) + "\n")
 
 
-def test_ten_thousand_rows_in_ten_seconds(tmp_path: Path, shared: Path):
-    tokenizer = real_tokenizers.load("mistral-v1", shared)
+def test_ten_thousand_rows_in_ten_seconds(tmp_path: Path):
+    tokenizer = real_tokenizers.load("mistral-v1")
     write_rows(tmp_path / "a.jsonl", 10_000, 160)
     started = time.process_time()
     data = prepare(DataSection(name=str(tmp_path / "a.jsonl"), template="zephyr"), tokenizer, 1)
@@ -42,26 +42,25 @@ def test_ten_thousand_rows_in_ten_seconds(tmp_path: Path, shared: Path):
 # Run in a process of its own: the peak of this one has other tests in it.
 MEASURE = """
 import sys
-from pathlib import Path
 from data import real_tokenizers
 from data.toy_tokenizers import byte_level
 from qdpo.config.schema import DataSection
 from qdpo.data.prepare import prepare
 from qdpo.hardware import resident_peak
-tokenizer = real_tokenizers.load("mistral-v1", Path(sys.argv[2])) if len(sys.argv) > 2 else byte_level()
+tokenizer = real_tokenizers.load(sys.argv[2]) if len(sys.argv) > 2 else byte_level()
 data = prepare(DataSection(name=sys.argv[1], template="zephyr", max_length=4096), tokenizer, 1)
 print(len(data.train) + len(data.heldout), resident_peak())
 """
 
 
-def peak_of(path: Path, *shared: Path) -> tuple[int, int]:
+def peak_of(path: Path, *tokenizer: str) -> tuple[int, int]:
     """Pairs, and the peak memory in bytes of a process that prepares the file.
 
     Args:
         path: the file.
-        shared: the shared folder, to tokenise with Mistral's tokenizer instead of bytes.
+        tokenizer: one of `real_tokenizers.NAMES`, to tokenise with it instead of bytes.
     """
-    command = [sys.executable, "-c", MEASURE, str(path), *map(str, shared)]
+    command = [sys.executable, "-c", MEASURE, str(path), *tokenizer]
     result = subprocess.run(command, capture_output=True, text=True, env=_env())
     assert result.returncode == 0, result.stderr
     pairs, peak = map(int, result.stdout.split())
@@ -86,7 +85,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_gigabyte_within_a_gibibyte(tmp_path: Path, shared: Path):
+def test_a_gigabyte_within_a_gibibyte(tmp_path: Path):
     write_rows(tmp_path / "a.jsonl", 1_000, 160)
     lines = (tmp_path / "a.jsonl").read_text()
     with (tmp_path / "big.jsonl").open("w") as stream:
@@ -94,7 +93,7 @@ def test_a_gigabyte_within_a_gibibyte(tmp_path: Path, shared: Path):
         while written < 1_000_000_000:
             written += stream.write(lines.replace('"prompt": "', f'"prompt": "{n} '))
             n += 1
-    pairs, peak = peak_of(tmp_path / "big.jsonl", shared)
+    pairs, peak = peak_of(tmp_path / "big.jsonl", "mistral-v1")
     assert pairs == 1000 * n
     print(f"{pairs:,} pairs, peak {peak:,} bytes")
     assert peak <= 1 << 30

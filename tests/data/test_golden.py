@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from data import real_tokenizers
+from materials import MATERIAL, llama_cpp
 
 from qdpo.data.encoder import Words
 from qdpo.data.pairs import Message, Pair
@@ -31,19 +32,17 @@ TEMPLATES += ["llamacpp/microsoft-Phi-3.5-mini-instruct.jinja"]
 
 @pytest.mark.parametrize("template_name", TEMPLATES)
 @pytest.mark.parametrize("tokenizer_name", real_tokenizers.NAMES)
-def test_ids_are_the_tokenizers_own(tokenizer_name: str, template_name: str, shared: Path, tmp_path: Path):
-    tokenizer = real_tokenizers.load(tokenizer_name, shared)
+def test_ids_are_the_tokenizers_own(tokenizer_name: str, template_name: str, tmp_path: Path):
+    tokenizer = real_tokenizers.load(tokenizer_name)
     kind, _, name = template_name.partition("/")
     wanted = template_name.removeprefix("named ")
-    if name:
-        wanted = str(shared / "data" / "tokenizers" / f"templates_{kind}" / name)
-        if not Path(wanted).is_file():
-            pytest.skip(f"there is no {template_name} in the shared folder")
-        if kind == "chujie":
-            # They are laid out for reading; their author removes the layout before use.
-            wanted = str(tmp_path / name)
-            source = Path(shared / "data" / "tokenizers" / "templates_chujie" / name).read_text()
-            Path(wanted).write_text(source.replace("    ", "").replace("\n", ""))
+    if kind == "llamacpp":
+        wanted = str(llama_cpp(f"templates/{name}"))
+    if kind == "chujie":
+        # They are laid out for reading; their author removes the layout before use.
+        wanted = str(tmp_path / name)
+        source = (MATERIAL / "templates_chujie" / name).read_text()
+        Path(wanted).write_text(source.replace("    ", "").replace("\n", ""))
     template = load_template(wanted, tokenizer)
     tokeniser = Tokeniser(tokenizer, template, 10_000, 5_000)
     for turns in CONVERSATIONS.values():
@@ -67,10 +66,10 @@ def test_ids_are_the_tokenizers_own(tokenizer_name: str, template_name: str, sha
         assert result.prompt == start[: len(result.prompt)]
 
 
-def test_mistrals_own_sample(shared: Path):
+def test_mistrals_own_sample():
     """The ids that mistral-common publishes for this conversation."""
-    folder = shared / "data" / "tokenizers" / "mistral"
-    tokenizer = real_tokenizers.load("mistral-v1", shared)
+    folder = MATERIAL / "mistral"
+    tokenizer = real_tokenizers.load("mistral-v1")
     template = load_template(str(folder / "v1_spm.jinja"), tokenizer)
     turns = json.loads((folder / "sample.json").read_text())["messages"]
     messages = [Message(turn["role"], turn["content"]) for turn in turns]
@@ -81,9 +80,9 @@ def test_mistrals_own_sample(shared: Path):
 
 
 @pytest.mark.parametrize("name", ["mistral-v1", "llama-spm"])
-def test_the_tokenizers_of_these_tests_are_right(name: str, shared: Path):
+def test_the_tokenizers_of_these_tests_are_right(name: str):
     """llama.cpp publishes texts and their ids for Llama's vocabulary; Mistral's is held to its own sample above."""
-    tokenizer = real_tokenizers.load(name, shared)
+    tokenizer = real_tokenizers.load(name)
     assert tokenizer.decode(tokenizer.encode("Hello  world é🙂")[1:]) == "Hello  world é🙂"
     words = Words.of(tokenizer)
     assert words is not None, "these are the tokenizers that are encoded word by word"
@@ -91,11 +90,10 @@ def test_the_tokenizers_of_these_tests_are_right(name: str, shared: Path):
     for text in [*tricky, *(f"{a}</s>{b}" for a in tricky for b in tricky)]:
         assert words.encode(text) == tokenizer.encode(text, add_special_tokens=False), text
     if name == "llama-spm":
-        folder = shared / "data" / "tokenizers" / "llama_spm"
-        texts = (folder / "ggml-vocab-llama-spm.gguf.inp").read_text().split("\n__ggml_vocab_test__\n")
+        texts = llama_cpp("ggml-vocab-llama-spm.gguf.inp").read_text().split("\n__ggml_vocab_test__\n")
         ids = [
             [int(i) for i in line.split()]
-            for line in (folder / "ggml-vocab-llama-spm.gguf.out").read_text().split("\n")
+            for line in llama_cpp("ggml-vocab-llama-spm.gguf.out").read_text().split("\n")
         ]
         checked = 0
         for text, expected in zip(texts, ids, strict=False):

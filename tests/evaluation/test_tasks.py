@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from evaluation.local_tasks import AGREEMENT, WORD, pairs, write_tasks
+from materials import MATERIAL, STORIES
 from training.tiny import TinyRun
 
 from qdpo.cli.main import main
@@ -91,15 +92,14 @@ def test_base_and_result_are_those_of_plain_passes_and_are_written_as_cards_show
 
 
 @needs_lm_eval
-def test_a_real_model_without_a_run(shared: Path, include: Path, tmp_path: Path) -> None:
+def test_a_real_model_without_a_run(include: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = shared / "models" / "stories260K"
-    command = ["eval", "--model", str(folder), "--tasks", AGREEMENT, "--include", str(include), "--out", str(tmp_path)]
+    command = ["eval", "--model", str(STORIES), "--tasks", AGREEMENT, "--include", str(include), "--out", str(tmp_path)]
     assert main([*command, "--set", "model.quantization=none", "--set", "data.template=none"]) == 0
     found = json.loads((tmp_path / tasks.TASKS).read_text())
     (entry,) = found["tasks"]
-    expected = right(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    expected = right(AutoModelForCausalLM.from_pretrained(STORIES), AutoTokenizer.from_pretrained(STORIES))
     assert entry["base"]["value"] == sum(expected) / len(expected)
     # it has read stories, and prefers grammatical sentences
     assert entry["base"]["value"] > 0.5
@@ -180,8 +180,8 @@ def entry(benchmark: benchmarks.Benchmark, value: float, **changes: Any) -> dict
     return made | changes
 
 
-def test_the_model_index_is_zephyr_gemmas(shared: Path) -> None:
-    card = (shared / "seeds" / "zephyr-7b-gemma-v0.1.card.md").read_text().split("---\n")[1]
+def test_the_model_index_is_zephyr_gemmas() -> None:
+    card = (MATERIAL / "cards" / "zephyr-7b-gemma-v0.1.md").read_text().split("---\n")[1]
     theirs = yaml.safe_load(card)["model-index"][0]["results"][1:]
     values = [result["metrics"][0]["value"] for result in theirs]
     ours = tasks.model_index([entry(b, v / 100) for b, v in zip(benchmarks.preset("open-llm-v1"), values, strict=True)])

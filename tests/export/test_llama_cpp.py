@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from export import families, toys, toys_gguf
+from materials import MATERIAL, STORIES
 
 from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
@@ -101,9 +102,9 @@ def encode(path: Path, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
-def test_mistral_tokenizer_model(shared: Path, tmp_path: Path, version: str) -> None:
+def test_mistral_tokenizer_model(tmp_path: Path, version: str) -> None:
     """A lone tokenizer.model: llama.cpp gives the tokens of mistral-common."""
-    folder = shared / "data" / "tokenizers" / "mistral"
+    folder = MATERIAL / "mistral"
     rows = {"v1": 32000, "v3": 32768}[version]
     run = toys_gguf.make_run(tmp_path, families.config("mistral", vocab_size=rows, num_hidden_layers=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -121,9 +122,9 @@ def test_mistral_tokenizer_model(shared: Path, tmp_path: Path, version: str) -> 
         assert encode(path, text)[-5:] == ids[-5:]
 
 
-def test_stories260k_through_every_type(shared: Path, tmp_path: Path) -> None:
+def test_stories260k_through_every_type(tmp_path: Path) -> None:
     """A real trained model: llama.cpp's greedy text equals transformers', and quantisation costs what it should."""
-    base = shared / "models" / "stories260K"
+    base = STORIES
     peft = toys.add_adapter(toys.load_plain(base), size=0.002)
     run = tmp_path / "run"
     peft.save_pretrained(run / "adapter")

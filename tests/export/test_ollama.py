@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from export import families, go, toys
 from export.toys_gguf import make_run
+from materials import MATERIAL, llama_cpp
 from transformers import PreTrainedTokenizerFast
 
 from qdpo.data.template import NAMED
@@ -54,16 +55,17 @@ def test_own_templates(name: str, conversation: str) -> None:
 PUBLISHED = [
     *(f"templates_chujie/{n}.jinja" for n in ("chatml", "gemma-it", "llama-2-chat", "llama-3-instruct")),
     *(f"templates_chujie/{n}.jinja" for n in ("mistral-instruct", "zephyr")),
-    *(f"templates_llamacpp/{n}.jinja" for n in ("google-gemma-2-2b-it", "microsoft-Phi-3.5-mini-instruct")),
+    *(f"llama.cpp/{n}.jinja" for n in ("google-gemma-2-2b-it", "microsoft-Phi-3.5-mini-instruct")),
 ]
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_templates(shared: Path, name: str, conversation: str) -> None:
-    template = (shared / "data" / "tokenizers" / name).read_text()
-    if "templates_chujie" in name:  # written on many lines; their users join them like this
-        template = template.replace("    ", "").replace("\n", "")
+def test_published_templates(name: str, conversation: str) -> None:
+    if name.startswith("llama.cpp/"):
+        template = llama_cpp(name.replace("llama.cpp", "templates")).read_text()
+    else:  # written on many lines; their users join them like this
+        template = (MATERIAL / name).read_text().replace("    ", "").replace("\n", "")
     messages = CONVERSATIONS[conversation]
     pieces = derive(with_template(template), "")
     assert pieces is not None
@@ -82,19 +84,18 @@ def test_published_templates(shared: Path, name: str, conversation: str) -> None
         ("templates_chujie/gemma-it.jinja", "gemma-instruct"),
     ],
 )
-def test_same_prompts_as_ollamas_own_templates(shared: Path, ours: str, ollamas: str, conversation: str) -> None:
-    folder = shared / "data" / "tokenizers"
-    template = (folder / ours).read_text().replace("    ", "").replace("\n", "")
+def test_same_prompts_as_ollamas_own_templates(ours: str, ollamas: str, conversation: str) -> None:
+    template = (MATERIAL / ours).read_text().replace("    ", "").replace("\n", "")
     template = template.replace("eos_token", "'</s>'")
     messages = CONVERSATIONS[conversation]
     rendered = go.render(go_of(template, strip="<s>"), messages)
-    own = go.render((folder / "templates_ollama" / f"{ollamas}.gotmpl").read_text(), messages)
+    own = go.render((MATERIAL / "templates_ollama" / f"{ollamas}.gotmpl").read_text(), messages)
     # Their files end after the generation prompt's own line break, where ours follow the Jinja template.
     if ollamas == "gemma-instruct" and conversation.startswith("system"):
         assert rendered.replace("assistant.\n\nHello", "assistant.\nHello").strip() == own.strip()
     else:
         assert rendered.strip() == own.strip()
-    expected = folder / "templates_ollama" / f"testdata.{ollamas}.{conversation}"
+    expected = MATERIAL / "templates_ollama" / f"testdata.{ollamas}.{conversation}"
     if expected.is_file():
         assert own == expected.read_text(), "the test's renderer is Go's"
 

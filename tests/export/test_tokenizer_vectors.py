@@ -9,8 +9,11 @@ from typing import Any
 
 import gguf
 import pytest
+from data import real_tokenizers
 from export import families, toys, toys_gguf
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from materials import MATERIAL, STORIES
+from materials import llama_cpp as llama_cpp_file
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qdpo.export.formats import Request
@@ -47,11 +50,10 @@ def exported(folder: Path, rows: int, tokenizer: PreTrainedTokenizerFast, archit
     return next(out.glob("*.gguf"))
 
 
-def vectors(folder: Path) -> list[tuple[str, list[int]]]:
+def vectors(vocabulary: Path) -> list[tuple[str, list[int]]]:
     """llama.cpp's own test texts and their tokens."""
-    source = next(folder.glob("*.inp"))
-    texts = source.read_text().split("\n__ggml_vocab_test__\n")
-    lines = source.with_suffix(".out").read_text().splitlines()
+    texts = Path(f"{vocabulary}.inp").read_text().split("\n__ggml_vocab_test__\n")
+    lines = Path(f"{vocabulary}.out").read_text().splitlines()
     ids = [[int(number) for number in line.split()] for line in lines]
     return [(text, one) for text, one in zip(texts, ids, strict=False) if text]
 
@@ -70,16 +72,11 @@ def test_byte_level_toy(tmp_path: Path) -> None:
     assert differing(exported(tmp_path, toys.VOCABULARY, tokenizer), tokenizer, TEXTS) == []
 
 
-def test_gpt2(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data" / "tokenizers" / "gpt2"
-    tokenizer = Tokenizer(models.BPE.from_file(str(folder / "gpt2_vocab.json"), str(folder / "gpt2_merges.txt")))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end)
+def test_gpt2(tmp_path: Path) -> None:
+    fast = real_tokenizers.load("gpt2")
     path = exported(tmp_path, 50257, fast)
     with LlamaTokenizer(path) as encode:
-        found = vectors(folder)
+        found = vectors(llama_cpp_file("ggml-vocab-gpt-2.gguf"))
         assert len(found) > 30
         for text, ids in found:
             assert encode(text) == ids == fast.encode(text), text
@@ -112,12 +109,12 @@ def llama_tokenizer(vocabulary: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def test_llama_sentencepiece(shared: Path, tmp_path: Path) -> None:
-    folder = shared / "data" / "tokenizers" / "llama_spm"
-    fast = llama_tokenizer(next(folder.glob("*.gguf")))
+def test_llama_sentencepiece(tmp_path: Path) -> None:
+    vocabulary = llama_cpp_file("ggml-vocab-llama-spm.gguf")
+    fast = llama_tokenizer(vocabulary)
     path = exported(tmp_path, 32000, fast)
     with LlamaTokenizer(path) as encode:
-        found = vectors(folder)
+        found = vectors(vocabulary)
         assert len(found) > 30
         for text, ids in found:
             assert encode(text) == ids, text
@@ -126,15 +123,14 @@ def test_llama_sentencepiece(shared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
-def test_mistral_from_json_equals_its_tokenizer_model(shared: Path, tmp_path: Path, version: str) -> None:
+def test_mistral_from_json_equals_its_tokenizer_model(tmp_path: Path, version: str) -> None:
     """Both ways into GGUF, tokenizer.model with its scores and tokenizer.json with its merges, give the same tokens."""
-    folder = shared / "data" / "tokenizers" / "mistral"
     rows = {"v1": 32000, "v3": 32768}[version]
     run = toys_gguf.make_run(tmp_path / "model", families.config("mistral", vocab_size=rows, num_hidden_layers=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (run / "adapter" / name).unlink(missing_ok=True)
         (tmp_path / "model" / "base" / name).unlink(missing_ok=True)
-    shutil.copyfile(folder / f"tokenizer.model.{version}", run / "adapter" / "tokenizer.model")
+    shutil.copyfile(MATERIAL / "mistral" / f"tokenizer.model.{version}", run / "adapter" / "tokenizer.model")
     specials: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
     (run / "adapter" / "tokenizer_config.json").write_text(json.dumps(specials))
     out = write_gguf(Request(load_run(run), run / "export" / "gguf", "original", quants=("q8_0",)))
@@ -147,8 +143,8 @@ def test_mistral_from_json_equals_its_tokenizer_model(shared: Path, tmp_path: Pa
     assert differing(again, fast, TEXTS) == []
 
 
-def test_stories260k(shared: Path, tmp_path: Path) -> None:
+def test_stories260k(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
+    tokenizer = AutoTokenizer.from_pretrained(STORIES)
     assert differing(exported(tmp_path, 512, tokenizer), tokenizer, TEXTS) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from export import toys
 from gguf import TokenType
+from materials import MATERIAL, STORIES
 
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.sentencepiece import read_pieces
@@ -138,14 +139,13 @@ def test_more_tokens_than_rows(folder: Path) -> None:
         read(folder, rows=200)
 
 
-def test_scores_of_a_sentencepiece_like_tokenizer_follow_the_merges(shared: Path) -> None:
-    folder = shared / "models" / "stories260K"
-    vocabulary = read(folder, rows=512)
+def test_scores_of_a_sentencepiece_like_tokenizer_follow_the_merges() -> None:
+    vocabulary = read(STORIES, rows=512)
     assert (vocabulary.model, vocabulary.add_space_prefix) == ("llama", True)
     assert (vocabulary.add_bos, vocabulary.add_eos) == (True, False)
     assert vocabulary.scores is not None
     score = dict(zip(vocabulary.tokens, vocabulary.scores, strict=True))
-    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    merges = json.loads((STORIES / "tokenizer.json").read_text())["model"]["merges"]
     made = [score[left + right] for left, right in merges]
     assert made == sorted(made, reverse=True)
     assert len(set(made)) == len({left + right for left, right in merges})
@@ -155,10 +155,8 @@ def test_scores_of_a_sentencepiece_like_tokenizer_follow_the_merges(shared: Path
 
 
 @pytest.mark.parametrize(("version", "pieces"), [("v1", 32000), ("v3", 32768)])
-def test_a_lone_tokenizer_model(shared: Path, tmp_path: Path, version: str, pieces: int) -> None:
-    shutil.copyfile(
-        shared / "data" / "tokenizers" / "mistral" / f"tokenizer.model.{version}", tmp_path / "tokenizer.model"
-    )
+def test_a_lone_tokenizer_model(tmp_path: Path, version: str, pieces: int) -> None:
+    shutil.copyfile(MATERIAL / "mistral" / f"tokenizer.model.{version}", tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     vocabulary = read(tmp_path, rows=pieces + 2)
     assert vocabulary.tokens[:3] == ["<unk>", "<s>", "</s>"]
@@ -171,8 +169,8 @@ def test_a_lone_tokenizer_model(shared: Path, tmp_path: Path, version: str, piec
     assert vocabulary.scores[first] > vocabulary.scores[first + 1], "earlier merges have higher scores"
 
 
-def test_a_damaged_tokenizer_model_is_refused(shared: Path, tmp_path: Path) -> None:
-    data = (shared / "data" / "tokenizers" / "mistral" / "tokenizer.model.v1").read_bytes()
+def test_a_damaged_tokenizer_model_is_refused(tmp_path: Path) -> None:
+    data = (MATERIAL / "mistral" / "tokenizer.model.v1").read_bytes()
     path = tmp_path / "tokenizer.model"
     for damaged in (b"", b"\xff" * 100, data[:1000], data[: len(data) // 2], b"\x0b" + data):
         path.write_bytes(damaged)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from training.tiny import TinyRun, read_run
 
+from qdpo.api.config import replacements
 from qdpo.cli.main import main
-from qdpo.cli.train import replacements
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.config.schema import RunConfig
 from qdpo.planner.settings import with_changes

@@ -9,6 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from materials import MATERIAL, STORIES
+
 import qdpo
 
 PARADIGMS = (
@@ -23,8 +25,7 @@ ROOT = Path(qdpo.__file__).parents[1]
 
 def read_paradigm(archive: zipfile.ZipFile, name: str) -> list[dict[str, str]]:
     """The minimal pairs of a paradigm as preferences without a prompt."""
-    (member,) = [entry for entry in archive.namelist() if entry.endswith(f"/{name}.jsonl") and "__MACOSX" not in entry]
-    rows = [json.loads(line) for line in archive.read(member).decode().splitlines()]
+    rows = [json.loads(line) for line in archive.read(f"data/{name}.jsonl").decode().splitlines()]
     assert len(rows) == 1000
     return [{"prompt": "", "chosen": row["sentence_good"], "rejected": row["sentence_bad"]} for row in rows]
 
@@ -39,13 +40,13 @@ def write_pairs(archive: Path, folder: Path) -> tuple[Path, Path]:
     return train, heldout
 
 
-def test_a_trained_model_learns_which_sentence_is_grammatical(shared: Path, tmp_path: Path) -> None:
-    train, heldout = write_pairs(shared / "data" / "blimp" / "BLiMP.zip", tmp_path)
+def test_a_trained_model_learns_which_sentence_is_grammatical(tmp_path: Path) -> None:
+    train, heldout = write_pairs(MATERIAL / "blimp" / "BLiMP-4-of-67.zip", tmp_path)
     preset = tmp_path / "blimp.yaml"
     preset.write_text(
         f"""name: stories260k-blimp
 model:
-  name: {json.dumps(str(shared / "models" / "stories260K"))}
+  name: {json.dumps(str(STORIES))}
 lora:
   r: 16
 data:

@@ -95,7 +95,7 @@ def test_the_head_is_refused() -> None:
 
 @pytest.mark.parametrize(("target", "guess"), [("q_prj", "did you mean q_proj? "), ("w1", "")])
 def test_an_unknown_target_is_named_with_what_there_is(target: str, guess: str) -> None:
-    with pytest.raises(ConfigError, match=f"no linear layer {target}$") as caught:
+    with pytest.raises(ConfigError, match=f"no linear layer {target}\n") as caught:
         check_targets(make_model("llama"), ["v_proj", target])
     assert caught.value.hint is not None
     assert caught.value.hint == guess + "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"

@@ -18,13 +18,13 @@ FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 # What CI puts in the place of the cell tagged `parameters`: everything is real, and short.
-FEW_STEPS = "--set train.max_steps=6 --set train.eval_every=6 --set samples.count=1 --set data.max_eval_rows=32"
+FEW_STEPS = {"train.max_steps": 6, "train.eval_every": 6, "samples.count": 1, "data.max_eval_rows": 32}
 SHORT: dict[str, dict[str, Any]] = {
-    "quickstart_cpu": {"OPTIONS": FEW_STEPS, "QUANT": "q8_0"},
+    "quickstart_cpu": {"OVERRIDES": FEW_STEPS, "QUANT": "q8_0"},
     "garrulus_t4": {
         "PRESET": "quickstart",
         "DATA": "quickstart",
-        "OPTIONS": FEW_STEPS,
+        "OVERRIDES": FEW_STEPS,
         "QUICKSTART_STEPS": 2,
         "QUANT": "q8_0",
         "PROMPT": "Finish the sentence: The lamp did not light up the attic because",

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from materials import MATERIAL
 
 from qdpo.errors import InputMissingError
 from qdpo.report.card import COLUMNS, render_card, write_card
 from qdpo.run.record import read_run
 
-SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
+CARDS = MATERIAL / "cards"
 
 SECTIONS = [
     "# quickstart",
@@ -71,10 +72,9 @@ def test_sections(card: Callable[[], str]) -> None:
     assert "nan" not in text.lower().split()
 
 
-@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds' cards (../shared/seeds) are not here")
 @pytest.mark.parametrize("seed", ["juanako-7b-v1", "zephyr-7b-alpha", "zephyr-7b-gemma-v0.1"])
 def test_sections_and_columns_as_in_the_seeds(card: Callable[[], str], seed: str) -> None:
-    text, model = card(), (SEEDS / f"{seed}.card.md").read_text()
+    text, model = card(), (CARDS / f"{seed}.md").read_text()
     wanted = [h for h in headings(model) if h in SECTIONS]
     assert len(wanted) >= 4
     assert [h for h in headings(text) if h in wanted] == wanted, "the same order"
@@ -87,13 +87,12 @@ def test_sections_and_columns_as_in_the_seeds(card: Callable[[], str], seed: str
     assert results == theirs
 
 
-@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds' cards (../shared/seeds) are not here")
 def test_lora_settings_as_in_the_garrulus_card(example: Any) -> None:
     example.use_hub_base()
     example.config["train"] |= {"max_steps": 200, "learning_rate": 5e-5, "warmup_steps": 100}
     example.config["data"] |= {"max_prompt_length": 1024, "max_length": 1536}
     lines = set(render_card(example.write()).splitlines())
-    seed = (SEEDS / "udkai-garrulus.card.md").read_text()
+    seed = (CARDS / "udkai-garrulus.md").read_text()
     lora = seed.split("**LoRA**:\n")[1].split("\n\n")[0].splitlines()
     assert len(lora) == 6
     # The modules are a set: their order has no meaning.

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from materials import MATERIAL
 from report import extras
 
 from qdpo.report.card import render_card
 from qdpo.run.record import Published
 
-SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
+CARDS = MATERIAL / "cards"
 TEXTS = [
     ("Who ate the cake?", "The cake ate.", "The dog ate the cake."),
     ("Say nothing.", "Nothing.", "Nothing."),
@@ -60,9 +61,8 @@ def test_sections(full: Path) -> None:
     assert "someone" not in render_card(full)
 
 
-@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds' cards (../shared/seeds) are not here")
 def test_benchmark_tables_as_in_juanako(full: Path) -> None:
-    seed = (SEEDS / "juanako-7b-v1.card.md").read_text()
+    seed = (CARDS / "juanako-7b-v1.md").read_text()
     theirs = [line for line in seed.splitlines() if re.match(r"^\|\s*Tasks\s*\|Version\|", line)]
     columns = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in theirs}
     ours = [line for line in render_card(full).splitlines() if re.match(r"^\|\s*Tasks\s*\|", line)]
@@ -70,9 +70,8 @@ def test_benchmark_tables_as_in_juanako(full: Path) -> None:
     assert "hf (pretrained=base,dtype=float32), limit: None, num_fewshot: 5" in render_card(full)
 
 
-@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds' cards (../shared/seeds) are not here")
 def test_model_index_as_in_zephyr_gemma(full: Path) -> None:
-    seed = front((SEEDS / "zephyr-7b-gemma-v0.1.card.md").read_text())["model-index"][0]["results"]
+    seed = front((CARDS / "zephyr-7b-gemma-v0.1.md").read_text())["model-index"][0]["results"]
     theirs = next(entry for entry in seed if entry["dataset"]["name"] == "Winogrande (5-shot)")
     ours = front(render_card(full))["model-index"][0]["results"]
     (found,) = [entry for entry in ours if entry["dataset"]["name"] == "Winogrande (5-shot)"]

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
+from materials import MATERIAL
 from report import curves
 from report.curves import Shape, draw
 
@@ -20,7 +20,7 @@ from qdpo.verdicts.evidence import Answers, Evidence, Setup
 from qdpo.verdicts.rules import ALARMS, Verdict, dip_margin, judge
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, share_rising, smooth
 
-SEEDS = Path(__file__).resolve().parents[3] / "shared" / "seeds"
+CARDS = MATERIAL / "cards"
 
 DPO = Shape()
 LOW_BETA = Shape(setup=Setup(beta=0.01, learning_rate=5e-6))
@@ -233,14 +233,13 @@ def evidence_of_card(card: str, beta: float) -> Iterator[Evidence]:
         yield Evidence(train[:count], evals[:count], Setup(beta=beta, max_steps=int(rows[-1]["Step"])))
 
 
-@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds' cards (../shared/seeds) are not here")
 @pytest.mark.parametrize(
     ("seed", "beta", "rows"),
     # alpha and juanako did not publish beta; 0.1 is TRL's default
     [("juanako-7b-v1", 0.1, 7), ("zephyr-7b-alpha", 0.1, 19), ("zephyr-7b-gemma-v0.1", 0.05, 1)],
 )
 def test_no_alarm_on_the_published_tables(seed: str, beta: float, rows: int) -> None:
-    found = [judge(evidence) for evidence in evidence_of_card((SEEDS / f"{seed}.card.md").read_text(), beta)]
+    found = [judge(evidence) for evidence in evidence_of_card((CARDS / f"{seed}.md").read_text(), beta)]
     assert len(found) == rows
     for verdicts in found:
         assert not any(verdict.alarm for verdict in verdicts), [verdict.line() for verdict in verdicts]

@@ -312,7 +312,7 @@ def fill_host(run: Run, longest: Longest, layers: Layers, data: Prepared) -> str
     try:
         shape = shape_of(config.get_text_config().to_dict(), run.config.model.name)
     except UnavailableError as unknown:
-        return f"{tried}no estimate ({unknown})"
+        return f"{tried}no estimate ({unknown.message})"
     room = int(CPU_SHARE * available_memory())
     lengths = lengths_from(run.config, data.train, data.heldout)
     layers.set(recomputed=fewest_recomputed(run.config, shape, card_of(run.device), lengths, room))

@@ -1,0 +1,104 @@
+"""Evaluating a run, or a base with or without an adapter: on pairs, or on benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdpo.api.config import Config, replacements
+from qdpo.config.schema import DataSection
+from qdpo.evaluation import harness, run_tasks, tasks
+from qdpo.evaluation import run as evaluation
+from qdpo.report.refresh import refresh
+from qdpo.run import folder as run_folder
+from qdpo.run import trained
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and where the result goes.
+
+    Attributes:
+        run: the run directory; None for a base without a run.
+        model: the base without a run: hub name or local folder.
+        adapter: folder of a PEFT adapter on that base.
+        out: folder of the JSON; None takes the run's own, and lets its card and report say what was found.
+        limit: pairs, or items of each task, at the most.
+        overrides: settings that change how model and pairs are read.
+    """
+
+    run: Path | None = None
+    model: str | None = None
+    adapter: Path | None = None
+    out: Path | None = None
+    limit: int | None = None
+    overrides: Sequence[str] = ()
+
+    def on_pairs(self, pairs: str | None) -> dict[str, Any]:
+        """Score the run's own held-out pairs (None), or those of a file or dataset; `keep` writes what is returned.
+
+        Raises:
+            QdpoError: model, adapter or data cannot be read.
+        """
+        config, adapter = self._config(pairs), self._adapter()
+        if adapter and not pairs:
+            keep = self.run if self.out is None and self.limit is None else None
+            return evaluation.evaluate_heldout(config, adapter, self.limit, keep)
+        return evaluation.evaluate_pairs(config, adapter, self.limit)
+
+    def on_tasks(
+        self, groups: dict[int | None, list[str]], settings: harness.Settings, *, merged: bool = False
+    ) -> dict[str, Any]:
+        """Run tasks of lm-evaluation-harness; `keep` writes what is returned.
+
+        Args:
+            groups: names of tasks by few-shot examples.
+            settings: how they are run.
+            merged: run the result as merge-export wrote it, not as base and adapter.
+
+        Raises:
+            QdpoError: lm-eval, tasks, data, model or adapter cannot be had.
+        """
+        config = self._config(None)
+        if merged and self.run:
+            models, found = run_tasks.run_merged(self.run, config, groups, settings)
+        else:
+            models, found = run_tasks.run_adapter(config, self._adapter(), groups, settings)
+        before = tasks.read(folder) if (folder := self._folder()) else None
+        return tasks.report(models, found, "merged" if merged else "adapter", settings, before)
+
+    def keep(self, result: dict[str, Any], pairs: str | None = None) -> None:
+        """Write a result, and renew the run's card and report.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        folder = self._folder()
+        if folder is None:
+            return
+        if "tasks" in result:
+            tasks.write(folder, result)
+        else:
+            evaluation.write(folder, evaluation.file_name(pairs), result)
+        if self.run and self.out is None:
+            refresh(self.run)
+
+    def _config(self, pairs: str | None) -> Config:
+        """How model and pairs are read: as the run did, or by the schema's defaults, then by the overrides."""
+        # one file of pairs is evaluated whole
+        changes = [*replacements(self.model, pairs), *(["data.max_rows=null"] if pairs else [])]
+        if self.run:
+            return Config.load(self.run / run_folder.CONFIG, [*changes, *self.overrides])
+        # the demonstration's own limits do not hold for other models
+        limits = [
+            f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")
+        ]
+        return Config.load("quickstart", [*changes, *limits, "data.text=null", *self.overrides])
+
+    def _adapter(self) -> Path | None:
+        return trained.adapter_of(self.run) if self.run else self.adapter
+
+    def _folder(self) -> Path | None:
+        return self.out or (self.run / evaluation.FOLDER if self.run else None)

@@ -1,0 +1,51 @@
+"""Nothing in the package is unused: each name is read by it, its tests or benchmarks, or by whom is said here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+vulture = pytest.importorskip("vulture", reason="finds dead code (pip install 'qdpo[test]')")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OTHERS = {
+    # by Python, argparse, signal and io
+    *("__getattr__", "__dir__", "_action_max_length", "frame", "trace", "kw", "readable"),
+    # by rich
+    "on_broken_pipe",
+    # by `asdict`
+    "purpose",
+    # by PEFT, compressed-tensors and llmcompressor
+    *("base_model_name_or_path", "_name_or_path", "group_size"),
+    # by transformers' and TRL's trainers
+    *("on_step_begin", "on_epoch_begin", "on_optimizer_step", "on_prediction_step", "model_accepts_loss_kwargs"),
+    *("get_train_dataloader", "_get_train_sampler", "_prepare_dataset", "floating_point_ops", "num_items_in_batch"),
+    *("eval_dataset", "ignore_keys", "trial", "_save_checkpoint", "_load_from_checkpoint"),
+    *("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state"),
+}
+"""Names that somebody else reads or calls."""
+
+
+def unused(package: Path, *users: Path) -> list[str]:
+    """What a package defines and neither it nor its users name: `file:line name`."""
+    finder = vulture.Vulture(ignore_decorators=["@field_validator", "@model_validator"])
+    finder.scavenge([str(path) for path in (package, *users)])
+    found: Iterable[vulture.core.Item] = finder.get_unused_code(min_confidence=60)
+    inside = [item for item in found if package in Path(item.filename).resolve().parents]
+    return [f"{Path(item.filename).name}:{item.first_lineno} {item.name}" for item in inside if item.name not in OTHERS]
+
+
+def test_nothing_in_the_package_is_unused() -> None:
+    users = [ROOT / name for name in ("tests", "benchmarks", "tools", "examples") if (ROOT / name).is_dir()]
+    assert unused(ROOT / "qdpo", *users) == []
+
+
+def test_what_is_unused_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    module = tmp_path / "package" / "module.py"
+    module.write_text("def used():\n    return 1\n\ndef forgotten():\n    return 2\n")
+    (tmp_path / "user.py").write_text("from package.module import used\n\nused()\n")
+    assert unused(tmp_path / "package", tmp_path / "user.py") == ["module.py:4 forgotten"]
