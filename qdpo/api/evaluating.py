@@ -101,4 +101,4 @@ class Evaluation:
         return trained.adapter_of(self.run) if self.run else self.adapter
 
     def _folder(self) -> Path | None:
-        return self.out or (self.run / evaluation.FOLDER if self.run else None)
+        return self.out or (self.run / run_folder.EVALUATION if self.run else None)

@@ -14,10 +14,8 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
-from qdpo.run.folder import EVALUATION, HELDOUT, now
+from qdpo.run.folder import HELDOUT, now
 from qdpo.run.pairs import write_pairs
-
-FOLDER = EVALUATION
 
 
 def evaluate_heldout(

@@ -21,8 +21,6 @@ from qdpo.data.pairs import TokenPair
 from qdpo.files import atomic_write, explained
 from qdpo.run.folder import EVALUATION, PAIRS
 
-__all__ = ["EVALUATION", "PAIRS", "write_pairs"]
-
 
 def write_pairs(
     run_dir: Path,
