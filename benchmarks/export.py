@@ -23,7 +23,7 @@ from qdpo.cli.main import main as qdpo
 from qdpo.export.formats import targets_of
 from qdpo.export.gguf.kinds import KINDS, PLAIN
 from qdpo.export.output import RECORD
-from qdpo.export.source import Run, load_run
+from qdpo.export.source import TrainedRun, load_run
 from qdpo.export.verify.scorers import TorchScorer
 from qdpo.export.whole import merged_model
 from qdpo.files import read_json, write_json
@@ -120,7 +120,7 @@ def blimp_preset(folder: Path) -> Path:
     return path
 
 
-def measure(run: Run, model: str, name: str) -> list[dict[str, Any]]:
+def measure(run: TrainedRun, model: str, name: str) -> list[dict[str, Any]]:
     """Export and verify one format; one row per artefact."""
     out = run.folder / "bench" / name.replace(", ", "-").replace(" ", "-")
     began = time.monotonic()
@@ -152,7 +152,7 @@ def weight_bytes(out: Path, artefact: str) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def greedy_texts(run: Run, out: Path, record: dict[str, Any], model: str) -> dict[str, str]:
+def greedy_texts(run: TrainedRun, out: Path, record: dict[str, Any], model: str) -> dict[str, str]:
     """For each artefact, how many greedy texts equal those of the merged model in transformers, token by token."""
     from transformers import AutoTokenizer
 

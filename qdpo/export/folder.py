@@ -13,7 +13,7 @@ from qdpo.errors import InputMissingError
 from qdpo.export.formats import Request
 from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.files import read_json, write_json
 from qdpo.model.merged import MergedModel, is_finite
 from qdpo.model.tensors import PlannedTensor, write_folder
@@ -84,7 +84,7 @@ def _main_dtype(plan: list[PlannedTensor]) -> str:
     return str(max(totals, key=lambda dtype: totals[dtype])).removeprefix("torch.")
 
 
-def write_companions(run: Run, model: MergedModel, folder: Path, dtype: str) -> None:
+def write_companions(run: TrainedRun, model: MergedModel, folder: Path, dtype: str) -> None:
     """Write everything of a model folder but the weights: configs, tokenizer, chat template."""
     config = {key: value for key, value in model.config.items() if key != "torch_dtype"}
     write_json(folder / "config.json", {**config, "dtype": dtype})
@@ -114,7 +114,7 @@ def check_rows(top: int, rows: int) -> None:
         )
 
 
-def generation_config(run: Run, config: dict[str, Any]) -> dict[str, Any]:
+def generation_config(run: TrainedRun, config: dict[str, Any]) -> dict[str, Any]:
     """The base's generation settings, with the end-of-turn token of the training among those that stop."""
     path = run.base / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}

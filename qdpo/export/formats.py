@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from qdpo.errors import InputMissingError, UsageError
 
 if TYPE_CHECKING:
-    from qdpo.export.source import MergeBase, Run
+    from qdpo.export.source import MergeBase, TrainedRun
     from qdpo.export.verify.target import Target
 
 Layout = Literal["compressed-tensors", "autoawq"]
@@ -33,7 +33,7 @@ class Request:
         ready: a folder that may hold some of the GGUF files already, made from this run.
     """
 
-    run: Run
+    run: TrainedRun
     out: Path
     merge_base: MergeBase = "trained"
     dtype: str | None = None
@@ -222,7 +222,7 @@ def check_options(format: str, given: Mapping[str, Any]) -> None:
             raise UsageError(f"--{option.replace('_', '-')} {purpose}, not for {format}", hint)
 
 
-def targets_of(folder: Path, record: dict[str, Any], run: Run) -> list[Target]:
+def targets_of(folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Target]:
     """The artefacts of an export.
 
     Args:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import Prepared, prepare
 from qdpo.errors import DataError
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.paths import cache_folder
 from qdpo.run import folder as run_folder
 
@@ -44,7 +44,7 @@ class Heldout:
         return max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in self.pairs)
 
 
-def read_heldout(run: Run, count: int) -> Heldout:
+def read_heldout(run: TrainedRun, count: int) -> Heldout:
     """The first `count` held-out pairs of a run.
 
     Raises:
@@ -57,7 +57,7 @@ def read_heldout(run: Run, count: int) -> Heldout:
     return Heldout(pairs, prompts, ends, tokenizer)
 
 
-def calibration_ids(run: Run) -> list[list[int]]:
+def calibration_ids(run: TrainedRun) -> list[list[int]]:
     """Prompts with their chosen answers, as token ids; training pairs only, drawn with the run's seed.
 
     Held-out pairs stay unseen: the export is scored on them.
@@ -74,7 +74,7 @@ def calibration_ids(run: Run) -> list[list[int]]:
     return [[*pair.prompt, *pair.chosen][:CALIBRATION_TOKENS] for pair in (prepared.train[index] for index in drawn)]
 
 
-def _prepare(run: Run) -> tuple[Prepared, Any, int]:
+def _prepare(run: TrainedRun) -> tuple[Prepared, Any, int]:
     """The run's data, its tokenizer and its seed."""
     config = run_folder.reopen(run.folder).config
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)

@@ -32,7 +32,7 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A finished training run.
 
     Attributes:
@@ -80,7 +80,7 @@ class Run:
         raise InputMissingError(f"neither {self.adapter} nor {self.base} has a tokenizer")
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path) -> TrainedRun:
     """Read a run directory.
 
     Raises:
@@ -105,7 +105,7 @@ def load_run(folder: Path) -> Run:
         raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
     base = _find_base(found.base.name, found.base)
     _check_base(base, found.base.weights_sha256)
-    return Run(folder, found, base, adapter)
+    return TrainedRun(folder, found, base, adapter)
 
 
 def _find_base(name: str, base: Base) -> Path:

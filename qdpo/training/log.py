@@ -11,7 +11,7 @@ from qdpo.hardware import GIB, Device, peak_memory
 from qdpo.run.folder import METRICS
 from qdpo.run.metrics import keep_until
 from qdpo.training import parallel
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 from qdpo.training.terminal import Terminal
 from qdpo.training.trackers import Trackers
 
@@ -70,7 +70,7 @@ class Log:
         steps: optimizer steps of the whole run.
     """
 
-    def __init__(self, run: Run, steps: int) -> None:
+    def __init__(self, run: RunState, steps: int) -> None:
         self.file = MetricsFile(run.folder / METRICS, run.device)
         self.terminal = Terminal(steps) if parallel.is_first() else None
         self.trackers = Trackers(run) if parallel.is_first() else None

@@ -42,7 +42,7 @@ from qdpo.training.order import permutation
 from qdpo.training.out_of_memory import Budgets, need_of
 from qdpo.training.signals import Stop
 from qdpo.training.stages.disk import checkpoint_bytes
-from qdpo.training.stages.state import Run, total_steps
+from qdpo.training.stages.state import RunState, total_steps
 from qdpo.training.verdict_line import say_verdict
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Recipe:
 
     def __init__(
         self,
-        run: Run,
+        run: RunState,
         policy: PeftModel,
         engine: Engine,
         *,

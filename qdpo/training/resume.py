@@ -24,7 +24,7 @@ from qdpo.run.folder import ADAPTER, CHECKPOINTS, CONFIG, RECORD, read_record, v
 from qdpo.run.record import dig
 from qdpo.run.schema import Changed, Record
 from qdpo.training import parallel
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 FREE = "no influence on the result"
 CONTENT = "its content decides, and is compared"
@@ -181,7 +181,7 @@ def _shown(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------- the run
 
 
-def reopen(run: Run, resolved: Resolved, allowed: Sequence[str]) -> None:
+def reopen(run: RunState, resolved: Resolved, allowed: Sequence[str]) -> None:
     """Find where an interrupted run stands, and compare what can be compared at once.
 
     Args:
@@ -230,7 +230,7 @@ def find_checkpoint(folder: Path, record: Record) -> Path | None:
     return newest
 
 
-def accept(run: Run) -> None:
+def accept(run: RunState) -> None:
     """Everything was compared: from here on the run goes on with what is now, and run.json may be written again."""
     comparison, run.comparison = run.comparison, None
     if comparison is None:

@@ -28,7 +28,7 @@ from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -90,7 +90,7 @@ def train(
         from qdpo.training import trl_engine
 
         trl_engine.check(config, device)
-    run = Run(folder, config, device)
+    run = RunState(folder, config, device)
     run.record = run_folder.new_record(resolved, __version__, preset, command)
     run.record.settings = settings_of(config)
     if resume:
@@ -114,7 +114,7 @@ def train(
     return folder
 
 
-def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, begin: float) -> None:
+def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, loss: LossSettings, begin: float) -> None:
     """The stages of a run, one after the other.
 
     Args:
@@ -143,7 +143,7 @@ def run_stages(run: Run, stop: Stop, mirror: Mirror | None, loss: LossSettings, 
 
 
 def build_recipe(
-    run: Run,
+    run: RunState,
     policy: PeftModel,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -180,7 +180,7 @@ def build_recipe(
     return recipe
 
 
-def open_mirror(run: Run, folder: Path | None) -> Mirror | None:
+def open_mirror(run: RunState, folder: Path | None) -> Mirror | None:
     """Begin a second copy of the run directory, if one is wanted."""
     if folder is None or not parallel.is_first():
         return None
@@ -200,7 +200,7 @@ def describe(device: Device) -> Hardware:
     )
 
 
-def at_its_commit(run: Run, resolved: Resolved) -> RunConfig:
+def at_its_commit(run: RunState, resolved: Resolved) -> RunConfig:
     """The configuration with the commit that the base had when the run began, whatever its branch points to now."""
     base, config = run.record.base, resolved.config
     same = base.name == config.model.name and resolved.origins["model.revision"] != SET

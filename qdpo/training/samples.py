@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from qdpo.data.prepare import Prepared
     from qdpo.data.template import Template
-    from qdpo.training.stages.state import Run
+    from qdpo.training.stages.state import RunState
 
 SHOWN = 240
 """Characters of a text that the terminal shows; the file has all of it."""
@@ -96,7 +96,10 @@ def choose_prompts(
 
 
 def samples_of(
-    run: Run, tokenizer: PreTrainedTokenizerBase, data: Prepared, autocast: Callable[[], AbstractContextManager[object]]
+    run: RunState,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Prepared,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> Samples:
     """The samples of a run."""
     return Samples(

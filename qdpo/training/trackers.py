@@ -10,7 +10,7 @@ from typing import Any
 
 from qdpo.config.strict_yaml import dump
 from qdpo.errors import UnavailableError, first_line
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 PROJECT = "qdpo"
 
@@ -39,7 +39,7 @@ class Trackers:
         run: its name, directory and settings.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunState) -> None:
         self.run = run
         self.trackers: list[Any] = []
 

@@ -31,7 +31,7 @@ from qdpo.training import parallel
 from qdpo.training.guards import StepWatch
 from qdpo.training.out_of_memory import Budgets
 from qdpo.training.recipe import Recipe, Split
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -102,7 +102,7 @@ class TrlRecipe(Recipe):
 
     def __init__(
         self,
-        run: Run,
+        run: RunState,
         policy: PeftModel,
         engine: Engine,
         data: Prepared,
@@ -227,7 +227,7 @@ def pairs_per_batch(config: RunConfig, pairs: Sequence[TokenPair]) -> int:
     return max(size for size in range(1, step + 1) if step % size == 0 and (size == 1 or size <= room))
 
 
-def trl_arguments(run: Run, pairs: Sequence[TokenPair]) -> DPOConfig:
+def trl_arguments(run: RunState, pairs: Sequence[TokenPair]) -> DPOConfig:
     """What TRL must know of the configuration; a step is cut into padded batches of equal size."""
     config = run.config
     step = min(len(pairs), config.train.pairs_per_step)

@@ -23,7 +23,7 @@ from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.training.samples import Prompt, Samples
 from qdpo.training.stages.model import set_up_engine
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 
 class Numbers:
@@ -55,7 +55,7 @@ def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str
     length = config.data.max_prompt_length
     prompts = [Prompt([draw.randrange(8, shape.vocab) for _ in range(length)]) for _ in range(rows)]
     with TemporaryDirectory() as folder:
-        set_up_engine(Run(Path(folder), config, device), policy, dtype)
+        set_up_engine(RunState(Path(folder), config, device), policy, dtype)
         tokenizer: Any = Numbers()
         precision = mixed_precision(device, dtype)
         # no token ends an answer

@@ -18,7 +18,7 @@ from qdpo.engine.layout import packed_tokens
 from qdpo.hardware import find_device
 from qdpo.training.out_of_memory import Budgets
 from qdpo.training.recipe import Recipe, Split
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 TOLERANCE = 1e-5
 
@@ -66,7 +66,7 @@ def make_recipe(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder:
     split = Split(pairs, logps.view(2, -1).T.contiguous())
     packing = PackingSection(tokens_per_micro_batch=budget, tokens_without_grad=budget)
     config = RunConfig(name="tiny", model=ModelSection(name="tiny"), data=DataSection(name="tiny"), packing=packing)
-    run, budgets = Run(folder, config, find_device()), Budgets(config)
+    run, budgets = RunState(folder, config, find_device()), Budgets(config)
     return Recipe(run, policy, engine, train=split, heldout=split, text=[], loss=loss, budgets=budgets)
 
 

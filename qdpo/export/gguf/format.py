@@ -19,7 +19,7 @@ from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.progress import Progress
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.model.merged import EMBEDDING, MergedModel
 
 DEFAULT_QUANT = "q4_k_m"
@@ -114,12 +114,12 @@ def chosen_kinds(quants: tuple[str, ...]) -> list[tuple[str, Kind]]:
     return [(quant, KINDS[quant]) for quant in wanted]
 
 
-def file_name(run: Run, kind: Kind) -> str:
+def file_name(run: TrainedRun, kind: Kind) -> str:
     """As llama.cpp names files: NAME-Q4_K_M.gguf."""
     return f"{run.name}-{kind.name}.gguf"
 
 
-def vocabulary_of(run: Run, model: MergedModel) -> Vocabulary:
+def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
     """The run's tokenizer, for the rows of the merged embedding."""
     folder = run.tokenizer_files()[0].parent
     return read_vocabulary(folder, model.shape(EMBEDDING)[0], model.config, generation_config(run, model.config))

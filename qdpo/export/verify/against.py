@@ -10,7 +10,7 @@ from qdpo.errors import InputMissingError
 from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD
 from qdpo.export.pairs import Heldout, read_heldout
-from qdpo.export.source import Run, load_run
+from qdpo.export.source import TrainedRun, load_run
 from qdpo.export.verify.checks import check_integrity
 from qdpo.export.verify.parity import Scores, limits_of, margins, per_token, score, tokens_to_keep
 from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
@@ -62,7 +62,7 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     return result
 
 
-def _only_target(path: Path, run: Run) -> Target:
+def _only_target(path: Path, run: TrainedRun) -> Target:
     folder = path if path.is_dir() else path.parent
     integrity = check_integrity(folder)
     if not integrity.passed:

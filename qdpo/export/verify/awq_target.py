@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.output import RECORD
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_smoothed
 from qdpo.export.verify.scorers import Scorer, torch_scorer
@@ -32,7 +32,7 @@ class AwqTarget(FolderTarget):
     is_the_merge = False
 
     @classmethod
-    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+    def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         return [cls(folder, "awq", run, record.get("merge_base"))]
 
     @property

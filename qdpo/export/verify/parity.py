@@ -12,7 +12,7 @@ from qdpo.config.schema import VerifySection
 from qdpo.data.pairs import TokenPair
 from qdpo.errors import QdpoError
 from qdpo.export.pairs import Heldout
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.scorers import Scorer
 from qdpo.run import folder as run_folder
@@ -109,7 +109,7 @@ def per_token(p: Scores, q: Scores) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(kls).clamp(min=0), torch.cat(agree)
 
 
-def limits_of(run: Run) -> VerifySection:
+def limits_of(run: TrainedRun) -> VerifySection:
     """The limits of the run's preset (`verify` in its configuration); the schema's own where that cannot be read."""
     try:
         return run_folder.reopen(run.folder).config.verify

@@ -15,7 +15,7 @@ from qdpo.errors import InputMissingError, QdpoError
 from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import Heldout, read_heldout
-from qdpo.export.source import Run, load_run
+from qdpo.export.source import TrainedRun, load_run
 from qdpo.export.verify.checks import Check, check_integrity
 from qdpo.export.verify.parity import PARITY, Scores, compare, describe, judge, limits_of, score, tokens_to_keep
 from qdpo.export.verify.report import Report, card_section
@@ -112,7 +112,7 @@ def find_run(folder: Path) -> Path:
     raise InputMissingError(f"there is no run directory above {folder}", "name it with --run DIR")
 
 
-def measure(run: Run, count: int) -> Yardstick | str:
+def measure(run: TrainedRun, count: int) -> Yardstick | str:
     """Score base and trained policy on the run's held-out pairs; the reason where that is impossible."""
     try:
         heldout = read_heldout(run, count)

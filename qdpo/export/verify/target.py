@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.vocabulary import read_template
-from qdpo.export.source import MergeBase, Run
+from qdpo.export.source import MergeBase, TrainedRun
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
 from qdpo.export.verify.scorers import Encode, Scorer, torch_scorer
@@ -37,14 +37,14 @@ class Target(ABC):
 
     path: Path
     kind: str
-    run: Run
+    run: TrainedRun
     merge_base: MergeBase | None = None
 
     is_the_merge = False
     """Whether it holds the merged weights themselves, so that scores of those would say the same."""
 
     @classmethod
-    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+    def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         """The artefacts of an export: one for each file that its export.json lists."""
         return [cls(folder / name, str(kind), run, record.get("merge_base")) for name, kind in record["files"].items()]
 
@@ -76,7 +76,7 @@ class FolderTarget(Target):
     is_the_merge = True
 
     @classmethod
-    def of_export(cls, folder: Path, record: dict[str, Any], run: Run) -> list[Self]:
+    def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         return [cls(folder, str(record["dtype"]), run, record.get("merge_base"))]
 
     @property

@@ -13,7 +13,7 @@ from qdpo.data.template import Template
 from qdpo.errors import DataError
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.pairs import Heldout
-from qdpo.export.source import Run
+from qdpo.export.source import TrainedRun
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.scorers import Encode
 from qdpo.export.verify.target import Target
@@ -92,7 +92,7 @@ def text_of(ids: list[int], tokenizer: Any, reference: Encode) -> str:
     return squeezed if reference(squeezed) == ids else decoded
 
 
-def template_problems(run: Run) -> list[str]:
+def template_problems(run: TrainedRun) -> list[str]:
     """Whether the template beside the adapter, which exports carry, is the one that the pairs were rendered with."""
     recorded = run.record.get("tokenizer", {}).get("template_sha256")
     template = read_template(run.adapter)

@@ -9,7 +9,7 @@ from qdpo.files import write_json
 from qdpo.run.folder import DATA_REPORT
 from qdpo.run.schema import Data, Split, Tokenizer
 from qdpo.training import parallel
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qdpo.data.prepare import Prepared
 
 
-def prepare_data(run: Run) -> tuple[PreTrainedTokenizerBase, Prepared]:
+def prepare_data(run: RunState) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
     from qdpo.data.cache import tokenizer_digest
     from qdpo.data.hub import commit_of

@@ -10,7 +10,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.files import require_space, size_of
 from qdpo.hardware import GIB
 from qdpo.run.folder import EXPORT
-from qdpo.training.stages.state import Run, total_steps
+from qdpo.training.stages.state import RunState, total_steps
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def check_disk(folder: Path, needed: int, export: int) -> None:
     require_space(folder, left + max(0, export - exported), hint)
 
 
-def check_room(run: Run, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> None:
+def check_room(run: RunState, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> None:
     """Compare what the run will write with what is free.
 
     Raises:

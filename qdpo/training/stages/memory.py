@@ -18,7 +18,7 @@ from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
 from qdpo.planner.parts import LORA
 from qdpo.run.schema import Optimizer
 from qdpo.training import parallel
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,7 +167,7 @@ def peak_on_card(run: Callable[[], object]) -> int | None:
     return torch.cuda.max_memory_allocated()
 
 
-def use_memory(run: Run, recipe: Recipe, data: Prepared) -> None:
+def use_memory(run: RunState, recipe: Recipe, data: Prepared) -> None:
     """Try the longest micro-batch, and turn the memory that is left into speed.
 
     Raises:
@@ -202,7 +202,7 @@ def use_memory(run: Run, recipe: Recipe, data: Prepared) -> None:
     run.save(engine=run.record.engine.model_copy(update=numbers))
 
 
-def tries_longest(run: Run) -> bool:
+def tries_longest(run: RunState) -> bool:
     """Whether the longest micro-batch is tried: a CPU has no memory of its own to run out of, and there the pass would
     only take time."""
     return run.device.kind == "cuda"
@@ -220,7 +220,7 @@ def trained_weights(recipe: Recipe) -> int:
     return sum(parameter.numel() for parameter in recipe.trained)
 
 
-def set_optimizer(run: Run, recipe: Recipe, free: int) -> None:
+def set_optimizer(run: RunState, recipe: Recipe, free: int) -> None:
     """Choose the optimizer where the run is to choose it; a resumed run takes the one that it began with.
 
     Args:
@@ -293,7 +293,7 @@ def card_limit() -> int:
     return min(free + torch.cuda.memory_reserved(), capped) - int(RESERVE * min(total, capped))
 
 
-def fill_host(run: Run, longest: Longest, layers: Layers, data: Prepared) -> str:
+def fill_host(run: RunState, longest: Longest, layers: Layers, data: Prepared) -> str:
     """Choose by the planner's estimate: a CPU has no memory of its own, and what does not fit would be swapped.
 
     Returns:

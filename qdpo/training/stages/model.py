@@ -12,7 +12,7 @@ from qdpo.files import sha256_file
 from qdpo.hardware import mixed_precision
 from qdpo.run.schema import Adapter, Backend, Base, Dtype, Quantization
 from qdpo.run.schema import Engine as EngineRecord
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qdpo.engine.engine import Engine
 
 
-def load_policy(run: Run) -> tuple[PeftModel, Engine]:
+def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
     """Load the base, attach the adapter, find the layout that suits them."""
     from qdpo.model import unsloth
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license
@@ -76,7 +76,7 @@ def load_policy(run: Run) -> tuple[PeftModel, Engine]:
     return policy, set_up_engine(run, policy, base.dtype)
 
 
-def set_up_engine(run: Run, policy: PeftModel, dtype: torch.dtype) -> Engine:
+def set_up_engine(run: RunState, policy: PeftModel, dtype: torch.dtype) -> Engine:
     """Attach the engine, and compare its gradients with those of the model without it.
 
     Raises:
@@ -132,7 +132,7 @@ def _short(dtype: Any) -> str:
 
 
 def run_checks(
-    run: Run,
+    run: RunState,
     engine: Engine,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -11,7 +11,7 @@ from qdpo import console
 from qdpo.files import digest_of
 from qdpo.run.folder import REFERENCE
 from qdpo.run.schema import Reference
-from qdpo.training.stages.state import Run, total_steps
+from qdpo.training.stages.state import RunState, total_steps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qdpo.training.recipe import Split
 
 
-def token_budgets(run: Run) -> Budgets:
+def token_budgets(run: RunState) -> Budgets:
     """The tokens of a pass: as configured, or as this run has found that memory allows."""
     from qdpo.training.out_of_memory import Budgets
 
@@ -33,7 +33,7 @@ def token_budgets(run: Run) -> Budgets:
 
 
 def reference_pass(
-    run: Run, engine: Engine, policy: PeftModel, data: Prepared, budgets: Budgets
+    run: RunState, engine: Engine, policy: PeftModel, data: Prepared, budgets: Budgets
 ) -> tuple[Split, Split]:
     """Compute what the reference says of every pair that the run will look at."""
     from qdpo.paths import cache_folder
@@ -75,7 +75,7 @@ def reference_pass(
     return Split(data.train, results[0].table), Split(data.heldout, results[1].table)
 
 
-def reference_identity(run: Run, engine: Engine) -> dict[str, str]:
+def reference_identity(run: RunState, engine: Engine) -> dict[str, str]:
     """What the reference's log-probabilities depend on besides the pair, by name."""
     from qdpo.files import sha256_file
 

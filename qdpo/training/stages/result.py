@@ -11,7 +11,7 @@ from qdpo.run.folder import ADAPTER, CHECKPOINTS, METRICS
 from qdpo.run.metrics import read_metrics
 from qdpo.run.pairs import write_pairs
 from qdpo.run.schema import Check, Result
-from qdpo.training.stages.state import Run
+from qdpo.training.stages.state import RunState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def finish(
-    run: Run,
+    run: RunState,
     recipe: Recipe,
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -69,7 +69,7 @@ def finish(
     say_result(run, before, after, seconds)
 
 
-def save_pairs(run: Run, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
+def save_pairs(run: RunState, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
     """Write the held-out pairs as the final adapter sees them, for the report page."""
     import torch
 
@@ -86,7 +86,7 @@ def save_pairs(run: Run, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, ste
     write_pairs(run.folder, heldout.pairs, logps.tolist(), heldout.reference.tolist(), run.config.loss.beta, tokenizer)
 
 
-def say_result(run: Run, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+def say_result(run: RunState, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
     """The before/after table and where things are."""
     rows = [
         ("held-out pairs: prefers the chosen", "eval_logps/accuracies", "{:.1%}"),

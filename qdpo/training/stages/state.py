@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
+class RunState:
     """What the stages of a run hand on.
 
     Attributes:
