@@ -45,7 +45,6 @@ def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths
             adapter_weights(shape, config),
             room - estimate_for(paged, shape, card, lengths).total,
             "cpu" if card.is_cpu else "cuda",
-            scaled=not card.is_cpu and compute_type(config, card)[0] == "float16",
         )
         config = with_changes(config, "train", optim=chosen.name)
     if packing.checkpoint_layers == "auto" and config.train.gradient_checkpointing:

@@ -192,7 +192,7 @@ def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler("cuda") if device.kind == "cuda" and dtype == torch.float16 else None
     weights = sum(parameter.numel() for parameter in trained)
-    chosen = choose_optimizer(config.train.optim, weights, math.inf, device.kind, scaled=scaler is not None)
+    chosen = choose_optimizer(config.train.optim, weights, math.inf, device.kind)
     return Step(engine, policy, make_optimizer(config.train, chosen.name, trained), config, pairs, scaler)
 
 

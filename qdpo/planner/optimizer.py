@@ -52,7 +52,7 @@ class ChosenOptimizer:
     reason: str
 
 
-def choose_optimizer(wanted: str, weights: int, free_bytes: float, kind: str, *, scaled: bool) -> ChosenOptimizer:
+def choose_optimizer(wanted: str, weights: int, free_bytes: float, kind: str) -> ChosenOptimizer:
     """The fastest AdamW whose state fits; all of them compute the same.
 
     Args:
@@ -60,18 +60,12 @@ def choose_optimizer(wanted: str, weights: int, free_bytes: float, kind: str, *,
         weights: trained weights.
         free_bytes: what a run leaves free at its peak when no optimizer state is on the card.
         kind: of the device, `cuda` or `cpu`.
-        scaled: the losses are scaled (fp16).
     """
-    if wanted == FUSED and scaled:
-        # The scaler hands a fused optimizer the overflow to deal with, and accelerate, which looks at whether `step`
-        # was called, reports no skipped step: schedule and counters would go on.
-        return ChosenOptimizer(FOREACH, "the fused one hides steps that fp16's scaler skips")
     if wanted != AUTO:
         return ChosenOptimizer(wanted, "set by train.optim")
     if kind != "cuda":
         return ChosenOptimizer(FOREACH, "paging needs CUDA")
-    name, each = (FOREACH, STATE + FOREACH_TEMPORARIES) if scaled else (FUSED, STATE)
     size = f"both moments are {STATE * weights / GIB:.2f} GiB"
-    if each * weights <= free_bytes:
-        return ChosenOptimizer(name, f"{size} and fit beside the rest")
+    if STATE * weights <= free_bytes:
+        return ChosenOptimizer(FUSED, f"{size} and fit beside the rest")
     return ChosenOptimizer(PAGED, f"{size}, and {max(free_bytes, 0) / GIB:.2f} GiB are free beside the rest")

@@ -15,7 +15,7 @@ from report import curves
 from report.curves import Shape, draw
 
 from qdpo.config.loss import LossSettings
-from qdpo.training import losses
+from qdpo.engine import losses
 from qdpo.verdicts.evidence import Answers, Evidence, Setup
 from qdpo.verdicts.rules import ALARMS, Verdict, dip_margin, judge
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, share_rising, smooth

@@ -235,8 +235,7 @@ def set_optimizer(run: RunState, recipe: Recipe, free: int) -> None:
         chosen = ChosenOptimizer(known.name, known.reason or "")
     else:
         weights = trained_weights(recipe)
-        scaled = recipe.scaler is not None
-        chosen = choose_optimizer(wanted, weights, free - LORA * weights, run.device.kind, scaled=scaled)
+        chosen = choose_optimizer(wanted, weights, free - LORA * weights, run.device.kind)
         # all processes take one, whatever is free on their cards
         chosen = parallel.from_first(chosen)
     recipe.optim = chosen.name
