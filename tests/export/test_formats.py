@@ -35,7 +35,7 @@ def test_only_an_option_of_the_format_is_taken(name: str, option: str) -> None:
     if option in FORMATS[name].options:
         check_options(name, given)
     else:
-        with pytest.raises(UsageError, match=f"^--{option.replace('_', '-')} .*, not for {name}$"):
+        with pytest.raises(UsageError, match=rf"^--{option.replace('_', '-')} .*, not for {name}(\n|$)"):
             check_options(name, given)
 
 

@@ -136,7 +136,7 @@ def test_the_rows_of_a_single_pair_are_named(tiny: Tiny, tmp_path: Path) -> None
         recipe.train_split.reference[5] = torch.nan
         found.append(recipe.train_split.pairs[5].row)
 
-    said = r"step \d: the losses of 1 of 8 pairs are not finite \(rows (\d+)\)$"
+    said = r"step \d: the losses of 1 of 8 pairs are not finite \(rows (\d+)\)\n"
     with with_callbacks(change=spoil), pytest.raises(TrainingError, match=said) as caught:
         train_tiny(tiny, tmp_path / "run", *FAST)
     assert f"(rows {found[0]})" in caught.value.message
