@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 from training.tiny import Tiny
 
@@ -53,12 +51,26 @@ def test_the_first_run_is_the_one_of_the_command_line(
     assert (tmp_path / "again" / name).read_bytes() == (two[0].path / name).read_bytes()
 
 
-def test_nothing_of_a_run_stays_in_memory(two: tuple[qdpo.Run, qdpo.Run]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        models = [thing for thing in gc.get_objects() if isinstance(thing, transformers.PreTrainedModel)]
-        layers = [thing for thing in gc.get_objects() if isinstance(thing, torch.nn.Linear)]
-    assert models == layers == []
+LEFT = """
+import gc, sys, warnings
+import qdpo
+
+for number in (1, 2):
+    qdpo.train(sys.argv[1], {"train.max_steps": 2, "samples.count": 0}, run_dir=f"{sys.argv[2]}/{number}")
+import torch, transformers
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    left = [type(o).__name__ for o in gc.get_objects() if isinstance(o, transformers.PreTrainedModel | torch.nn.Linear)]
+print("left:", left)
+"""
+
+
+def test_nothing_of_a_run_stays_in_memory(tiny: Tiny, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(qdpo.__file__).parents[1])}
+    command = [sys.executable, "-c", LEFT, str(tiny.preset), str(tmp_path)]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=300)
+    assert "left: []" in done.stdout, done.stdout
 
 
 def test_what_was_measured(two: tuple[qdpo.Run, qdpo.Run]) -> None:
