@@ -47,7 +47,11 @@ def unused(package: Path, *users: Path) -> list[str]:
     finder.scavenge([str(path) for path in (package, *users)])
     found: Iterable[vulture.core.Item] = finder.get_unused_code(min_confidence=60)
     inside = [item for item in found if package in Path(item.filename).resolve().parents]
-    return [f"{Path(item.filename).name}:{item.first_lineno} {item.name}" for item in inside if item.name not in OTHERS | TEMPLATES]
+    return [
+        f"{Path(item.filename).name}:{item.first_lineno} {item.name}"
+        for item in inside
+        if item.name not in OTHERS | TEMPLATES
+    ]
 
 
 def test_nothing_in_the_package_is_unused() -> None:
