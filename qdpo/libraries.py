@@ -7,7 +7,7 @@ import os
 import warnings
 
 TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
-VARIABLES = (*TELEMETRY, "TOKENIZERS_PARALLELISM", "WANDB_SILENT", "TENSORBOARD_LOGGING_DIR")
+VARIABLES = (*TELEMETRY, "TOKENIZERS_PARALLELISM", "WANDB_SILENT")
 """Environment variables that a run sets."""
 # bitsandbytes looks for an optional kernel that qdpo switches off (see model/load.py: keep_weights_unpacked)
 LOGGERS = ("bitsandbytes.backends.cpu.ops", "accelerate")
