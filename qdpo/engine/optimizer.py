@@ -1,13 +1,13 @@
-"""The optimizer: torch's AdamW or bitsandbytes', and its state after a resume, in pages where it was in pages."""
+"""The optimizer: torch's AdamW or bitsandbytes', its update, and its state after a resume, in pages where it was."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qdpo.config.schema import TrainSection
 
@@ -36,6 +36,44 @@ def make_optimizer(train: TrainSection, name: str, trained: Sequence[nn.Paramete
 
     paged = name.startswith("paged") and trained[0].is_cuda
     return AdamW(groups, optim_bits=8 if "8bit" in name else 32, is_paged=paged, **settings)
+
+
+def gradient_norm(trained: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients so far, a scalar on the device; not finite when any of them is not."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    trained: Sequence[nn.Parameter],
+    norm: Tensor,
+    limit: float,
+) -> bool:
+    """Clip the gradients, let the optimizer use them, and drop them.
+
+    Args:
+        optimizer: over what is trained.
+        scaler: of the loss in float16, which has unscaled the gradients; None elsewhere.
+        trained: the parameters.
+        norm: of their gradients.
+        limit: what it is clipped to; 0 does not clip.
+
+    Returns:
+        Whether the scaler left the step out, because gradients overflowed.
+    """
+    if limit:
+        nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    skipped = False
+    if scaler is None:
+        optimizer.step()
+    else:
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        skipped = scaler.get_scale() < before
+    optimizer.zero_grad()
+    return skipped
 
 
 def load_state(optimizer: Any, state: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from qdpo.export.output import export_folder
 from qdpo.export.progress import Progress
 from qdpo.export.source import TrainedRun
 from qdpo.files import read_json, write_json
-from qdpo.model.merged import MergedModel, is_finite
-from qdpo.model.tensors import PlannedTensor, write_folder
+from qdpo.model.merged import MergedModel
+from qdpo.model.tensors import PlannedTensor, is_finite, write_folder
 
 KINDS = {
     "trained": "the dequantised 4-bit base that the adapter was trained on",

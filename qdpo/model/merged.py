@@ -12,7 +12,7 @@ import torch
 from qdpo.errors import InputMissingError
 from qdpo.model.adapter import Adapter
 from qdpo.model.nf4 import Quantization
-from qdpo.model.tensors import TensorFiles
+from qdpo.model.tensors import TensorFiles, is_finite
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -151,12 +151,6 @@ class MergedModel:
         )
         weight = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
         return adapter.apply(name, weight) if adapter else weight
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no NaN and nothing infinite; needs no second tensor of its size."""
-    # A NaN is both extremes.
-    return not tensor.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
 
 
 def require_finite(name: str, tensor: torch.Tensor, where: str, hint: str) -> torch.Tensor:

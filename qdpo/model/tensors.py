@@ -206,3 +206,11 @@ def _write_shard(
             stream.write(data.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del data  # else it would live beside the next one while that is read
             written(tensor.nbytes)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no NaN and nothing infinite; one transfer, and no second tensor of its size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # the largest and the smallest value show an infinity, and a NaN is both
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())

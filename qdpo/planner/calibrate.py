@@ -153,6 +153,8 @@ class Step:
         """Make the step."""
         import torch
 
+        from qdpo.engine.optimizer import gradient_norm, update
+
         self.policy.train()
 
         def loss_of(group: list[int], scores: PackScores) -> torch.Tensor:
@@ -168,14 +170,7 @@ class Step:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.policy.parameters() if p.requires_grad]
-        if self.config.train.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(trained, self.config.train.max_grad_norm)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        update(self.optimizer, self.scaler, trained, gradient_norm(trained), self.config.train.max_grad_norm)
 
 
 def make_step(policy: Any, dtype: torch.dtype, device: Device, config: RunConfig, pairs: list[TokenPair]) -> Step:

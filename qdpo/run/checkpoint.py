@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +28,15 @@ from qdpo import console
 from qdpo.engine.optimizer import load_state
 from qdpo.errors import DataError, TrainingError
 from qdpo.files import explained, manifest_problems, staged_folder, sweep, write_json
+from qdpo.model.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from qdpo.model.tensors import is_finite
 from qdpo.run.folder import complete_steps, step_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROGRESS, SCALER = "progress.json", "scaler.json"
-REQUIRED = (ADAPTER_WEIGHTS, "adapter_config.json", "optimizer.safetensors", "optimizer.json", PROGRESS)
+REQUIRED = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, "optimizer.safetensors", "optimizer.json", PROGRESS)
 """What every checkpoint has; one of a run in float16 also has scaler.json."""
 WAY_OUT = "look at these rows, or lower train.learning_rate or train.max_grad_norm; the last checkpoint is intact"
 
@@ -109,20 +110,13 @@ def prune(checkpoints: Path, keep: int, protected: int | None) -> None:
             shutil.rmtree(step_folder(checkpoints, step))
 
 
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every value is finite; one transfer."""
-    # the largest and the smallest value show an infinity, and NaN in either
-    found = [torch.stack(torch.aminmax(t.detach().float())) for t in tensors if t.is_floating_point() and t.numel()]
-    return not found or bool(torch.isfinite(torch.stack(found)).all())
-
-
 def check_saved(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     """Refuse to write values that are not finite.
 
     Raises:
         TrainingError: with the first name.
     """
-    broken = [name for name, tensor in tensors.items() if not all_finite([tensor])]
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         raise TrainingError(
             f"{what} has values that are not finite in {len(broken)} of {len(tensors)} tensors (first: {broken[0]}); "
@@ -152,7 +146,7 @@ def write_adapter(policy: PeftModel, folder: Path, base_name: str) -> None:
     config.base_model_name_or_path = base_name
     config.save_pretrained(str(folder))
     # PEFT writes a set, whose order differs from process to process; the file should not
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     content = json.loads(path.read_text())
     if isinstance(content.get("target_modules"), list):
         content["target_modules"] = sorted(content["target_modules"])

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from qdpo.engine.optimizer import gradient_norm
 from qdpo.errors import TrainingError
-from qdpo.run.checkpoint import WAY_OUT, all_finite
+from qdpo.model.tensors import is_finite
+from qdpo.run.checkpoint import WAY_OUT
 
 SKIPS_IN_A_ROW = 20
 """Steps in a row that the fp16 scaler may skip."""
@@ -53,7 +55,7 @@ class StepWatch:
 
     def saw_gradients(self, policy: nn.Module) -> None:
         """Note the gradients after a micro-batch's backward pass."""
-        self.norms.append(gradient_norm(policy))
+        self.norms.append(gradient_norm(policy.parameters()))
 
     def check(self, step: int, policy: nn.Module) -> None:
         """Read what was seen of log-probabilities and losses, in one transfer.
@@ -79,15 +81,9 @@ class StepWatch:
         return sorted(self.rows[i] for i in places)
 
 
-def gradient_norm(policy: nn.Module) -> Tensor:
-    """The norm of all gradients so far, a scalar on the device; not finite when any of them is not."""
-    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    return nn.utils.get_total_norm(gradients)
-
-
 def not_finite(what: str, step: int, rows: Sequence[int], policy: nn.Module) -> TrainingError:
     """The error for values that are not finite, which names a weight where that is where they come from."""
-    broken = [name for name, weight in policy.named_parameters() if not all_finite([weight])]
+    broken = [name for name, weight in policy.named_parameters() if not is_finite(weight)]
     origin = f"; {len(broken)} weights are not finite (first: {broken[0]})" if broken else ""
     return TrainingError(f"step {step}: {what} are not finite ({name_rows(rows)}){origin}", WAY_OUT)
 

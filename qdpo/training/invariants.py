@@ -20,6 +20,7 @@ from qdpo.engine.layout import Pack, build_pack
 from qdpo.engine.losses import PairLogps, pair_losses
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
+from qdpo.model.tensors import is_finite
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -184,7 +185,7 @@ def check_finite(policy: nn.Module) -> Check:
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             values = state.absmax if not state.nested else state.state2.absmax
-        if values.is_floating_point() and not torch.isfinite(values).all():
+        if not is_finite(values):
             raise TrainingError(f"the weight {name} is not finite", "the base or the adapter is damaged")
         count += 1
     return Check("all weights are finite", f"{count} tensors")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from qdpo.config.loss import LossSettings
 from qdpo.config.schema import TrainSection
 from qdpo.config.steps import steps_per_epoch
 from qdpo.data.pairs import TokenPair
@@ -25,7 +24,7 @@ from qdpo.engine.engine import Engine, nll, text_pairs
 from qdpo.engine.layout import packed_tokens, padded_tokens
 from qdpo.engine.logps import PackScores
 from qdpo.engine.losses import PairLogps, logp_gradients, pair_losses
-from qdpo.engine.optimizer import make_optimizer
+from qdpo.engine.optimizer import gradient_norm, make_optimizer, update
 from qdpo.engine.transfer import to_device
 from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import MemoryShortageError, TrainingError
@@ -34,7 +33,7 @@ from qdpo.run import checkpoint
 from qdpo.run.folder import CHECKPOINTS
 from qdpo.training import parallel
 from qdpo.training.early_stop import EarlyStop
-from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, gradient_norm, name_rows, not_finite
+from qdpo.training.guards import SKIPS_IN_A_ROW, StepWatch, name_rows, not_finite
 from qdpo.training.invariants import Check, check_adapter_learned
 from qdpo.training.log import Log
 from qdpo.training.metrics import Metrics
@@ -78,7 +77,6 @@ class Recipe:
         train: what to learn from.
         heldout: what to evaluate on.
         text: held-out plain texts as ids, possibly none.
-        loss: the loss and its constants.
         budgets: tokens of a pass.
         samples: answers a few prompts at every evaluation; None for none.
         stop: says when a signal has asked the run to stop.
@@ -102,7 +100,6 @@ class Recipe:
         train: Split,
         heldout: Split,
         text: list[list[int]],
-        loss: LossSettings,
         budgets: Budgets,
         samples: Samples | None = None,
         stop: Stop | None = None,
@@ -111,7 +108,7 @@ class Recipe:
         self.run, self.config, self.device = run, run.config, engine.device
         self.policy, self.engine = policy, engine
         self.train_split, self.heldout, self.text = train, heldout, text
-        self.loss, self.budgets = loss, budgets
+        self.loss, self.budgets = run.config.loss, budgets
         self.samples, self.stop, self.mirror = samples, stop or Stop(), mirror
         settings = run.config.train
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -286,23 +283,13 @@ class Recipe:
             TrainingError: gradients or weights are not finite, or too many steps in a row had to be left out.
         """
         assert self.optimizer is not None
-        step, limit, skips = self.progress.step + 1, self.config.train.max_grad_norm, self.progress.skips
+        step, skips = self.progress.step + 1, self.progress.skips
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.policy)
+        norm = gradient_norm(self.trained)
         if self.scaler is None and not torch.isfinite(norm):
             raise not_finite("the gradients", step, self.watch.suspects(), self.policy)
-        if limit:
-            nn.utils.clip_grads_with_norm_(self.trained, limit, norm)
-        skipped = False
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            before = self.scaler.get_scale()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            skipped = self.scaler.get_scale() < before
-        self.optimizer.zero_grad()
+        skipped = update(self.optimizer, self.scaler, self.trained, norm, self.config.train.max_grad_norm)
         self.norm = None if skipped else norm
         skips.count(skipped)
         if skips.in_a_row >= SKIPS_IN_A_ROW:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from qdpo.config.loss import LossSettings
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
     from qdpo.training.recipe import Recipe
@@ -101,10 +100,10 @@ def train(
         run_folder.create(folder, resolved)
     console.say(f"run directory: {folder}")
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
-    copy = open_mirror(run, mirror if parallel.is_first() else None)
+    copy = open_mirror(run, mirror)
     try:
         with insisting(stop):
-            run_stages(run, stop, copy, config.loss, begin)
+            run_stages(run, stop, copy, begin)
     except Stopped:
         run.save(state="stopped")
         raise
@@ -114,22 +113,21 @@ def train(
     return folder
 
 
-def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, loss: LossSettings, begin: float) -> None:
+def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -> None:
     """The stages of a run, one after the other.
 
     Args:
         run: what they hand on.
         stop: says when to stop.
         mirror: is told of every checkpoint.
-        loss: the loss.
         begin: when the run began, as `time.monotonic` says it.
     """
     tokenizer, data = prepare_data(run)
     policy, engine = load_policy(run)
     accept(run)
     check_room(run, policy, tokenizer, data)
-    run_checks(run, engine, policy, tokenizer, data, loss)
-    recipe = build_recipe(run, policy, engine, tokenizer, data, loss, stop, mirror)
+    run_checks(run, engine, policy, tokenizer, data)
+    recipe = build_recipe(run, policy, engine, tokenizer, data, stop, mirror)
     recipe.train()
     stop.patient = False
     if not parallel.is_first():
@@ -148,7 +146,6 @@ def build_recipe(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     data: Prepared,
-    loss: LossSettings,
     stop: Stop,
     mirror: Mirror | None,
 ) -> Recipe:
@@ -170,7 +167,6 @@ def build_recipe(
         train=train,
         heldout=heldout,
         text=data.text,
-        loss=loss,
         budgets=budgets,
         samples=samples,
         stop=stop,

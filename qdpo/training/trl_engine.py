@@ -19,7 +19,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
 from qdpo import console
-from qdpo.config.loss import COUPLED, LossSettings
+from qdpo.config.loss import COUPLED
 from qdpo.config.schema import PackingSection, RunConfig
 from qdpo.data.pairs import TokenPair
 from qdpo.engine.engine import Engine, evaluating, text_nll
@@ -137,7 +137,6 @@ class TrlRecipe(Recipe):
             train=Split(data.train, unknown),
             heldout=Split(data.heldout, unknown),
             text=data.text,
-            loss=LossSettings(),
             budgets=Budgets(config),
             **settings,
         )

@@ -14,8 +14,8 @@ from training.tiny import Callback, Tiny, train_tiny, with_callbacks
 
 from qdpo.errors import TrainingError
 from qdpo.files import manifest_problems
+from qdpo.model.tensors import is_finite
 from qdpo.run.checkpoint import complete_steps, step_folder
-from qdpo.training import guards
 from qdpo.training.recipe import Recipe
 
 FAST = ("train.max_steps=8", "train.save_every=1", "train.keep=20", "train.eval_every=8", "samples.count=0")
@@ -89,7 +89,7 @@ def check_stopped(tiny: Tiny, folder: Path, step: int, error: str) -> None:
         checkpoint = step_folder(folder / "checkpoints", one)
         assert manifest_problems(checkpoint) == []
         for name in ("adapter_model.safetensors", "optimizer.safetensors"):
-            assert guards.all_finite(load_file(checkpoint / name).values())
+            assert all(map(is_finite, load_file(checkpoint / name).values()))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == step - 1

@@ -65,9 +65,11 @@ def make_recipe(policy: Any, pairs: list[TokenPair], loss: LossSettings, folder:
         logps = engine.score_all(pairs, budget).logps
     split = Split(pairs, logps.view(2, -1).T.contiguous())
     packing = PackingSection(tokens_per_micro_batch=budget, tokens_without_grad=budget)
-    config = RunConfig(name="tiny", model=ModelSection(name="tiny"), data=DataSection(name="tiny"), packing=packing)
+    config = RunConfig(
+        name="tiny", model=ModelSection(name="tiny"), data=DataSection(name="tiny"), packing=packing, loss=loss
+    )
     run, budgets = RunState(folder, config, find_device()), Budgets(config)
-    return Recipe(run, policy, engine, train=split, heldout=split, text=[], loss=loss, budgets=budgets)
+    return Recipe(run, policy, engine, train=split, heldout=split, text=[], budgets=budgets)
 
 
 def gradients(policy: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.export.awq.plan import Plan
 from qdpo.export.whole import merged_model, without_bars
 from qdpo.model.merged import HEAD, MergedModel
+from qdpo.model.tensors import is_finite
 
 SCHEME = "W4A16_ASYM"
 
@@ -74,7 +75,7 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
                 max_seq_length=max(map(len, ids)),
                 shuffle_calibration_samples=False,
             )
-        bad = [name for name, value in whole.named_parameters() if not torch.isfinite(value.float()).all()]
+        bad = [name for name, value in whole.named_parameters() if not is_finite(value)]
         if bad:
             raise InputMissingError(
                 f"{bad[0]} has values that are NaN or infinite after AWQ ({len(bad)} tensors in all)",

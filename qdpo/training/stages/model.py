@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-    from qdpo.config.loss import LossSettings
     from qdpo.data.prepare import Prepared
     from qdpo.engine.engine import Engine
 
@@ -137,7 +136,6 @@ def run_checks(
     policy: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Prepared,
-    loss: LossSettings,
 ) -> None:
     """Assert what must hold before the first step; each check is one green line."""
     from qdpo.data.tokenise import Tokeniser
@@ -153,6 +151,6 @@ def run_checks(
         invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
         invariants.check_prefix(data.train[: 4 * invariants.SAMPLE]).say(),
         invariants.check_policy_is_reference(
-            engine, policy, sample, loss, budget=run.config.packing.tokens_without_grad, fresh=fresh
+            engine, policy, sample, run.config.loss, budget=run.config.packing.tokens_without_grad, fresh=fresh
         ).say(),
     ]
