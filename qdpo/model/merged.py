@@ -12,7 +12,7 @@ import torch
 from qdpo.errors import InputMissingError
 from qdpo.model.adapter import Adapter
 from qdpo.model.nf4 import Quantization
-from qdpo.model.tensors import TensorFiles, is_finite
+from qdpo.model.tensors import TensorFiles, is_finite, is_rotary
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -46,7 +46,7 @@ class MergedModel:
                 f"the base is stored quantised ({method}); a merge needs its 16-bit weights",
                 "train and export from the 16-bit checkpoint of the same model",
             )
-        self.names = [name for name in base if not name.endswith("rotary_emb.inv_freq")]
+        self.names = [name for name in base if not is_rotary(name)]
         self._settle_tied_head()
         self._settle_vocabulary()
         self._check_names()

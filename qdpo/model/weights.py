@@ -83,7 +83,7 @@ def check_files(source: Source) -> None:
         )
     if others:
         console.note(f"not opened: {', '.join(others[:5])} in the base's folder; only safetensors are read")
-    if (folder / MANIFEST).is_file() and (problems := manifest_problems(folder)):
+    if (folder / MANIFEST).is_file() and (problems := manifest_problems(folder, file_sha256)):
         raise DataError(f"the base model {source.name} is damaged: {problems[0]}", WAY_OUT)
     problems = list(_index_problems(folder, {path.name: _names(source.name, path) for path in files}))
     if problems:

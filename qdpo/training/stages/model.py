@@ -29,16 +29,19 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
     from qdpo.model.source import find
-    from qdpo.model.weights import check_adapter, weights_sha256
+    from qdpo.model.weights import check_adapter, known_weights_sha256, weights_sha256
 
     config = run.config
     fast = config.backend == "unsloth"
     source = find(config.model.name, config.model.revision, code=config.model.trust_remote_code)
-    hashes = {"weights_sha256": weights_sha256(source), "config_sha256": sha256_file(source.folder / "config.json")}
+    hashes = {"config_sha256": sha256_file(source.folder / "config.json")}
+    if known := known_weights_sha256(source):
+        hashes["weights_sha256"] = known
     start = check_adapter(Path(config.model.adapter).expanduser()) if config.model.adapter else None
     # before minutes are spent on loading
     run.expect(base=hashes, adapter={"start_sha256": start})
     base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
+    hashes["weights_sha256"] = base.weights_sha256 or weights_sha256(source)
     console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
     parameters = parameter_count(base.model)
     if fast:
