@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qdpo.errors import QdpoError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 
 _silent = False
+_printed_at = time.monotonic()
 
 
 @cache
@@ -43,6 +47,12 @@ def _console(stderr: bool) -> Console:
             """Leave it to the command line, which knows the exit code; rich would end with 1."""
             raise BrokenPipeError
 
+        def print(self, *objects: Any, **options: Any) -> None:
+            """As rich's, and the time is noted."""
+            global _printed_at
+            super().print(*objects, **options)
+            _printed_at = time.monotonic()
+
     if notebook.is_here():
         return OurConsole(highlight=False, soft_wrap=True, width=notebook.WIDTH, force_jupyter=False)
     stream = sys.stderr if stderr else sys.stdout
@@ -65,6 +75,36 @@ def is_interactive() -> bool:
     from qdpo import notebook
 
     return sys.stderr.isatty() and not os.environ.get("CI") and not notebook.is_here()
+
+
+def can_redraw() -> bool:
+    """Whether a line can be drawn in place on stderr."""
+    return is_interactive() and not talk().is_dumb_terminal
+
+
+def live(draw: Callable[[], RenderableType], *, transient: bool = False) -> Live:
+    """A display at the bottom of the terminal, above which appears what others print meanwhile.
+
+    Args:
+        draw: what it shows; called four times a second.
+        transient: leave nothing of it behind.
+    """
+    from rich.live import Live
+
+    return Live(
+        console=talk(),
+        get_renderable=draw,
+        refresh_per_second=4,
+        transient=transient,
+        # data on a redirected stdout is left alone
+        redirect_stdout=sys.stdout.isatty(),
+        redirect_stderr=True,
+    )
+
+
+def silent_for() -> float:
+    """Seconds since something was last printed."""
+    return time.monotonic() - _printed_at
 
 
 def say(message: str) -> None:

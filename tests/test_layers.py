@@ -13,7 +13,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"redact", "libraries", "allocator", "console", "files", "notebook"},
+    {"redact", "libraries", "allocator", "console", "files", "notebook", "progress"},
     {"hardware", "paths"},
     {"config"},
     {"cuda"},

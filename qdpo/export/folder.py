@@ -12,11 +12,11 @@ from qdpo.console import good, note
 from qdpo.errors import InputMissingError
 from qdpo.export.formats import Request
 from qdpo.export.output import export_folder
-from qdpo.export.progress import Progress
 from qdpo.export.source import TrainedRun
 from qdpo.files import read_json, write_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import PlannedTensor, is_finite, write_folder
+from qdpo.progress import Progress
 
 KINDS = {
     "trained": "the dequantised 4-bit base that the adapter was trained on",
@@ -35,16 +35,15 @@ def write_safetensors(request: Request) -> Path:
     plan = [PlannedTensor(n, _stored_as(model, n, request.dtype), model.shape(n)) for n in model.names]
     dtypes = {tensor.name: tensor.dtype for tensor in plan}
     total = sum(tensor.nbytes for tensor in plan)
-    progress = Progress("merging", total)
 
     def read(name: str) -> torch.Tensor:
         return rounded(name, model.read(name), dtypes[name])
 
     record = request.record("safetensors", dtype=_main_dtype(plan), tensors=len(plan), weight_bytes=total)
     with export_folder(request.out, total, record) as folder:
-        write_folder(folder, plan, read, written=progress.advance)
+        with Progress("merging", total) as progress:
+            write_folder(folder, plan, read, written=progress.advance)
         write_companions(request.run, model, folder, _main_dtype(plan))
-    progress.finish()
     good(f"merged {len(plan)} tensors ({total:,} bytes, {_main_dtype(plan)}) into {KINDS[request.merge_base]}")
     return request.out
 

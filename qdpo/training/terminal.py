@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import atexit
 import math
-import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from qdpo import console, notebook
+from qdpo import console, notebook, progress
+from qdpo.redact import redact
 from qdpo.run.record import all_ties
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 EVAL_PREFIX = "eval_"
 MISSING = "n/a"
@@ -108,6 +110,7 @@ class Terminal:
         live, self._live = self._live, None
         atexit.unregister(self.close)
         live.stop()
+        progress.leave_to(display=False)
 
     def line(self, part: str, step: int, values: dict[str, Any]) -> str:
         """The plain line of one logged step or evaluation.
@@ -135,16 +138,10 @@ class Terminal:
         if notebook.is_here():
             self._live = notebook.Live(self.render)
         else:
-            self._live = Live(
-                console=console.talk(),
-                get_renderable=self.render,
-                refresh_per_second=4,
-                # What others print to a terminal appears above the display; data on a redirected stdout is left alone.
-                redirect_stdout=sys.stdout.isatty(),
-                redirect_stderr=True,
-            )
+            self._live = console.live(self.render)
         # A display that nobody stops leaves the terminal without a cursor.
         atexit.register(self.close)
+        progress.leave_to(display=True)
         self._live.start(refresh=True)
 
     def _say_doing(self, what: str) -> None:
@@ -157,11 +154,13 @@ class Terminal:
         status = _status(self.rows.get("train", (0, {}))[1], self.rows.get("held-out", self.rows.get("start")))
         if status:
             parts.append(Text(status, style="dim", overflow="ellipsis", no_wrap=True))
+        if (doing := progress.line()) is not None:
+            parts.append(Text(redact(doing), overflow="ellipsis", no_wrap=True))
         return Group(*parts, self._progress)
 
 
 def _can_redraw() -> bool:
-    return notebook.is_here() or (console.is_interactive() and not console.talk().is_dumb_terminal)
+    return notebook.is_here() or console.can_redraw()
 
 
 def _table(rows: dict[str, tuple[int, dict[str, Any]]], narrow: bool) -> Table:

@@ -18,9 +18,9 @@ from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.output import export_folder, kept_files, link_or_copy
-from qdpo.export.progress import Progress
 from qdpo.export.source import TrainedRun
 from qdpo.model.merged import EMBEDDING, MergedModel
+from qdpo.progress import Progress
 
 DEFAULT_QUANT = "q4_k_m"
 
@@ -75,16 +75,15 @@ class Batch:
             return
         tensors = mapped_tensors(family_of(self.model.config), self.model)
         weights = sum(math.prod(tensor.shape) for tensor in tensors)
-        progress = Progress(f"writing {', '.join(file.kind.name for file in files)}", weights * 2)
-        for file in files:
-            file.begin()
-        for tensor in tensors:
-            values = self.model.read(tensor.name)  # merged once, encoded for each file
+        with Progress(f"writing {', '.join(file.kind.name for file in files)}", weights * 2) as progress:
             for file in files:
-                file.add(tensor.name, values)
-            del values  # else it would live beside the next one while that is merged
-            progress.advance(math.prod(tensor.shape) * 2)
-        progress.finish()
+                file.begin()
+            for tensor in tensors:
+                values = self.model.read(tensor.name)  # merged once, encoded for each file
+                for file in files:
+                    file.add(tensor.name, values)
+                del values  # else it would live beside the next one while that is merged
+                progress.advance(math.prod(tensor.shape) * 2)
         for file in files:
             file.finish()
             good(f"{file.path.name}: {file.path.stat().st_size:,} bytes")
