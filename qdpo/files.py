@@ -30,12 +30,13 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What network file systems (a mounted Drive) answer that cannot sync a folder; their files are synced all the same."""
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+def sha256_file(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> str:
+    """The SHA-256 of a file's bytes, in hex; `advance` is told of each piece's size."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ from qdpo.model.nf4 import Quantization
 from qdpo.model.rounding import NESTED_BLOCKSIZE, values_of_nf4
 from qdpo.model.source import Source
 from qdpo.model.tensors import CODES, TensorFiles, is_rotary
+from qdpo.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,28 +71,27 @@ class Blueprint:
         extra: dict[str, Any] = {}
         if (self.source.folder / "generation_config.json").is_file():
             extra["generation_config"] = GenerationConfig.from_pretrained(self.source.folder)
-        model: PreTrainedModel = self.kind.from_pretrained(
-            None,
-            config=self.settings,
-            state_dict=self._state(tensors),
-            dtype=self.quantization.load_dtype,
-            device_map={"": device.torch},
-            attn_implementation=self.settings._attn_implementation,
-            **extra,
-        )
+        names = [name for name in tensors if not name.endswith(".nested_offset")]
+        with Progress("loading the base", len(names), unit="tensors") as progress:
+            model: PreTrainedModel = self.kind.from_pretrained(
+                None,
+                config=self.settings,
+                state_dict={name: _Later(tensors, name, progress) for name in names} | self._tables(tensors),
+                dtype=self.quantization.load_dtype,
+                device_map={"": device.torch},
+                attn_implementation=self.settings._attn_implementation,
+                **extra,
+            )
         model.config.name_or_path = str(self.source.folder)
         return model
 
-    def _state(self, tensors: Tensors) -> dict[str, Any]:
-        """A checkpoint as bitsandbytes writes it: beside each packed weight its tables, and the rest as JSON."""
+    def _tables(self, tensors: Tensors) -> dict[str, Any]:
+        """What a checkpoint of bitsandbytes has beside each packed weight: tables of values, and the rest as JSON."""
         from bitsandbytes.functional import create_dynamic_map
         from bitsandbytes.utils import pack_dict_to_tensor
 
         how = self.quantization
         state: dict[str, Any] = {}
-        for name in tensors:
-            if not name.endswith(".nested_offset"):
-                state[name] = _Later(tensors, name)
         for module in how.modules:
             name = f"{module}.weight"
             about: dict[str, Any] = {
@@ -115,8 +115,10 @@ class _Later:
 
     tensors: Tensors
     name: str
+    progress: Progress
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        self.progress.advance()
         return self.tensors.read(self.name)[index]
 
     def get_dtype(self) -> str:

@@ -16,6 +16,7 @@ from qdpo import console
 from qdpo.errors import QdpoError
 from qdpo.files import atomic_write, digest_of, sha256_file
 from qdpo.paths import cache_folder
+from qdpo.progress import Progress
 
 SETTLED_SECONDS = 2.0
 """How long a file must have been left alone: the coarsest time that a file system keeps."""
@@ -33,7 +34,8 @@ def file_sha256(path: Path) -> str:
     if (known := known_sha256(path)) is not None:
         return known
     mark = mark_of(path)
-    digest = sha256_file(path)
+    with Progress(f"hashing {path.name}", path.stat().st_size) as progress:
+        digest = sha256_file(path, progress.advance)
     remember(path, mark, digest)
     return digest
 

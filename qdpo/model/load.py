@@ -22,6 +22,7 @@ from qdpo.model.one_pass import rounded_in_memory
 from qdpo.model.source import Source, find
 from qdpo.model.stored_base import find_or_make
 from qdpo.model.weights import check_files
+from qdpo.progress import waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,16 +113,17 @@ def load_by_transformers(source: Source, config: ModelSection, dtype: torch.dtyp
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        dtype=dtype,
-        device_map={"": device.torch},
-        attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
-        use_safetensors=True,
-        output_loading_info=True,
-        **settings,
-    )
+    with waiting("loading the base"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            device_map={"": device.torch},
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
+        )
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place

@@ -16,6 +16,7 @@ from qdpo.model.hashes import mark_of, remember
 from qdpo.model.rounding import NESTED_BLOCKSIZE, quantize
 from qdpo.model.tensors import PlannedTensor, is_finite, is_rotary, read_exactly
 from qdpo.model.weights import digest_of_files, weight_files
+from qdpo.progress import Progress
 
 
 class NotFinite(Exception):
@@ -75,23 +76,28 @@ class OnePass:
             NotFinite: a tensor has values that are not finite.
             InputMissingError: a file has become shorter.
         """
-        how = self._plan.quantization
-        for path in weight_files(self._plan.source):
-            for name, tensor in self._file(path):
-                if not is_finite(tensor):
-                    raise NotFinite(name)
-                if name.removesuffix(".weight") not in how.modules:
-                    yield name, tensor
-                else:
-                    packed, state = quantize(tensor.to(self._device, how.load_dtype), how.blocksize, how.double_quant)
-                    yield name, packed
-                    yield f"{name}.absmax", state.absmax
-                    if how.double_quant:
-                        yield f"{name}.nested_absmax", state.state2.absmax
-                        yield f"{name}.nested_offset", state.offset
-                del tensor  # else it would live beside the next one while that is read
+        paths = weight_files(self._plan.source)
+        with Progress("reading and rounding the base", sum(path.stat().st_size for path in paths)) as progress:
+            for path in paths:
+                yield from self._rounded(path, progress)
 
-    def _file(self, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    def _rounded(self, path: Path, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+        how = self._plan.quantization
+        for name, tensor in self._file(path, progress):
+            if not is_finite(tensor):
+                raise NotFinite(name)
+            if name.removesuffix(".weight") not in how.modules:
+                yield name, tensor
+            else:
+                packed, state = quantize(tensor.to(self._device, how.load_dtype), how.blocksize, how.double_quant)
+                yield name, packed
+                yield f"{name}.absmax", state.absmax
+                if how.double_quant:
+                    yield f"{name}.nested_absmax", state.state2.absmax
+                    yield f"{name}.nested_offset", state.offset
+            del tensor  # else it would live beside the next one while that is read
+
+    def _file(self, path: Path, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of one file in their order; all its bytes are hashed on the way."""
         places = self._plan.files.places
         inside = sorted((places[name].start, name) for name in places if places[name].path == path)
@@ -101,15 +107,16 @@ class OnePass:
             for start, name in inside:
                 if start < at:
                     raise InputMissingError(f"{path}: tensor {name} overlaps another", "fetch the file again")
-                _hash(stream, digest, start - at)
+                _hash(stream, digest, start - at, progress)
                 place = places[name]
                 buffer = read_exactly(stream, place.nbytes, f"{path} ends within tensor {name}")
                 digest.update(buffer.numpy().data)
                 at = start + place.nbytes
+                progress.advance(place.nbytes)
                 if not is_rotary(name):
                     yield name, buffer.view(place.dtype).reshape(place.shape)
                 del buffer
-            _hash(stream, digest, path.stat().st_size - at)
+            _hash(stream, digest, path.stat().st_size - at, progress)
         self._digests[path] = digest.hexdigest()
         remember(path, mark, self._digests[path])
 
@@ -128,11 +135,12 @@ def rounded_in_memory(plan: Blueprint) -> tuple[Held, str] | None:
     return held, work.sha256
 
 
-def _hash(stream: io.RawIOBase, digest: hashlib._Hash, nbytes: int) -> None:
+def _hash(stream: io.RawIOBase, digest: hashlib._Hash, nbytes: int, progress: Progress) -> None:
     """Hash the next bytes of a file, between its tensors."""
-    while nbytes:
+    while nbytes > 0:
         chunk = stream.read(min(nbytes, CHUNK_BYTES))
         if not chunk:
             raise InputMissingError("a file of the base has become shorter while it was read", "get it again")
         digest.update(chunk)
+        progress.advance(len(chunk))
         nbytes -= len(chunk)

@@ -36,9 +36,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     real = hashes.sha256_file
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, advance: Callable[[int], object]) -> str:
         seen.append(path)
-        return real(path)
+        return real(path, advance)
 
     monkeypatch.setattr(hashes, "sha256_file", counted)
     return seen
@@ -117,8 +117,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
     path = write(tmp_path / "a", b"content")
     real = hashes.sha256_file
 
-    def changing(path: Path) -> str:
-        digest = real(path)
+    def changing(path: Path, advance: Callable[[int], object]) -> str:
+        digest = real(path, advance)
         write(path, b"CONTENT", LONG_AGO + 7)
         return digest
 

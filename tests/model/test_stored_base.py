@@ -319,7 +319,9 @@ def hashes_of(folder: Path) -> str:
 def test_the_bytes_that_are_hashed_are_the_bytes_that_are_rounded(
     setting: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashes, "sha256_file", lambda path: pytest.fail(f"{path} was hashed in a pass of its own"))
+    monkeypatch.setattr(
+        hashes, "sha256_file", lambda path, advance: pytest.fail(f"{path} was hashed in a pass of its own")
+    )
     made = load_base(section(base, nf4_cache=setting), CPU)
     assert made.weights_sha256 == hashes_of(base)
 
