@@ -11,10 +11,12 @@ from typing import Any, Literal
 from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.files import MANIFEST, manifest_problems, read_json
+from qdpo.hardware import find_device
 from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
 from qdpo.model.nf4 import Quantization
 from qdpo.model.source import Source, find
+from qdpo.model.stored_base import StoredBase, stored_base
 from qdpo.model.tensors import TensorFiles
 from qdpo.model.weights import weights_sha256
 from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
@@ -68,8 +70,19 @@ class TrainedRun:
         """
         told = self.facts.quantization.model_dump(exclude_unset=True)
         quantization = Quantization.from_record(told) if merge_base == "trained" else None
+        files, adapter = TensorFiles.of_folder(self.base), Adapter(self.adapter)
         config = read_json(self.base / "config.json")
-        return MergedModel(config, TensorFiles.of_folder(self.base), Adapter(self.adapter), quantization)
+        if quantization is not None and (stored := self._stored(files, quantization)):
+            return MergedModel(config, stored, adapter, quantization.rounded_already)
+        return MergedModel(config, files, adapter, quantization)
+
+    def _stored(self, files: TensorFiles, quantization: Quantization) -> StoredBase | None:
+        """The base in NF4 as it is kept: by the kind of device that the run was trained on, else by this machine's."""
+        weights = self.facts.base.weights_sha256
+        if quantization.method != "nf4" or weights is None:
+            return None
+        kinds = dict.fromkeys([self.facts.hardware.kind or "cpu", find_device().kind])
+        return next((found for kind in kinds if (found := stored_base(weights, files, quantization, kind))), None)
 
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer as it was used in training (saved beside the adapter), else the base's."""

@@ -7,7 +7,7 @@ the merge would erase the adapter, whose changes are smaller than an NF4 step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ class Quantization:
                 f"run.json does not say how the base was quantised: {error!r}",
                 "--merge-base original does not need it",
             ) from error
+
+    @property
+    def rounded_already(self) -> Quantization:
+        """The same for a base whose layers have been rounded: its tensors take the type that they were loaded in."""
+        return replace(self, modules=frozenset())
 
     def as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """A base tensor as the training saw it, in float32.

@@ -121,6 +121,8 @@ def stored_base(weights: str, files: TensorFiles, how: Quantization, device: str
         how: the rounding.
         device: kind of the device that rounded it, `cuda` or `cpu`.
     """
+    if not all(f"{module}.weight" in files for module in how.modules):
+        return None
     folder = store() / _name(weights, files, how, device)
     if not folder.is_dir():
         return None

@@ -11,10 +11,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -52,6 +52,16 @@ class TensorPlace:
     path: Path
     start: int
     nbytes: int
+
+
+class TensorSource(Protocol):
+    """Tensors by name: of files, or computed when they are read."""
+
+    @property
+    def places(self) -> Mapping[str, TensorPlace]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def read(self, name: str) -> torch.Tensor: ...
 
 
 class TensorFiles:
