@@ -1,4 +1,4 @@
-"""A run whose base is kept in NF4: after the first start nothing reads the 16-bit files, and the results are the same."""
+"""A run whose base is kept in NF4: after the first start nothing reads the 16-bit files; the results are the same."""
 
 from __future__ import annotations
 
