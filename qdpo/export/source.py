@@ -8,19 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.files import MANIFEST, manifest_problems, read_json
 from qdpo.hardware import find_device
 from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
 from qdpo.model.nf4 import Quantization
-from qdpo.model.source import Source, find
 from qdpo.model.stored_base import StoredBase, stored_base
 from qdpo.model.tensors import TensorFiles
-from qdpo.model.weights import weights_sha256
+from qdpo.run.base import base_of, check_base
 from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
-from qdpo.run.schema import Base, Record
+from qdpo.run.schema import Record
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of runs, as config/schema.py has them."""
@@ -116,25 +114,6 @@ def load_run(folder: Path) -> TrainedRun:
     if not NAME.fullmatch(found.name):
         # It becomes part of file names, and the run may come from somebody else.
         raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
-    base = _find_base(found.base.name, found.base)
-    _check_base(base, found.base.weights_sha256)
-    return TrainedRun(folder, found, base, adapter)
-
-
-def _find_base(name: str, base: Base) -> Path:
-    if base.folder and (Path(base.folder) / "config.json").is_file():
-        return Path(base.folder)
-    folder = find(name, base.revision).folder
-    if base.folder:
-        note(f"the base is not at {base.folder} any more; using {folder}")
-    return folder
-
-
-def _check_base(folder: Path, recorded: str | None) -> None:
-    if recorded is None:
-        return
-    if weights_sha256(Source(str(folder), folder, None)) != recorded:
-        raise InputMissingError(
-            f"the weights in {folder} are not those that were trained on (their SHA-256 differs from run.json's)",
-            "give the base back its old weights; a merge into other weights is another model",
-        )
+    base = base_of(folder)
+    check_base(base, found.base)
+    return TrainedRun(folder, found, base.folder, adapter)

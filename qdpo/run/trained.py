@@ -11,6 +11,8 @@ from qdpo.config.schema import LoraSection, ModelSection, RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.files import manifest_problems
 from qdpo.hardware import Device, find_device
+from qdpo.model.source import EMBEDDED
+from qdpo.run.base import base_of
 from qdpo.run.folder import ADAPTER, reopen
 
 if TYPE_CHECKING:
@@ -51,10 +53,23 @@ def load_trained(folder: Path) -> Trained:
     config = reopen(folder).config
     adapter = adapter_of(folder)
     device = find_device()
-    _, model = load_adapted(config.model, adapter, device)
-    tokenizer = tokenizer_of(adapter, config.model)
+    section = where_it_lies(config.model, folder)
+    _, model = load_adapted(section, adapter, device)
+    tokenizer = tokenizer_of(adapter, section)
     model.config.use_cache = True
     return Trained(model, tokenizer, load_template(config.data.template, tokenizer), config, device)
+
+
+def where_it_lies(section: ModelSection, run: Path) -> ModelSection:
+    """How a run's base is loaded, from where it lies now.
+
+    Raises:
+        InputMissingError: it is not where it was.
+        UnavailableError: the hub does not have it, or cannot be reached.
+    """
+    source = base_of(run)
+    name = section.name if source.revision or source.name == EMBEDDED else str(source.folder)
+    return section.model_copy(update={"name": name, "revision": source.revision})
 
 
 def load_adapted(config: ModelSection, adapter: Path, device: Device) -> tuple[Base, PeftModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
         dtype=Dtype(compute=_short(base.dtype), reason=base.dtype_reason),
         base=Base(
             name=config.model.name,
-            folder=str(base.source.folder),
+            folder=os.path.abspath(base.source.folder),
             revision=base.source.revision,
             architecture=(base.model.config.architectures or [type(base.model).__name__])[0],
             parameters=parameters,
