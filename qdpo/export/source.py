@@ -19,16 +19,12 @@ from qdpo.model.tensors import TensorFiles
 from qdpo.run.base import base_of, check_base
 from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
 from qdpo.run.schema import Record
+from qdpo.run.tokenizer import files_of, has_tokenizer
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of runs, as config/schema.py has them."""
 
 MergeBase = Literal["trained", "original"]
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
-    *("vocab.json", "merges.txt", "chat_template.jinja"),
-)
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,8 @@ class TrainedRun:
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer as it was used in training (saved beside the adapter), else the base's."""
         for folder in (self.adapter, self.base):
-            found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-            if any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
-                return found
+            if has_tokenizer(folder):
+                return files_of(folder)
         raise InputMissingError(f"neither {self.adapter} nor {self.base} has a tokenizer")
 
 

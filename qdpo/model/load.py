@@ -61,16 +61,24 @@ def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    if config.tokenizer is not None:
-        source = find(config.tokenizer)
-    else:
-        source = find(config.name, config.revision, code=config.trust_remote_code)
+    source = tokenizer_source(config)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"the tokenizer of {source.name} cannot be read: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
         raise DataError(f"the tokenizer of {source.name} is broken: {first_line(error)}") from error
+
+
+def tokenizer_source(config: ModelSection) -> Source:
+    """Where the tokenizer's files lie: with the base, or where model.tokenizer says.
+
+    Raises:
+        InputMissingError, UnavailableError: they are not there, or cannot be had.
+    """
+    if config.tokenizer is not None:
+        return find(config.tokenizer)
+    return find(config.name, config.revision, code=config.trust_remote_code)
 
 
 def load_base(config: ModelSection, device: Device) -> Base:

@@ -14,6 +14,7 @@ from qdpo.hardware import Device, find_device
 from qdpo.model.source import EMBEDDED
 from qdpo.run.base import base_of
 from qdpo.run.folder import ADAPTER, reopen
+from qdpo.run.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +98,7 @@ def tokenizer_of(adapter: Path, config: ModelSection) -> PreTrainedTokenizerBase
 
     from qdpo.model.load import load_tokenizer
 
-    if any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if has_tokenizer(adapter):
         return AutoTokenizer.from_pretrained(adapter, trust_remote_code=config.trust_remote_code)
     return load_tokenizer(config)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,13 +144,19 @@ def run_checks(
 ) -> None:
     """Assert what must hold before the first step; each check is one green line."""
     from qdpo.data.tokenise import Tokeniser
+    from qdpo.run.tokenizer import save_tokenizer
     from qdpo.training import invariants
 
+    with tempfile.TemporaryDirectory(prefix="qdpo-tokenizer-") as folder:
+        pairs = data.heldout[: invariants.SAMPLE]
+        shown = [str(tokenizer.decode([*pair.prompt, *pair.chosen])) for pair in pairs]
+        count = save_tokenizer(tokenizer, run.config.model, Path(folder), shown)
     limits = run.config.data
     tokeniser = Tokeniser(tokenizer, data.template, limits.max_length, limits.max_prompt_length)
     sample = sorted(data.train, key=lambda pair: len(pair.prompt))[: invariants.SAMPLE]
     fresh = run.config.model.adapter is None
     run.checks += [
+        invariants.Check("tokenizer", f"as it is saved, it gives the same ids on {count} texts").say(),
         invariants.check_finite(policy).say(),
         invariants.check_targets(policy, run.config.lora).say(),
         invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),
