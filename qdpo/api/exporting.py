@@ -97,7 +97,7 @@ def write(
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
     request = Request(
-        run=load_run(run),
+        run=load_run(run, as_trained=merge_base == "trained" and format != "gguf-lora"),
         out=place,
         merge_base=merge_base,
         dtype=dtype,

@@ -12,12 +12,15 @@ from qdpo.errors import InputMissingError
 from qdpo.files import MANIFEST, manifest_problems, read_json
 from qdpo.hardware import find_device
 from qdpo.model.adapter import Adapter
+from qdpo.model.blueprint import blueprint
 from qdpo.model.merged import MergedModel
 from qdpo.model.nf4 import Quantization
-from qdpo.model.stored_base import StoredBase, stored_base
+from qdpo.model.source import Source
+from qdpo.model.stored_base import StoredBase, find_or_make, stored_base
 from qdpo.model.tensors import TensorFiles
+from qdpo.model.weights import known_weights_sha256
 from qdpo.run.base import base_of, check_base
-from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
+from qdpo.run.folder import ADAPTER, CONFIG, NAME_A_RUN, RECORD, read_record, reopen
 from qdpo.run.schema import Record
 from qdpo.run.tokenizer import files_of, has_tokenizer
 
@@ -62,10 +65,19 @@ class TrainedRun:
         Raises:
             InputMissingError: base and adapter cannot be merged.
         """
-        told = self.facts.quantization.model_dump(exclude_unset=True)
-        quantization = Quantization.from_record(told) if merge_base == "trained" else None
-        files, adapter = TensorFiles.of_folder(self.base), Adapter(self.adapter)
-        config = read_json(self.base / "config.json")
+        return self._merged(Adapter(self.adapter), merge_base)
+
+    def base_as_trained(self) -> MergedModel:
+        """The base alone, as the training saw it.
+
+        Raises:
+            InputMissingError: run.json does not say how the base was loaded, or it is another one.
+        """
+        return self._merged(None, "trained")
+
+    def _merged(self, adapter: Adapter | None, merge_base: MergeBase) -> MergedModel:
+        config, files = read_json(self.base / "config.json"), TensorFiles.of_folder(self.base)
+        quantization = quantization_of(self.facts) if merge_base == "trained" else None
         if quantization is not None and (stored := self._stored(files, quantization)):
             return MergedModel(config, stored, adapter, quantization.rounded_already)
         return MergedModel(config, files, adapter, quantization)
@@ -86,8 +98,22 @@ class TrainedRun:
         raise InputMissingError(f"neither {self.adapter} nor {self.base} has a tokenizer")
 
 
-def load_run(folder: Path) -> TrainedRun:
+def quantization_of(facts: Record) -> Quantization:
+    """How a run's base was rounded.
+
+    Raises:
+        InputMissingError: run.json does not say it.
+    """
+    return Quantization.from_record(facts.quantization.model_dump(exclude_unset=True))
+
+
+def load_run(folder: Path, *, as_trained: bool = False) -> TrainedRun:
     """Read a run directory.
+
+    Args:
+        folder: the run directory.
+        as_trained: its base will be needed as the training saw it: it is rounded now, in the pass that hashes its
+            files, and kept where the run's configuration keeps it.
 
     Raises:
         InputMissingError: it is not one, the run has no adapter yet, or the base is not there any more.
@@ -110,5 +136,19 @@ def load_run(folder: Path) -> TrainedRun:
         # It becomes part of file names, and the run may come from somebody else.
         raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
     base = base_of(folder)
+    if as_trained and (folder / CONFIG).is_file():
+        _keep_base(folder, found, base)
     check_base(base, found.base)
     return TrainedRun(folder, found, base.folder, adapter)
+
+
+def _keep_base(folder: Path, facts: Record, base: Source) -> None:
+    """Put a run's base into the store, if it is not there and shall be."""
+    config, how = reopen(folder).config, quantization_of(facts)
+    other = known_weights_sha256(base) not in (None, facts.base.weights_sha256)
+    if how.method != "nf4" or config.backend != "hf" or other:
+        return
+    section = config.model.model_copy(update={"double_quant": how.double_quant})
+    plan = blueprint(base, section, how.load_dtype, how.blocksize)
+    if plan is not None and plan.quantization == how:
+        find_or_make(plan, section.nf4_cache, find_device().torch)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from training.tiny import StopAt, Stopped, read_run, train_tiny, with_callbacks
 
 import qdpo
 from qdpo.cli.main import main
-from qdpo.files import sha256_file
-from qdpo.model import hashes
+from qdpo.export.source import load_run, quantization_of
+from qdpo.files import read_json, sha256_file
+from qdpo.model import hashes, load
+from qdpo.model.merged import MergedModel
+from qdpo.model.one_pass import OnePass
+from qdpo.model.tensors import TensorFiles
+from qdpo.progress import Progress
+from qdpo.run.folder import read_record as read
 
 if TYPE_CHECKING:
     from training.tiny import Tiny
@@ -105,13 +112,78 @@ def test_a_merge_from_the_kept_base_is_the_merge_from_the_shards(
         patch.setenv("QDPO_CACHE", str(tmp_path / "empty"))
         patch.setattr(hashes, "_known", {})
         record = json.loads((finished / "run.json").read_text())
-        copy = shutil.copytree(finished, tmp_path / "copy")
+        copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+        config = (copy / "config.yaml").read_text()
+        (copy / "config.yaml").write_text(config.replace("nf4_cache: 'on'", "nf4_cache: 'off'"))
         (copy / "run.json").write_text(json.dumps({**record, "base": {**record["base"], "folder": str(tiny.model)}}))
         assert main(["merge-export", "--run", str(copy), *given[2:], str(tmp_path / "shards")]) == 0
     assert not list((tmp_path / "empty").glob("base/*"))
     assert sha256_file(tmp_path / "kept" / "model.safetensors") == sha256_file(
         tmp_path / "shards" / "model.safetensors"
     )
+
+
+class Reads:
+    """Every reading of a base's weights, in the order in which it was: what was done, and with which file or tensor."""
+
+    def __init__(self, base: Path, patch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[str, str]] = []
+        whole, one, own = hashes.sha256_file, TensorFiles.read, OnePass._file
+
+        def hashed(path: Path, advance: Callable[[int], object]) -> str:
+            if path.parent == base:
+                self.seen.append(("hash", path.name))
+            return whole(path, advance)
+
+        def read(files: TensorFiles, name: str) -> torch.Tensor:
+            if files.places[name].path.parent == base:
+                self.seen.append(("tensor", name))
+            return one(files, name)
+
+        def passed(work: OnePass, path: Path, progress: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+            self.seen.append(("pass", path.name))
+            return own(work, path, progress)
+
+        patch.setattr(hashes, "sha256_file", hashed)
+        patch.setattr(TensorFiles, "read", read)
+        patch.setattr(OnePass, "_file", passed)
+        patch.setattr(load, "load_by_transformers", lambda *args: pytest.fail("transformers has read the base"))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_export_with_verification_reads_the_base_once_or_not_at_all(
+    kept: bool, tiny: Tiny, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Path(shutil.copytree(tiny.model, tmp_path / "base"))
+    for path in base.iterdir():
+        os.utime(path, ns=(LONG_AGO, LONG_AGO))
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    for file in ("run.json", "config.yaml"):
+        text = (run / file).read_text()
+        (run / file).write_text(text.replace(read_run(finished).record["base"]["name"], str(base)))
+    monkeypatch.setenv("QDPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "_known", {})
+    given = ["merge-export", "--run", str(run), "--format", "safetensors"]
+    if kept:
+        assert main([*given, "--no-verify"]) == 0
+        monkeypatch.setattr(hashes, "_known", {})
+    reads = Reads(base, monkeypatch)
+    assert main(given) == 0
+    assert reads.seen == ([] if kept else [("pass", "model.safetensors")])
+    assert main(["verify", str(run / "export" / "safetensors")]) == 0
+    assert main([*given, "--merge-base", "original", "--no-verify"]) == 0
+    assert len([what for what in reads.seen if what[0] == "tensor"]) == 21  # it is seen when the base is read
+
+
+def test_the_base_alone_is_what_the_adapter_was_trained_on(tiny: Tiny, world: World, finished: Path) -> None:
+    kept = load_run(finished).base_as_trained()
+    shards = MergedModel(
+        read_json(tiny.model / "config.json"), TensorFiles.of_folder(tiny.model), None, quantization_of(read(finished))
+    )
+    assert kept.names == shards.names
+    for name in kept.names:
+        assert torch.equal(kept.read(name), shards.read(name))
+        assert (kept.stored_dtype(name), kept.shape(name)) == (shards.stored_dtype(name), shards.shape(name))
 
 
 def test_the_original_base_is_read_from_the_shards(world: World, finished: Path, tmp_path: Path) -> None:
@@ -124,7 +196,9 @@ def test_the_original_base_is_read_from_the_shards(world: World, finished: Path,
 def test_chat_and_evaluation_start_from_it(tiny: Tiny, world: World, finished: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(config.replace(str(world.base), str(tiny.model)).replace(": on", ": off"))
+    (copy / "config.yaml").write_text(
+        config.replace(str(world.base), str(tiny.model)).replace("nf4_cache: 'on'", "nf4_cache: 'off'")
+    )
     kept, shards, zeros = (qdpo.Run.open(path) for path in (finished, copy, world.plain))
     question = "where is the fox?"
     answers, pairs = [], []

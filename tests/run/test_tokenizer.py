@@ -85,9 +85,7 @@ def test_a_template_file_of_the_base_stays_when_it_is_the_runs(tmp_path: Path) -
     assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == b"{{ messages }}"
 
 
-def test_files_that_need_the_bases_config_are_written_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_need_the_bases_config_are_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = llama(tmp_path / "base")
     (base / "tokenizer_config.json").unlink()  # which tokenizer it is, config.json says
     wanted = AutoTokenizer.from_pretrained(base)
