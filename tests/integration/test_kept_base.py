@@ -195,10 +195,9 @@ def test_the_original_base_is_read_from_the_shards(world: World, finished: Path,
 
 def test_chat_and_evaluation_start_from_it(tiny: Tiny, world: World, finished: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
-    config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(
-        config.replace(str(world.base), str(tiny.model)).replace("nf4_cache: 'on'", "nf4_cache: 'off'")
-    )
+    for file in ("config.yaml", "run.json"):
+        text = (copy / file).read_text().replace(str(world.base), str(tiny.model))
+        (copy / file).write_text(text.replace("nf4_cache: 'on'", "nf4_cache: 'off'"))
     kept, shards, zeros = (qdpo.Run.open(path) for path in (finished, copy, world.plain))
     question = "where is the fox?"
     answers, pairs = [], []
