@@ -210,6 +210,19 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_doctor_finds_a_damaged_one_by_its_bits(base: Path, cache: Path) -> None:
+    from qdpo.cli.doctor import _kept_bases
+
+    assert _kept_bases() == []
+    load_base(section(base), CPU)
+    (folder,) = (cache / "base").iterdir()
+    assert [(kept["folder"], kept["problem"]) for kept in _kept_bases()] == [(str(folder), None)]
+    stat = (folder / "model.safetensors").stat()
+    flip_a_bit(folder / "model.safetensors")
+    os.utime(folder / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert _kept_bases()[0]["problem"] == "model.safetensors does not match its SHA-256"
+
+
 def test_what_a_killed_process_left_is_swept(base: Path, cache: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
