@@ -95,10 +95,9 @@ def load_base(config: ModelSection, device: Device) -> Base:
     check_files(source)
     with explained_load(source):
         if (plan := blueprint(source, config, dtype, NF4_BLOCKSIZE)) is not None:
-            stored = find_or_make(plan, config.nf4_cache, device.torch)
-            if stored is not None:
-                model = plan.assemble(stored.packed, device)
-                return frozen(model, source, dtype, reason, stored.weights_sha256)
+            kept = find_or_make(plan, config.nf4_cache, device.torch)
+            if kept is not None:
+                return frozen(plan.assemble(kept.packed, device), source, dtype, reason, kept.weights_sha256)
             if device.kind == "cpu" and (held := rounded_in_memory(plan)) is not None:
                 return frozen(plan.assemble(held[0], device), source, dtype, reason, held[1])
         model = load_by_transformers(source, config, dtype, device)
