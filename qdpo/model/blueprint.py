@@ -49,6 +49,7 @@ class Blueprint:
         source: its files.
         files: the tensors of its checkpoint.
         quantization: how it is rounded, and which layers.
+        dtypes: of the model's tensors, in memory.
         settings: the model's configuration, for transformers.
         kind: the model's class.
     """
@@ -56,6 +57,7 @@ class Blueprint:
     source: Source
     files: TensorFiles
     quantization: Quantization
+    dtypes: dict[str, torch.dtype]
     settings: Any
     kind: Any
 
@@ -76,7 +78,7 @@ class Blueprint:
             model: PreTrainedModel = self.kind.from_pretrained(
                 None,
                 config=self.settings,
-                state_dict={name: _Later(tensors, name, progress) for name in names} | self._tables(tensors),
+                state_dict={name: self._later(tensors, name, progress) for name in names} | self._tables(tensors),
                 dtype=self.quantization.load_dtype,
                 device_map={"": device.torch},
                 attn_implementation=self.settings._attn_implementation,
@@ -84,6 +86,10 @@ class Blueprint:
             )
         model.config.name_or_path = str(self.source.folder)
         return model
+
+    def _later(self, tensors: Tensors, name: str, progress: Progress) -> _Later:
+        rounded = name not in self.dtypes or name.removesuffix(".weight") in self.quantization.modules
+        return _Later(tensors, name, tensors.dtype(name) if rounded else self.dtypes[name], progress)
 
     def _tables(self, tensors: Tensors) -> dict[str, Any]:
         """What a checkpoint of bitsandbytes has beside each packed weight: tables of values, and the rest as JSON."""
@@ -115,14 +121,15 @@ class _Later:
 
     tensors: Tensors
     name: str
+    dtype: torch.dtype
     progress: Progress
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         self.progress.advance()
-        return self.tensors.read(self.name)[index]
+        return self.tensors.read(self.name)[index].to(self.dtype)
 
     def get_dtype(self) -> str:
-        return CODES[self.tensors.dtype(self.name)]
+        return CODES[self.dtype]
 
 
 class Held(dict[str, torch.Tensor]):
@@ -169,11 +176,17 @@ def blueprint(source: Source, config: ModelSection, dtype: torch.dtype, blocksiz
         model=model, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None, use_kernels=False
     )
     layers = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
-    if not layers or not _is_one_to_one(model, files, layers):
+    if not layers or _keeps_float32(model) or not _is_one_to_one(model, files, layers):
         return None
     settings.quantization_config = how.to_dict()
     quantization = Quantization("nf4", frozenset(layers), dtype, config.double_quant, blocksize)
-    return Blueprint(source, files, quantization, settings, kind)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    return Blueprint(source, files, quantization, dtypes, settings, kind)
+
+
+def _keeps_float32(model: Any) -> bool:
+    """Whether some tensors stay in float32 whatever the model computes in."""
+    return bool(getattr(model, "_keep_in_fp32_modules", None) or getattr(model, "_keep_in_fp32_modules_strict", None))
 
 
 def _is_one_to_one(model: Any, files: TensorFiles, layers: Mapping[str, Any]) -> bool:
