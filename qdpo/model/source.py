@@ -13,7 +13,10 @@ EMBEDDED = "quickstart"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 # What a causal language model needs, and nothing that runs code: no pickled weights, no other frameworks' files.
-WANTED = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md")
+WANTED = (
+    *("*.json", "*.safetensors", "tokenizer.model*", "spiece.model", "merges.txt", "vocab.txt", "*.jinja"),
+    *("LICENSE*", "README.md"),
+)
 
 CODE = ("*.py",)
 """What else a model needs whose code is trusted."""
