@@ -7,6 +7,7 @@ scales, the other tensors as they are in the base, `base.json`, and a manifest. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -130,9 +131,9 @@ def stored_base(weights: str, files: TensorFiles, how: Quantization, device: str
         # the files' hashes are remembered: they are computed once after each change of time, size or inode
         problems = manifest_problems(folder, file_sha256)
         if not problems:
-            found = StoredBase(folder, how.load_dtype)
-            os.utime(folder)
-            return found
+            with contextlib.suppress(OSError):  # a cache that others own cannot be written to
+                os.utime(folder)
+            return StoredBase(folder, how.load_dtype)
     except (QdpoError, OSError, KeyError, TypeError, ValueError) as error:
         problems = [first_line(error)]
     console.note(f"the NF4 base in {folder} is damaged ({problems[0]}): rounding the base anew")
@@ -197,8 +198,7 @@ def _make(plan: Blueprint, work: OnePass, size: int, device: str) -> StoredBase 
             weights = work.sha256
             write_json(staging / RECORD, _record(plan, weights, device))
         folder = store() / _name(weights, plan.files, plan.quantization, device)
-        if not _moved(arrival, folder):
-            console.note(f"another process has kept the same base in {folder}")
+        moved = _moved(arrival, folder)
         sync_folder(store())
     except NotFinite:
         return None  # the checks before the first step say which
@@ -207,6 +207,8 @@ def _make(plan: Blueprint, work: OnePass, size: int, device: str) -> StoredBase 
         return None
     finally:
         shutil.rmtree(arrival, ignore_errors=True)
+    if not moved:
+        return stored_base(weights, plan.files, plan.quantization, device)
     for name, entry in read_json(folder / MANIFEST)["files"].items():
         remember(folder / name, mark_of(folder / name), entry["sha256"])
     console.note(

@@ -114,4 +114,5 @@ def test_memory_grows_by_the_rounded_layers_alone(tmp_path: Path) -> None:
         slope, start = np.polyfit(layers, [ways[way]["peak"] for ways in found], 1)
         told = f"{start / 1e6:.0f} MB and {slope / 1e6:.0f} MB a layer"
         print(f"{way}: {told}; 32 layers {(start + 32 * slope) / 1e9:.2f} GB")
-        assert slope == pytest.approx(0.516 * weights, rel=0.05)
+        assert slope < 1.05 * 0.516 * weights
+        assert start < LARGEST + 100e6

@@ -237,6 +237,37 @@ def test_what_a_killed_process_left_is_swept(base: Path, cache: Path) -> None:
     assert len([path for path in (cache / "base").iterdir() if not path.name.startswith(".")]) == 1
 
 
+def test_two_processes_make_the_same_one(base: Path, cache: Path) -> None:
+    code = (
+        "import sys; from qdpo.config.schema import ModelSection; from qdpo.hardware import Device\n"
+        "from qdpo.model.load import load_base\n"
+        "sys.stdin.readline()\n"
+        "load_base(ModelSection(name=sys.argv[1], nf4_cache='on'), Device('cpu', 'CPU', None, 1))"
+    )
+    command = [sys.executable, "-c", code, str(base)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, env=env) for _ in range(2)]
+    for process in running:
+        process.communicate(b"go\n", timeout=300)
+    assert [process.returncode for process in running] == [0, 0]
+    (folder,) = (cache / "base").iterdir()
+    assert manifest_problems(folder) == []
+
+
+def test_one_that_another_process_has_made_meanwhile_is_taken(
+    base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_base(section(base), CPU)
+    (folder,) = (cache / "base").iterdir()
+    before = (folder / "model.safetensors").stat().st_ino
+    monkeypatch.setattr(stored_base, "known_weights_sha256", lambda source: None)
+    monkeypatch.setattr(stored_base, "_may_be_there", lambda plan: False)
+    config = section(base)
+    check_equal(load_base(config, CPU).model, reference(config).model)
+    assert list((cache / "base").iterdir()) == [folder]
+    assert (folder / "model.safetensors").stat().st_ino == before
+
+
 def test_the_least_recently_used_goes(
     base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
