@@ -14,6 +14,7 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
+from qdpo.progress import Progress
 from qdpo.run.folder import HELDOUT, now
 from qdpo.run.pairs import write_pairs
 
@@ -47,18 +48,15 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
 
 
 def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:
-    from rich.progress import Progress
-
     config = subject.config
-    with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:
-        task = progress.add_task("scoring", total=len(chosen.pairs))
+    with Progress("scoring", len(chosen.pairs), unit="pairs") as progress:
         scores = score_pairs(
             subject.engine,
             chosen.pairs,
             config.packing.tokens_without_grad,
             subject.base,
             subject.policy,
-            lambda pairs: progress.advance(task, pairs),
+            progress.advance,
         )
     if keep is not None:
         policy, base = scores.policy.tolist(), scores.base.tolist()

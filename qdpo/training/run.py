@@ -16,6 +16,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.files import sweep
 from qdpo.hardware import Device, find_device
 from qdpo.libraries import quiet_libraries
+from qdpo.progress import waiting
 from qdpo.run import folder as run_folder
 from qdpo.run.schema import Hardware
 from qdpo.training import parallel, trackers
@@ -122,11 +123,14 @@ def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -
         mirror: is told of every checkpoint.
         begin: when the run began, as `time.monotonic` says it.
     """
-    tokenizer, data = prepare_data(run)
-    policy, engine = load_policy(run)
+    with waiting("reading and tokenising the data"):
+        tokenizer, data = prepare_data(run)
+    with waiting("loading the base"):
+        policy, engine = load_policy(run)
     accept(run)
     check_room(run, policy, tokenizer, data)
-    run_checks(run, engine, policy, tokenizer, data)
+    with waiting("checking what must hold before the first step"):
+        run_checks(run, engine, policy, tokenizer, data)
     recipe = build_recipe(run, policy, engine, tokenizer, data, stop, mirror)
     recipe.train()
     stop.patient = False
@@ -137,7 +141,8 @@ def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -
         done = f"step {recipe.progress.step} of {recipe.steps}"
         console.note(f"stopped at {done}; to go on: qdpo train --run-dir {shlex.quote(str(run.folder))} --resume")
         return
-    finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
+    with waiting("writing adapter, plots and report"):
+        finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
 
 
 def build_recipe(
