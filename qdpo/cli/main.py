@@ -98,10 +98,11 @@ def _run(argv: list[str]) -> int:
     if run is None:
         parser.print_help()
         return UsageError.exit_code
-    from qdpo.allocator import expand_segments
+    from qdpo.allocator import expand_segments, return_freed_blocks
 
     quiet_environment()
     expand_segments()
+    return_freed_blocks()
     return run(args)
 
 

@@ -122,11 +122,20 @@ class Budgets:
                 continue
             self._halve(kind, need(), when)
 
-    def score_all(self, engine: Engine, pairs: Sequence[TokenPair], when: str) -> Any:
-        """`Engine.score_all` in passes that fit."""
+    def score_all(self, engine: Engine, pairs: Sequence[TokenPair], when: str, *, tell: bool = True) -> Any:
+        """`Engine.score_all` in passes that fit.
+
+        Args:
+            engine: runs them.
+            pairs: what to score.
+            when: what is being done, for messages.
+            tell: how far it is; else whoever calls does.
+        """
 
         def attempt() -> Any:
             budget = self.tokens_without_grad
+            if not tell:
+                return engine.score_all(pairs, budget)
             with Progress(when, engine.tokens(pairs, budget), unit="tokens") as progress:
                 return engine.score_all(pairs, budget, progress.advance)
 

@@ -230,7 +230,7 @@ def _score(engine: Engine, pairs: list[TokenPair], budgets: Budgets) -> Tensor:
     Raises:
         TrainingError: some are not finite.
     """
-    values = budgets.score_all(engine, pairs, "the reference pass").logps.view(2, -1).T
+    values = budgets.score_all(engine, pairs, "the reference pass", tell=False).logps.view(2, -1).T
     finite = torch.isfinite(values).all(1).tolist()
     if not all(finite):
         bad = [pair.row for pair, fine in zip(pairs, finite, strict=True) if not fine]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdpo import __version__, console
-from qdpo.allocator import allocator, expand_segments
+from qdpo.allocator import allocator, expand_segments, return_freed_blocks
 from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
 from qdpo.files import sweep
-from qdpo.hardware import Device, find_device
+from qdpo.hardware import Device, begin_own_peak, find_device, use_threads
 from qdpo.libraries import quiet_libraries
 from qdpo.progress import waiting
 from qdpo.run import folder as run_folder
@@ -76,6 +76,7 @@ def train(
     """
     begin = time.monotonic()
     expand_segments()
+    return_freed_blocks()
     stop = stop or Stop()
     config = resolved.config
     if config.backend == "unsloth":
@@ -96,10 +97,11 @@ def train(
     if resume:
         sweep(run.folder)
         reopen(run, resolved, allow_changes)
-        run.config = config = at_its_commit(run, resolved)
+        run.config = config = as_it_began(run, resolved)
     else:
         run_folder.create(folder, resolved)
     console.say(f"run directory: {folder}")
+    use_processor(run)
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
     copy = open_mirror(run, mirror)
     try:
@@ -125,7 +127,7 @@ def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -
     """
     with waiting("reading and tokenising the data"):
         tokenizer, data = prepare_data(run)
-    with waiting("loading the base"):
+    with waiting("loading the base and setting up the engine"):
         policy, engine = load_policy(run)
     accept(run)
     check_room(run, policy, tokenizer, data)
@@ -192,19 +194,32 @@ def open_mirror(run: RunState, folder: Path | None) -> Mirror | None:
 
 def describe(device: Device) -> Hardware:
     """The device, for run.json."""
+    import torch
+
     return Hardware(
         kind=device.kind,
         name=device.name,
         capability=list(device.capability) if device.capability else None,
         memory_bytes=device.memory,
         allocator=allocator() if device.kind == "cuda" else None,
+        threads=torch.get_num_threads() if device.kind == "cpu" else None,
     )
 
 
-def at_its_commit(run: RunState, resolved: Resolved) -> RunConfig:
-    """The configuration with the commit that the base had when the run began, whatever its branch points to now."""
-    base, config = run.record.base, resolved.config
-    same = base.name == config.model.name and resolved.origins["model.revision"] != SET
-    if not same or base.revision is None:
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base.revision})})
+def use_processor(run: RunState) -> None:
+    """Choose how many threads compute on a CPU, and begin to look at what memory is taken there."""
+    if run.device.kind == "cpu":
+        begin_own_peak()
+        use_threads(run.record.hardware.threads)
+
+
+def as_it_began(run: RunState, resolved: Resolved) -> RunConfig:
+    """The configuration with what a run finds out once, when it begins: the commit of its base, whatever its branch
+    points to now, and on a CPU the type to compute in, whatever a measurement would say now."""
+    record, config = run.record, resolved.config
+    found = {}
+    if record.base.name == config.model.name and resolved.origins["model.revision"] != SET and record.base.revision:
+        found["revision"] = record.base.revision
+    if run.device.kind == record.hardware.kind == "cpu" and config.model.dtype == "auto" and record.dtype.compute:
+        found["dtype"] = record.dtype.compute
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})

@@ -39,7 +39,8 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
     # before minutes are spent on loading
     run.expect(base=hashes, adapter={"start_sha256": start})
     base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
-    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
+    reason = base.dtype_reason if run.resume is None else run.record.dtype.reason or base.dtype_reason
+    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {reason}")
     parameters = parameter_count(base.model)
     if fast:
         policy = unsloth.attach(base.model, config)
@@ -49,7 +50,7 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
         disable_dropout(policy)
     run.save(
         backend=Backend(name=config.backend, version=unsloth.installed_version() if fast else version("transformers")),
-        dtype=Dtype(compute=_short(base.dtype), reason=base.dtype_reason),
+        dtype=Dtype(compute=_short(base.dtype), reason=reason),
         base=Base(
             name=config.model.name,
             folder=str(base.source.folder),
