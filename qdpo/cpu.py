@@ -106,7 +106,7 @@ def others_computing() -> int:
 def cpu_quota() -> float | None:
     """Cores that the control groups of this process allow; None without a limit."""
     limits = []
-    for folder in _own_cgroups():
+    for folder in own_cgroups():
         with contextlib.suppress(OSError, ValueError):
             quota, period = (folder / "cpu.max").read_text().split()
             limits.append(int(quota) / int(period))  # `max` is no number
@@ -118,7 +118,7 @@ def cpu_quota() -> float | None:
     return min(limits, default=None)
 
 
-def _own_cgroups() -> list[Path]:
+def own_cgroups() -> list[Path]:
     """The folder of this process' control group and those above it; each may have a limit."""
     own = CGROUPS
     with contextlib.suppress(OSError):
@@ -131,13 +131,18 @@ def _own_cgroups() -> list[Path]:
 # ------------------------------------------------------------------------------------------------------------ bfloat16
 
 
-def has_bf16() -> bool:
-    """Whether the processor has instructions for products in bfloat16."""
+def flags() -> set[str]:
+    """The processor's instructions by Linux's names; empty elsewhere."""
     with contextlib.suppress(OSError):
         for line in CPUINFO.read_text().splitlines():
             if line.startswith(("flags", "Features")):
-                return not set(BF16_FLAGS).isdisjoint(line.split())
-    return False
+                return set(line.split())
+    return set()
+
+
+def has_bf16() -> bool:
+    """Whether the processor has instructions for products in bfloat16."""
+    return not flags().isdisjoint(BF16_FLAGS)
 
 
 def choose_bf16(weight_bytes: int | None) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -198,14 +198,25 @@ def available_memory() -> int:
     available = machine_available()
     if available is None:
         available = machine_memory()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in _memory_limits():
+        available = min(available, limit - used)
+    return max(available, 0)
+
+
+def memory_limit() -> int | None:
+    """Bytes that a control group allows; None without a limit."""
+    return min((limit for limit, _ in _memory_limits()), default=None)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Limits of control groups, and what is used of each, in bytes."""
+    files = [(folder / "memory.max", folder / "memory.current") for folder in cpu.own_cgroups()]
+    old = cpu.CGROUPS / "memory"
+    files.append((old / "memory.limit_in_bytes", old / "memory.usage_in_bytes"))
+    for limit, used in files:
         # `max` is no number
         with contextlib.suppress(OSError, ValueError):
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(available, 0)
+            yield int(limit.read_text()), int(used.read_text())
 
 
 def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:

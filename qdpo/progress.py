@@ -140,7 +140,7 @@ def _shown() -> Progress | None:
 
 def _amount(done: float, total: int, unit: str) -> str:
     if unit != "bytes":
-        return f"{int(done):,} of {total:,} {unit}"
+        return f"{int(min(done, total)):,} of {total:,} {unit}"
     size, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     return f"{done / size:.1f} of {total / size:.1f} {name}"
 
