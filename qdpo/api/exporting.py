@@ -14,7 +14,7 @@ from qdpo.export.formats import FORMATS, Request, check_options
 from qdpo.export.source import MergeBase, load_run
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.report.refresh import refresh
-from qdpo.run.folder import EXPORT
+from qdpo.run.folder import EXPORT, sweep_exports
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def write(
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
+    sweep_exports(run)
     request = Request(
         run=load_run(run),
         out=place,

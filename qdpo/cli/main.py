@@ -11,6 +11,7 @@ away; 143 stopped by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
@@ -23,6 +24,7 @@ from typing import NoReturn
 from qdpo import __version__, console
 from qdpo.errors import QdpoError, UsageError
 from qdpo.libraries import quiet_environment
+from qdpo.training.signals import Stopped, insisting, watch
 
 EX_SOFTWARE = 70
 EX_INTERRUPTED = 130
@@ -56,6 +58,10 @@ VERBS = {
 }
 
 
+STOPPED_BY_SIGNALS = ("merge-export", "verify", "eval")
+"""Verbs that work for minutes and clean up when they are stopped; `train` sees to it itself."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; failures are printed, never raised.
 
@@ -65,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
+    except Stopped as stop:
+        # not by the interpreter's end, which frees gigabytes piece by piece
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(stop.code or 0))
     except SystemExit as stop:  # argparse's --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except QdpoError as error:
@@ -103,7 +115,10 @@ def _run(argv: list[str]) -> int:
     quiet_environment()
     expand_segments()
     return_freed_blocks()
-    return run(args)
+    if name not in STOPPED_BY_SIGNALS:
+        return run(args)
+    with watch() as stop, insisting(stop):
+        return run(args)
 
 
 class _Wide(argparse.HelpFormatter):
