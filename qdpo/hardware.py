@@ -184,6 +184,11 @@ def machine_available() -> int | None:
     return _linux_bytes("/proc/meminfo", "MemAvailable:")
 
 
+def free_swap() -> int:
+    """Bytes of swap that are free; 0 where it is unknown."""
+    return _linux_bytes("/proc/meminfo", "SwapFree:") or 0
+
+
 def _linux_bytes(table: str, name: str) -> int | None:
     """A value of one of Linux's tables, which are in kB; None where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):

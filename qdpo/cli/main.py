@@ -24,7 +24,6 @@ from typing import NoReturn
 from qdpo import __version__, console
 from qdpo.errors import QdpoError, UsageError
 from qdpo.libraries import quiet_environment
-from qdpo.training.signals import Stopped, insisting, watch
 
 EX_SOFTWARE = 70
 EX_INTERRUPTED = 130
@@ -71,12 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
-    except Stopped as stop:
-        # not by the interpreter's end, which frees gigabytes piece by piece
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(int(stop.code or 0))
     except SystemExit as stop:  # argparse's --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except QdpoError as error:
@@ -115,10 +108,19 @@ def _run(argv: list[str]) -> int:
     quiet_environment()
     expand_segments()
     return_freed_blocks()
-    if name not in STOPPED_BY_SIGNALS:
-        return run(args)
-    with watch() as stop, insisting(stop):
-        return run(args)
+    from qdpo.training.signals import Stopped, insisting, watch
+
+    try:
+        if name not in STOPPED_BY_SIGNALS:
+            return run(args)
+        with watch() as stop, insisting(stop):
+            return run(args)
+    except Stopped as stopped:
+        # not by the interpreter's end, which frees gigabytes piece by piece
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(stopped.code or 0))
 
 
 class _Wide(argparse.HelpFormatter):

@@ -422,7 +422,7 @@ class Recipe:
                     run_id=str(self.run.record.id),
                     base_name=self.config.model.name,
                     keep=self.config.train.keep,
-                    needed=checkpoint_bytes(self.trained, self.optim),
+                    needed=checkpoint_bytes([weight.numel() for weight in self.trained], self.optim),
                 )
         self.run.save(saved_step=self.progress.step)
         if self.mirror is not None:

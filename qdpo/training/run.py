@@ -24,7 +24,7 @@ from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
-from qdpo.training.stages.disk import check_room
+from qdpo.training.stages.disk import check_by_headers, check_room
 from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.reference import reference_pass, token_budgets
@@ -127,6 +127,7 @@ def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -
     """
     with waiting("reading and tokenising the data"):
         tokenizer, data = prepare_data(run)
+    check_by_headers(run, tokenizer, data)
     with waiting("loading the base and setting up the engine"):
         policy, engine = load_policy(run)
     accept(run)
