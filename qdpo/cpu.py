@@ -181,6 +181,16 @@ def layer_flops() -> tuple[float, float]:
     return work / best[torch.float32], work / best[torch.bfloat16]
 
 
+@cache
+def decoding_seconds(*, half: bool) -> float:
+    """Seconds per weight of a 4-bit layer that is run over one token, as when an answer is written."""
+    import torch
+
+    dtype = torch.bfloat16 if half else torch.float32
+    with torch.no_grad():
+        return min(_layer_seconds(dtype, tokens=1) for _ in range(3)) / 2 / WIDTH_TRIED**2
+
+
 def _layer_seconds(dtype: torch.dtype, tokens: int) -> float:
     """Seconds of a square 4-bit layer's forward product and of the gradient of its input."""
     import torch

@@ -13,6 +13,7 @@ from qdpo.export.awq.plan import Layout
 from qdpo.export.formats import FORMATS, Request, check_options
 from qdpo.export.source import MergeBase, load_run
 from qdpo.paths import output_path, refuse_link, refuse_links_out
+from qdpo.progress import waiting
 from qdpo.report.refresh import refresh
 from qdpo.run.folder import EXPORT, sweep_exports
 
@@ -97,8 +98,10 @@ def write(
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
     sweep_exports(run)
+    with waiting("reading the run and its base"):
+        found = load_run(run)
     request = Request(
-        run=load_run(run),
+        run=found,
         out=place,
         merge_base=merge_base,
         dtype=dtype,

@@ -14,7 +14,7 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
-from qdpo.progress import Progress
+from qdpo.progress import Progress, waiting
 from qdpo.run.folder import HELDOUT, now
 from qdpo.run.pairs import write_pairs
 
@@ -33,7 +33,8 @@ def evaluate_heldout(
     Raises:
         QdpoError: the adapter, its base or the data cannot be read.
     """
-    subject = subjects.load(config, adapter)
+    with waiting("loading the model"):
+        subject = subjects.load(config, adapter)
     return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit), keep)
 
 
@@ -43,7 +44,8 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
     Raises:
         QdpoError: model, adapter or data cannot be read.
     """
-    subject = subjects.load(config, adapter)
+    with waiting("loading the model"):
+        subject = subjects.load(config, adapter)
     return _evaluate("pairs", subject, pairs_of(config, subject.tokenizer, subject.template, limit))
 
 

@@ -24,9 +24,10 @@ from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
-from qdpo.training.stages.disk import check_by_headers, check_room
+from qdpo.training.stages.disk import check_by_headers, check_room, shapes_of_base
 from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
+from qdpo.training.stages.pace import say_pace
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
 from qdpo.training.stages.state import RunState
@@ -106,7 +107,7 @@ def train(
     copy = open_mirror(run, mirror)
     try:
         with insisting(stop):
-            run_stages(run, stop, copy, begin)
+            run_stages(run, resolved, stop, copy, begin)
     except Stopped:
         run.save(state="stopped")
         raise
@@ -116,18 +117,21 @@ def train(
     return folder
 
 
-def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -> None:
+def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | None, begin: float) -> None:
     """The stages of a run, one after the other.
 
     Args:
         run: what they hand on.
+        resolved: what was asked for.
         stop: says when to stop.
         mirror: is told of every checkpoint.
         begin: when the run began, as `time.monotonic` says it.
     """
     with waiting("reading and tokenising the data"):
         tokenizer, data = prepare_data(run)
-    check_by_headers(run, tokenizer, data)
+    shapes = shapes_of_base(run)
+    check_by_headers(run, tokenizer, data, shapes)
+    say_pace(run, resolved, data, shapes)
     with waiting("loading the base and setting up the engine"):
         policy, engine = load_policy(run)
     accept(run)

@@ -123,23 +123,29 @@ def check_room(run: RunState, policy: PeftModel, tokenizer: PreTrainedTokenizerB
     _check_disk_for(run, weights, run.record.base.parameters or 0, tokenizer, data)
 
 
-def check_by_headers(run: RunState, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> None:
-    """The same before the base is read, and whether memory holds the base.
-
-    Raises:
-        DiskError: there is not enough room.
-        MemoryShortageError: the base alone needs more than is free.
-    """
+def shapes_of_base(run: RunState) -> dict[str, tuple[int, ...]]:
+    """The shapes of the base's tensors by the headers of its files; none where these are damaged, which loading
+    explains."""
     from qdpo.model.source import find
     from qdpo.model.tensors import TensorFiles
 
     model = run.config.model
     source = find(model.name, model.revision, code=model.trust_remote_code)
     try:
-        places = TensorFiles.of_folder(source.folder).places
+        return {name: place.shape for name, place in TensorFiles.of_folder(source.folder).places.items()}
     except InputMissingError:
-        return  # loading says what is wrong with the files
-    shapes = {name: place.shape for name, place in places.items()}
+        return {}
+
+
+def check_by_headers(
+    run: RunState, tokenizer: PreTrainedTokenizerBase, data: Prepared, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """The same before the base is read, and whether memory holds the base.
+
+    Raises:
+        DiskError: there is not enough room.
+        MemoryShortageError: the base alone needs more than is free.
+    """
     check_memory(run, shapes)
     parameters = sum(map(math.prod, shapes.values()))
     _check_disk_for(run, adapter_weights(run.config.lora, shapes), parameters, tokenizer, data)
