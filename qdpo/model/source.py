@@ -77,17 +77,20 @@ def _snapshot(name: str, revision: str | None, code: bool) -> Source:
         RevisionNotFoundError,
     )
 
+    from qdpo.model.download import telling
     from qdpo.model.hub_client import use_patient_client
 
     use_patient_client()
     # Offline, a snapshot that is there is taken as it is, without asking for the list of its files.
     offline = bool(constants.HF_HUB_OFFLINE)
+    wanted = [*WANTED, *(CODE if code else ())]
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=[*WANTED, *(CODE if code else ())], local_files_only=offline
+        with telling(name) as bars:
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=wanted, local_files_only=offline, tqdm_class=bars
+                )
             )
-        )
     except GatedRepoError as error:
         raise UnavailableError(
             f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"
