@@ -77,8 +77,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     source = find(config.name, config.revision, code=config.trust_remote_code)
-    stored = sum(path.stat().st_size for path in source.folder.glob("*.safetensors"))
-    dtype, reason = choose_dtype(config.dtype, device, stored)
+    dtype, reason = choose_dtype(config.dtype, device, source.weight_bytes)
     settings: dict[str, Any] = {}
     refuse_quantized(source)
     check_code(source, config)

@@ -33,6 +33,11 @@ class Source:
     folder: Path
     revision: str | None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its safetensors files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
 
 def is_local(name: str) -> bool:
     """Whether a model or dataset name means files on this machine (or embedded) rather than the hub."""
