@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ CHUNK_BYTES = 1 << 20
 
 HEADROOM = 1.2
 """How much more than what will be written must be free before anything long begins."""
+
+_staging: list[Path] = []
+"""Folders that this process is writing."""
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What network file systems (a mounted Drive) answer that cannot sync a folder; their files are synced all the same."""
@@ -213,17 +218,92 @@ def staged_folder(
         staging = final.with_name(f"{STAGING_PREFIX}{final.name}-{os.getpid()}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
+        _staging.append(staging)
         # The staging folder goes before a failure is explained, so that the free bytes in the message are those
         # that the next attempt finds.
         try:
-            yield staging
-            if manifest:
-                write_manifest(staging)
-            _sync_tree(staging)
-            _swap_in(staging, final)
+            with _held(staging):
+                yield staging
+                if manifest:
+                    write_manifest(staging)
+                _sync_tree(staging)
+                _swap_in(staging, final)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
+        finally:
+            _staging.remove(staging)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the operating system's lock on a folder, which ends with this process; where there are none, nothing."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def drop_staging() -> None:
+    """Remove what this process has begun to write: it ends now, whatever its threads are doing."""
+    for _ in range(3):  # they may still be writing
+        for folder in _staging:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_abandoned(folder: Path, name: str = "") -> list[str]:
+    """Remove staging folders that processes which are gone have left in a folder; put back what was moved aside.
+
+    Args:
+        folder: where they stand beside their final places.
+        name: of the final place; empty for all.
+
+    Returns:
+        The names of what was removed or put back.
+    """
+    swept, busy = [], set()
+    for path in sorted(folder.glob(f"{STAGING_PREFIX}{name or '*'}-*")):
+        final, _, process = path.name.removeprefix(STAGING_PREFIX).rpartition("-")
+        if not path.is_dir() or not process.isdigit():
+            continue
+        if _is_abandoned(path, int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+            swept.append(path.name)
+        else:
+            busy.add(final)
+    for old in sorted(folder.glob(f"{STAGING_PREFIX}old-{name or '*'}")):
+        original = folder / old.name.removeprefix(f"{STAGING_PREFIX}old-")
+        if original.name in busy:
+            continue
+        if original.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(original)
+        swept.append(old.name)
+    return swept
+
+
+def _is_abandoned(staging: Path, process: int) -> bool:
+    """Whether the process that a staging folder is named by is gone.
+
+    Another process may have its number by now, and a folder may be another machine's: nobody holds the lock of one that
+    was left, and where a file system has no locks it must also have been left for an hour.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            newest = max((path.stat().st_mtime for path in staging.rglob("*")), default=staging.stat().st_mtime)
+            left = time.time() - newest > 3600
+            return error.errno not in (errno.EWOULDBLOCK, errno.EACCES) and left and not is_running(process)
+        finally:
+            os.close(descriptor)
+        return True
+    return False
 
 
 def _sync_tree(folder: Path) -> None:

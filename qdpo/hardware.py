@@ -7,17 +7,23 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qdpo import console, cpu
 
 if TYPE_CHECKING:
     import torch
 
 GIB = 1 << 30
+
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 @dataclass(frozen=True)
@@ -72,21 +78,39 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def choose_dtype(wanted: str, device: Device) -> tuple[torch.dtype, str]:
+def use_threads(began_with: int | None = None) -> None:
+    """Let torch compute with as many threads as suits this machine now, and say so where that is not its own choice.
+
+    Args:
+        began_with: threads of a run that goes on.
+    """
+    import torch
+
+    threads = cpu.choose_threads(torch.get_num_threads(), began_with)
+    if threads.count is not None:
+        torch.set_num_threads(threads.count)
+    if threads.reason is not None:
+        console.note(threads.reason)
+
+
+def choose_dtype(wanted: str, device: Device, weight_bytes: int | None = None) -> tuple[torch.dtype, str]:
     """The compute type and why.
 
-    The compute capability decides, not `torch.cuda.is_bf16_supported()`, which is true by emulation on a T4.
+    The compute capability decides, not `torch.cuda.is_bf16_supported()`, which is true by emulation on a T4. On a CPU
+    a measurement does.
 
     Args:
         wanted: `auto`, or the name of a torch floating-point type that the configuration asks for.
         device: where the model will run.
+        weight_bytes: of the model's files; None for a large one.
     """
     import torch
 
     if wanted != "auto":
         return getattr(torch, wanted), "set by model.dtype"
     if device.kind == "cpu":
-        return torch.float32, "CPU: float32 is faster than emulated bfloat16 in the 4-bit layers"
+        fast, why = cpu.choose_bf16(weight_bytes)
+        return torch.bfloat16 if fast else torch.float32, why
     assert device.capability is not None
     version = f"{device.capability[0]}.{device.capability[1]}"
     if device.capability >= (8, 0):
@@ -95,12 +119,52 @@ def choose_dtype(wanted: str, device: Device) -> tuple[torch.dtype, str]:
 
 
 def peak_memory(device: Device) -> int:
-    """Peak bytes so far: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak bytes so far: allocated on the GPU, or this process' own memory on a CPU, without mapped files."""
     if device.kind == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    return resident_peak()
+    return own_peak()
+
+
+class _OwnMemory(threading.Thread):
+    """Looks now and then at the anonymous pages of this process, of which Linux keeps no peak.
+
+    Pages of mapped files are not counted: they are the page cache's, which gives them up when memory is short.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="memory", daemon=True)
+        self.peak = 0
+
+    def look(self) -> int | None:
+        """Look now; None where the system does not tell."""
+        if (now := _linux_bytes("/proc/self/status", "RssAnon:")) is not None:
+            self.peak = max(self.peak, now)
+        return now
+
+    def run(self) -> None:
+        while self.look() is not None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+@cache
+def _own_memory() -> _OwnMemory:
+    watch = _OwnMemory()
+    watch.start()
+    return watch
+
+
+def begin_own_peak() -> None:
+    """From now on `own_peak` counts."""
+    _own_memory().peak = 0
+
+
+def own_peak() -> int:
+    """Peak bytes of this process' anonymous pages since `begin_own_peak`, by 50 looks a second; where the system does
+    not tell them apart, of all its resident pages ever."""
+    watch = _own_memory()
+    return resident_peak() if watch.look() is None else watch.peak
 
 
 def resident_peak() -> int:
@@ -120,6 +184,11 @@ def machine_available() -> int | None:
     return _linux_bytes("/proc/meminfo", "MemAvailable:")
 
 
+def free_swap() -> int:
+    """Bytes of swap that are free; 0 where it is unknown."""
+    return _linux_bytes("/proc/meminfo", "SwapFree:") or 0
+
+
 def _linux_bytes(table: str, name: str) -> int | None:
     """A value of one of Linux's tables, which are in kB; None where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -134,22 +203,36 @@ def available_memory() -> int:
     available = machine_available()
     if available is None:
         available = machine_memory()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        # `max` is no number
-        with contextlib.suppress(OSError, ValueError):
-            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    for limit, used in _memory_limits():
+        available = min(available, limit - used)
     return max(available, 0)
 
 
+def memory_limit() -> int | None:
+    """Bytes that a control group allows; None without a limit."""
+    return min((limit for limit, _ in _memory_limits()), default=None)
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Limits of control groups, and what is used of each, in bytes."""
+    files = [(folder / "memory.max", folder / "memory.current") for folder in cpu.own_cgroups()]
+    old = cpu.CGROUPS / "memory"
+    files.append((old / "memory.limit_in_bytes", old / "memory.usage_in_bytes"))
+    for limit, used in files:
+        # `max` is no number
+        with contextlib.suppress(OSError, ValueError):
+            yield int(limit.read_text()), int(used.read_text())
+
+
 def mixed_precision(device: Device, dtype: torch.dtype) -> Callable[[], AbstractContextManager[object]]:
-    """The context of a forward pass: autocast on a GPU in half precision, else none."""
+    """The context of a forward pass: autocast in half precision, else none.
+
+    On a CPU that is bfloat16; float16 has no loss scaling there.
+    """
     import torch
 
-    if device.kind == "cuda" and dtype in (torch.bfloat16, torch.float16):
-        return partial(torch.autocast, "cuda", dtype)
+    if dtype == torch.bfloat16 or (dtype == torch.float16 and device.kind == "cuda"):
+        return partial(torch.autocast, device.kind, dtype)
     return contextlib.nullcontext
 
 

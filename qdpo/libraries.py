@@ -28,7 +28,7 @@ def quiet_environment() -> None:
 
 
 def quiet_libraries() -> None:
-    """Also silence transformers' own remarks and its bar for loading weights; the hub's download bars stay."""
+    """Also silence transformers' own remarks and its bar for loading weights."""
     quiet_environment()
     import transformers
 

@@ -47,7 +47,7 @@ class Progress:
         self, what: str, total: int | None, *, unit: str = "bytes", expected_seconds: float | None = None
     ) -> None:
         self.what, self.total, self.unit, self.expected = what, total, unit, expected_seconds
-        self.done = 0
+        self.done: float = 0
         self.began = time.monotonic()
         self.told = False
 
@@ -78,7 +78,7 @@ class Progress:
         """Time since the work began."""
         return time.monotonic() - self.began
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: float = 1) -> None:
         """Count `n` more as done."""
         self.done += n
 
@@ -138,9 +138,9 @@ def _shown() -> Progress | None:
     return next((work for work in reversed(_works) if work.seconds >= SECONDS_BEFORE_FIRST), None)
 
 
-def _amount(done: int, total: int, unit: str) -> str:
+def _amount(done: float, total: int, unit: str) -> str:
     if unit != "bytes":
-        return f"{done:,} of {total:,} {unit}"
+        return f"{int(min(done, total)):,} of {total:,} {unit}"
     size, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
     return f"{done / size:.1f} of {total / size:.1f} {name}"
 

@@ -14,7 +14,7 @@ PACKAGE = Path(qdpo.__file__).parent
 LAYERS = (
     {"errors"},
     {"redact", "libraries", "allocator", "console", "files", "notebook", "progress"},
-    {"hardware", "paths"},
+    {"cpu", "hardware", "paths"},
     {"config"},
     {"cuda"},
     {"model"},

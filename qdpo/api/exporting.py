@@ -13,8 +13,9 @@ from qdpo.export.awq.plan import Layout
 from qdpo.export.formats import FORMATS, Request, check_options
 from qdpo.export.source import MergeBase, load_run
 from qdpo.paths import output_path, refuse_link, refuse_links_out
+from qdpo.progress import waiting
 from qdpo.report.refresh import refresh
-from qdpo.run.folder import EXPORT
+from qdpo.run.folder import EXPORT, sweep_exports
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,11 @@ def write(
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
+    sweep_exports(run)
+    with waiting("reading the run and its base"):
+        found = load_run(run, as_trained=merge_base == "trained" and format != "gguf-lora")
     request = Request(
-        run=load_run(run, as_trained=merge_base == "trained" and format != "gguf-lora"),
+        run=found,
         out=place,
         merge_base=merge_base,
         dtype=dtype,

@@ -54,8 +54,8 @@ def plan(
     Args:
         config: a preset's name, a YAML file, or a `Config`.
         overrides: settings by their dotted key.
-        gpu: `t4`, `l4`, `rtx3090`, `rtx4090`, `a40`, `a100`, `a100-80`, `h100`, `h200`, or GiB; None takes what is
-            found here, else the preset's card.
+        gpu: a card's name (`t4`, `RTX 4090`, `a100-80`), its memory (`24GiB`), or `cpu` for this machine's processor;
+            None takes what is found here, else the preset's card.
         auto: choose budgets, checkpointing and optimizer for the card.
 
     Returns:

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from qdpo.allocator import expand_segments
+from qdpo.allocator import expand_segments, return_freed_blocks
 from qdpo.libraries import LOGGERS, VARIABLES, quiet_environment
 
 
@@ -19,17 +19,19 @@ def borrowed() -> Iterator[None]:
     """The libraries underneath without telemetry and chatter inside the block, and as they were after it.
 
     Environment variables, log levels and warning filters are put back, and memory that nothing refers to is given
-    back to the GPU. What stays: torch's allocator setting, which it reads once (`qdpo.allocator`), and the states of
-    random number generators.
+    back to the GPU. What stays: the settings of the allocators, which they take once (`qdpo.allocator`), and the states
+    of random number generators.
     """
     variables = {name: os.environ.get(name) for name in VARIABLES}
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     was_loaded = "transformers" in sys.modules
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     said = _transformers() if was_loaded else (logging.WARNING, True)
     try:
         with warnings.catch_warnings():
             quiet_environment()
             expand_segments()
+            return_freed_blocks()
             yield
     finally:
         for name, value in variables.items():
@@ -43,6 +45,8 @@ def borrowed() -> Iterator[None]:
             _tell_transformers(*said)
         gc.collect()
         torch = sys.modules.get("torch")
+        if torch is not None and threads is not None:
+            torch.set_num_threads(threads)
         if torch is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()  # of one call, not of all since the process began

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdpo.api.process import borrowed
-from qdpo.errors import ConfigError, UsageError
+from qdpo.errors import ConfigError, QdpoError, UnavailableError, UsageError
 from qdpo.paths import output_path
+from qdpo.progress import clock
 from qdpo.run import lock
 
 if TYPE_CHECKING:
@@ -189,7 +190,10 @@ def prepare(
         preset = asked.preset
         folder = run_folder.choose(wanted, asked.name)
     if not allow_cpu:
-        cuda.check_gpu(asked)
+        try:
+            cuda.check_gpu(asked)
+        except UnavailableError as error:
+            raise _with_time_on_the_cpu(error, asked) from error
     if auto:
         from qdpo.planner.auto import choose_here
 
@@ -201,6 +205,18 @@ def prepare(
             "read the code at model.revision, then give --trust-remote-code on the command line; or set it to false",
         )
     return Job(asked, folder, preset, resume, allow_changes, copy)
+
+
+def _with_time_on_the_cpu(error: UnavailableError, config: Config) -> UnavailableError:
+    """The refusal of a CPU, with how long the run would take there where the base's shape is known."""
+    from qdpo.api.planning import plan
+
+    with contextlib.suppress(QdpoError):
+        found = plan(config, gpu="cpu")
+        if found.duration.steps is not None:
+            time = f"about {clock(found.duration.seconds)} by estimate"
+            return UnavailableError(error.message, f"{error.hint}; the whole run would take {time}")
+    return error
 
 
 def _command(job: Job) -> str:

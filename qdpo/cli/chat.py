@@ -35,13 +35,15 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.errors import UsageError
     from qdpo.evaluation.chat import Sampling
     from qdpo.libraries import quiet_libraries
+    from qdpo.progress import waiting
     from qdpo.run.trained import load_trained
 
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise UsageError("--max-new-tokens must be at least 1, --temperature at least 0, --top-p above 0 and at most 1")
     quiet_libraries()
     follow_base(args.model, Path(args.run).expanduser())
-    trained = load_trained(Path(args.run).expanduser())
+    with waiting("loading base and adapter"):
+        trained = load_trained(Path(args.run).expanduser())
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     sides = ["base", "trained"] if args.compare else ["trained"]
     histories: dict[str, list[Message]] = {side: [] for side in sides}

@@ -37,10 +37,12 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.data.view import table
     from qdpo.errors import UsageError
     from qdpo.files import write_json
+    from qdpo.progress import waiting
 
     if args.preview < 0:
         raise UsageError(f"--preview takes a number from 0, not {args.preview}")
-    pairs = load_pairs(args.data, args.preset, args.overrides, model=args.model, against=args.against)
+    with waiting("reading, checking and tokenising the data"):
+        pairs = load_pairs(args.data, args.preset, args.overrides, model=args.model, against=args.against)
     out = console.out()
     out.print(table("training", pairs.prepared.train_report))
     out.print(table("held out", pairs.prepared.heldout_report))

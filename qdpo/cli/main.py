@@ -11,6 +11,7 @@ away; 143 stopped by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
@@ -56,6 +57,10 @@ VERBS = {
 }
 
 
+STOPPED_BY_SIGNALS = ("merge-export", "verify", "eval")
+"""Verbs that work for minutes and clean up when they are stopped; `train` sees to it itself."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; failures are printed, never raised.
 
@@ -98,11 +103,24 @@ def _run(argv: list[str]) -> int:
     if run is None:
         parser.print_help()
         return UsageError.exit_code
-    from qdpo.allocator import expand_segments
+    from qdpo.allocator import expand_segments, return_freed_blocks
 
     quiet_environment()
     expand_segments()
-    return run(args)
+    return_freed_blocks()
+    from qdpo.training.signals import Stopped, insisting, watch
+
+    try:
+        if name not in STOPPED_BY_SIGNALS:
+            return run(args)
+        with watch() as stop, insisting(stop):
+            return run(args)
+    except Stopped as stopped:
+        # not by the interpreter's end, which frees gigabytes piece by piece
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(int(stopped.code or 0))
 
 
 class _Wide(argparse.HelpFormatter):

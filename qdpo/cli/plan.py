@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu",
         metavar="CARD",
-        help="t4, l4, rtx3090, rtx4090, a40, a100, a100-80, h100, h200, or GiB; default: what is found here, "
-        "else the preset's card",
+        help="a card's name (t4, 'RTX 4090', a100-80), its memory (24GiB), or cpu for this machine's processor; "
+        "default: what is found here, else the preset's card",
     )
     parser.add_argument("--auto", action="store_true", help="choose budgets, checkpointing and optimizer for the card")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")

@@ -34,8 +34,12 @@ def run(args: argparse.Namespace) -> int:
 def _list(folder: Path, as_json: bool) -> int:
     from qdpo import console
     from qdpo.evaluation.runs import describe, find
+    from qdpo.run.folder import sweep_exports
 
-    rows = [describe(path) for path in find(folder)]
+    found = find(folder)
+    for path in found:
+        sweep_exports(path)
+    rows = [describe(path) for path in found]
     if as_json:
         console.out().print_json(data=rows)
     elif rows:

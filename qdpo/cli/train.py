@@ -7,6 +7,7 @@ import shlex
 import sys
 
 from qdpo.cli.options import add_config
+from qdpo.progress import waiting
 
 HELP = "Fine-tune a model by DPO on preference pairs, with its base in 4 bits."
 
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from qdpo.training.signals import insisting, watch
 
-    with watch() as stop, insisting(stop):
+    # between the stages, which say what they do, there are imports
+    with watch() as stop, insisting(stop), waiting("qdpo train"):
         from qdpo.api.training import prepare
 
         job = prepare(

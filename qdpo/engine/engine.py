@@ -54,6 +54,10 @@ class Engine:
         with self.autocast():
             return self.layout.predicting(self.model, pairs, indices, self.device)
 
+    def tokens(self, pairs: Sequence[TokenPair], budget: int) -> int:
+        """Tokens of all passes over the pairs."""
+        return sum(self.layout.tokens([pairs[i] for i in group]) for group in self.cut(pairs, budget))
+
     def cut(self, pairs: Sequence[TokenPair], budget: int) -> list[list[int]]:
         """Group pairs into passes of up to `budget` tokens; positions in `pairs`."""
         return self.layout.cut(pairs, budget)
@@ -76,8 +80,15 @@ class Engine:
         for group in groups:
             backward(loss_of(group, self.score([pairs[i] for i in group], group)))
 
-    def score_all(self, pairs: Sequence[TokenPair], budget: int) -> PackScores:
+    def score_all(
+        self, pairs: Sequence[TokenPair], budget: int, advance: Callable[[int], object] = lambda tokens: None
+    ) -> PackScores:
         """Score all pairs without gradients, in passes of up to `budget` tokens.
+
+        Args:
+            pairs: what to score.
+            budget: tokens of a pass.
+            advance: told how many tokens each pass had.
 
         Returns:
             The scores of all 2n sequences, chosen first, in the order of `pairs`, on the CPU.
@@ -90,6 +101,7 @@ class Engine:
                 parts = (scores.logps, scores.tokens, scores.logits, scores.entropy, scores.top1)
                 for column, part in zip(columns, parts, strict=True):
                     column[:, group] = part.view(2, -1).to("cpu", column.dtype)
+                advance(self.layout.tokens([pairs[i] for i in group]))
         return PackScores(*(column.view(-1) for column in columns))
 
 

@@ -18,12 +18,15 @@ from qdpo.engine.engine import Engine
 from qdpo.engine.layouts import Separate
 from qdpo.engine.logps import PackScores
 from qdpo.engine.probe import probe_pairs
-from qdpo.engine.recompute import decoder_layers
+from qdpo.engine.recompute import counted, decoder_layers
 from qdpo.errors import MemoryShortageError, TrainingError
 from qdpo.hardware import is_out_of_memory
 
 LIMIT = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.15}
 """Largest relative difference (L2). A wrong gradient is off by its own size."""
+
+PASSES = 4
+"""Passes of a check: the engine's with a second run, and those of two separate pairs."""
 
 FACTORS = (1.0, -0.5, -0.8, 0.6)
 """What the log-probabilities of the probe's two pairs are multiplied by, chosen ones first."""
@@ -52,7 +55,8 @@ def check_gradients(engine: Engine) -> float | None:
     was = model.training
     model.train()
     try:
-        gap, size = _within_memory(lambda part: _compare(engine, part), trained)
+        with counted(model, "checking the engine's gradients", PASSES):
+            gap, size = _within_memory(lambda part: _compare(engine, part), trained)
     finally:
         model.train(was)
     difference = gap / size if size else (math.inf if gap else 0.0)

@@ -22,6 +22,7 @@ from qdpo.engine.engine import evaluating
 from qdpo.engine.layout import build_pack
 from qdpo.engine.layouts import Layout, Masked, Packed, Separate, hidden_of_padded
 from qdpo.engine.logps import hidden_of
+from qdpo.engine.recompute import counted
 from qdpo.engine.refusal import refusal
 from qdpo.engine.sizes import PROBED
 from qdpo.errors import first_line
@@ -35,6 +36,9 @@ RoPE compute in fp32 in fp64 models too. A wrong mask gives 0.05 and more."""
 
 VARLEN = "packed varlen"
 """What `Packed` is called in `Decision.errors` when its attention is one variable-length kernel."""
+
+PASSES = 7
+"""Passes of a probe whose first attempt is right."""
 
 WINDOW = 12
 """A sliding window is shrunk to this during the probe, so that short pairs reach beyond it."""
@@ -108,7 +112,8 @@ def decide(
     own = attention.install(model, getattr(config, "_attn_implementation", None) or "eager") or "eager"
     pairs = probe_pairs(config.get_text_config().vocab_size)
     errors: dict[str, float | str] = {}
-    with torch.no_grad(), evaluating(model), _short_window(model), autocast():
+    counting = counted(model, "trying how pairs can be laid out", PASSES)
+    with torch.no_grad(), evaluating(model), _short_window(model), autocast(), counting:
         try:
             separate = _rows_of_padded(model, pairs, device, 0)
             noise = _difference(_rows_of_padded(model, pairs, device, 7), separate)

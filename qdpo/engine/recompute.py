@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from qdpo.errors import TrainingError
+from qdpo.progress import Progress
 
 _running_again = False
 
@@ -45,6 +46,25 @@ def decoder_layers(model: nn.Module) -> list[Any]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module, what: str, passes: int) -> Iterator[None]:
+    """Tell how far the passes inside the block are, layer by layer.
+
+    Args:
+        model: that runs.
+        what: they are for, in a few words.
+        passes: through all layers, second runs included.
+    """
+    layers = decoder_layers(model)
+    with Progress(what, passes * len(layers), unit="layers") as progress:
+        hooks = [layer.register_forward_hook(lambda *found: progress.advance()) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def checkpoint_layers(model: nn.Module, count: int | None) -> int:

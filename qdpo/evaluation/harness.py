@@ -19,6 +19,7 @@ from typing import Any
 
 from qdpo import console
 from qdpo.errors import DataError, InputMissingError, UnavailableError, UsageError, first_line
+from qdpo.progress import waiting
 
 
 @dataclass(frozen=True)
@@ -189,23 +190,39 @@ def _right(samples: Sequence[dict[str, Any]], metric: str, filter: str) -> dict[
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval's log only where something is wrong; its progress bars, and what git says to it, only on a terminal."""
+    """lm-eval's log only where something is wrong; its progress bars, and what git says to it, only on a terminal.
+
+    Elsewhere there is a line now and then.
+    """
     log = logging.getLogger("lm_eval")
     level = log.level
     log.setLevel(logging.ERROR)
-    sys.stderr.flush()
-    kept = None if console.is_interactive() else os.dup(2)
     try:
-        if kept is not None:
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
-        yield
+        if console.is_interactive():
+            yield
+        else:
+            with _nothing_on_stderr(), waiting("answering benchmarks"):
+                yield
     finally:
         log.setLevel(level)
-        if kept is not None:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """Whatever a library or a program writes to stderr is lost inside the block; our own talk is not."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere, os.fdopen(os.dup(kept), "w") as still:
+            os.dup2(nowhere.fileno(), 2)
+            if console.talk().file is sys.stderr:
+                console.talk().file = still
+            yield
+    finally:
+        console.talk.cache_clear()
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from qdpo.evaluation.scoring import score_pairs
 from qdpo.evaluation.subject import Subject
 from qdpo.evaluation.summary import summarise
 from qdpo.files import explained, write_json
+from qdpo.progress import Progress, waiting
 from qdpo.run.folder import HELDOUT, now
 from qdpo.run.pairs import write_pairs
 
@@ -32,7 +33,8 @@ def evaluate_heldout(
     Raises:
         QdpoError: the adapter, its base or the data cannot be read.
     """
-    subject = subjects.load(config, adapter)
+    with waiting("loading the model"):
+        subject = subjects.load(config, adapter)
     return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit), keep)
 
 
@@ -42,23 +44,21 @@ def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = 
     Raises:
         QdpoError: model, adapter or data cannot be read.
     """
-    subject = subjects.load(config, adapter)
+    with waiting("loading the model"):
+        subject = subjects.load(config, adapter)
     return _evaluate("pairs", subject, pairs_of(config, subject.tokenizer, subject.template, limit))
 
 
 def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:
-    from rich.progress import Progress
-
     config = subject.config
-    with Progress(console=console.talk(), transient=True, disable=not console.is_interactive()) as progress:
-        task = progress.add_task("scoring", total=len(chosen.pairs))
+    with Progress("scoring", len(chosen.pairs), unit="pairs") as progress:
         scores = score_pairs(
             subject.engine,
             chosen.pairs,
             config.packing.tokens_without_grad,
             subject.base,
             subject.policy,
-            lambda pairs: progress.advance(task, pairs),
+            progress.advance,
         )
     if keep is not None:
         policy, base = scores.policy.tolist(), scores.base.tolist()

@@ -14,7 +14,7 @@ from qdpo.config.schema import RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.evaluation.scoring import Side
 from qdpo.files import sha256_file
-from qdpo.hardware import find_device, mixed_precision
+from qdpo.hardware import find_device, mixed_precision, use_threads
 from qdpo.run import folder as run_folder
 from qdpo.run.trained import load_adapted, tokenizer_of
 
@@ -87,6 +87,8 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
 
     quiet_libraries()
     device = find_device()
+    if device.kind == "cpu":
+        use_threads()
     base_side: Side = contextlib.nullcontext
     policy_side: Side | None = None
     about: dict[str, Any] = {"base": config.model.name, "quantization": config.model.quantization}

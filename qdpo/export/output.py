@@ -17,11 +17,10 @@ from qdpo.errors import DiskError, OutputError
 from qdpo.files import (
     HEADROOM,
     MANIFEST,
-    STAGING_PREFIX,
     free_bytes,
-    is_running,
     manifest_problems,
     staged_folder,
+    sweep_abandoned,
     write_json,
 )
 
@@ -50,7 +49,7 @@ def export_folder(final: Path, needed: int, record: dict[str, Any]) -> Iterator[
         DiskError: the disk has less room than needed.
     """
     _check_ours(final)
-    _sweep(final)
+    sweep_abandoned(final.parent, final.name)
     wanted = max(needed + SPARE_BYTES, int(HEADROOM * needed))
     if (free := free_bytes(final)) < wanted:
         raise DiskError(
@@ -121,14 +120,3 @@ def _check_ours(final: Path) -> None:
             f"(first: {strangers[0]})",
             "move them away, or choose another --out",
         )
-
-
-def _sweep(final: Path) -> None:
-    """Remove what killed exports to the same place left; put an old export back that was moved aside."""
-    old = final.with_name(f"{STAGING_PREFIX}old-{final.name}")
-    if old.is_dir() and not final.exists():
-        old.rename(final)
-    for path in final.parent.glob(f"{STAGING_PREFIX}{final.name}-*"):
-        process = path.name.rpartition("-")[2]
-        if process.isdigit() and not is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)

@@ -89,7 +89,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
         ConfigError: the model needs remote code, or is quantized already.
     """
     source = find(config.name, config.revision, code=config.trust_remote_code)
-    dtype, reason = choose_dtype(config.dtype, device)
+    dtype, reason = choose_dtype(config.dtype, device, source.weight_bytes)
     refuse_quantized(source)
     check_code(source, config)
     check_files(source)

@@ -36,6 +36,11 @@ class Source:
     folder: Path
     revision: str | None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its safetensors files."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
 
 def is_local(name: str) -> bool:
     """Whether a model or dataset name means files on this machine (or embedded) rather than the hub."""
@@ -82,17 +87,20 @@ def _snapshot(name: str, revision: str | None, code: bool) -> Source:
         RevisionNotFoundError,
     )
 
+    from qdpo.model.download import telling
     from qdpo.model.hub_client import use_patient_client
 
     use_patient_client()
     # Offline, a snapshot that is there is taken as it is, without asking for the list of its files.
     offline = bool(constants.HF_HUB_OFFLINE)
+    wanted = [*WANTED, *(CODE if code else ())]
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=[*WANTED, *(CODE if code else ())], local_files_only=offline
+        with telling(name) as bars:
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=wanted, local_files_only=offline, tqdm_class=bars
+                )
             )
-        )
     except GatedRepoError as error:
         raise UnavailableError(
             f"the hub model {name} is gated", "accept its terms on its page, then log in with `hf auth login`"

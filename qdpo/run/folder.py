@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from qdpo import console
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.errors import InputMissingError, OutputError
-from qdpo.files import STAGING_PREFIX, atomic_write, explained, read_json, write_json
+from qdpo.files import STAGING_PREFIX, atomic_write, explained, read_json, sweep_abandoned, write_json
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.redact import redact_all
 from qdpo.run import lock
@@ -110,7 +111,14 @@ def existing(wanted: str) -> Path:
     if not (folder / CONFIG).is_file():
         raise InputMissingError(f"{folder} holds no run of qdpo ({CONFIG} is missing)", NAME_A_RUN)
     refuse_links_out(folder)
+    sweep_exports(folder)
     return folder
+
+
+def sweep_exports(folder: Path) -> None:
+    """Remove what exports of a run that were killed have left in it."""
+    for name in sweep_abandoned(folder / EXPORT):
+        console.note(f"{folder / EXPORT / name}, left by an export that was killed, is removed or put back")
 
 
 def create(folder: Path, resolved: Resolved) -> None:

@@ -30,13 +30,15 @@ class Section(BaseModel):
 
 
 class Hardware(Section):
-    """The device: its kind (`cuda`, `cpu`), its compute capability (major, minor), and torch's setting of memory."""
+    """The device: its kind (`cuda`, `cpu`), its compute capability (major, minor), torch's setting of memory, and on a
+    CPU the threads that compute."""
 
     kind: str | None = None
     name: str | None = None
     capability: list[int] | None = None
     memory_bytes: int | None = None
     allocator: str | None = None
+    threads: int | None = None
 
 
 class Tokenizer(Section):

@@ -14,7 +14,7 @@ from qdpo.files import free_bytes
 from qdpo.hardware import GIB, Device, choose_dtype, find_device
 from qdpo.libraries import quiet_libraries
 from qdpo.model import unsloth
-from qdpo.model.source import is_local
+from qdpo.model.source import find, is_local
 from qdpo.training import trackers
 from qdpo.training.stages.state import total_steps
 
@@ -36,7 +36,8 @@ def describe(resolved: Resolved, folder: Path) -> int:
     quiet_libraries()
     trackers.check_installed(config.train.report_to)
     device = find_device()
-    dtype, reason = choose_dtype(config.model.dtype, device)
+    stored = find(config.model.name).weight_bytes if is_local(config.model.name) else None
+    dtype, reason = choose_dtype(config.model.dtype, device, stored)
     console.out().print(to_yaml(resolved), markup=False, end="")
     say = console.say
     say(f"run directory  {folder} ({free_bytes(folder) / GIB:.1f} GiB free)")

@@ -21,6 +21,7 @@ from qdpo.engine.losses import PairLogps, pair_losses
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
 from qdpo.model.tensors import is_finite
+from qdpo.progress import Progress
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -90,9 +91,10 @@ def check_policy_is_reference(
         fresh: the adapter is new; one that training continues from differs from the base, and only finiteness is
             checked.
     """
-    scores = engine.score_all(pairs, budget)
-    with policy.disable_adapter():
-        base = engine.score_all(pairs, budget)
+    with Progress("comparing policy and reference", 2 * engine.tokens(pairs, budget), unit="tokens") as progress:
+        scores = engine.score_all(pairs, budget, progress.advance)
+        with policy.disable_adapter():
+            base = engine.score_all(pairs, budget, progress.advance)
     if not (torch.isfinite(scores.logps).all() and torch.isfinite(base.logps).all()):
         rows = [pair.row for pair in pairs]
         raise TrainingError(

@@ -88,6 +88,11 @@ class Log:
         if self.terminal is not None:
             self.terminal.moved(step, evaluating=evaluating)
 
+    def part(self, step: int, share: float) -> None:
+        """A share of the step after `step` is done, from 0 to 1."""
+        if self.terminal is not None:
+            self.terminal.moved(step + share, evaluating=False)
+
     def training(self, step: int, values: dict[str, float], tokens: int) -> None:
         """The means of the steps since the last line."""
         self._everywhere(step, values | self.file.measured(tokens), "train")
@@ -100,7 +105,7 @@ class Log:
         """Training goes on after an evaluation."""
         self.file.restart_clock(tokens)
         if self.terminal is not None:
-            self.terminal.moved(self.terminal.step, evaluating=False)
+            self.terminal.restart_clock()
 
     def _everywhere(self, step: int, values: dict[str, float], part: str) -> None:
         self.file.write(step, values)

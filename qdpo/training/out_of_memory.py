@@ -20,6 +20,7 @@ from qdpo.engine.engine import Engine
 from qdpo.engine.layouts import longest
 from qdpo.errors import MemoryShortageError
 from qdpo.hardware import is_out_of_memory
+from qdpo.progress import Progress
 from qdpo.run.schema import Memory
 from qdpo.training import parallel
 
@@ -121,13 +122,25 @@ class Budgets:
                 continue
             self._halve(kind, need(), when)
 
-    def score_all(self, engine: Engine, pairs: Sequence[TokenPair], when: str) -> Any:
-        """`Engine.score_all` in passes that fit."""
+    def score_all(self, engine: Engine, pairs: Sequence[TokenPair], when: str, *, tell: bool = True) -> Any:
+        """`Engine.score_all` in passes that fit.
+
+        Args:
+            engine: runs them.
+            pairs: what to score.
+            when: what is being done, for messages.
+            tell: how far it is; else whoever calls does.
+        """
+
+        def attempt() -> Any:
+            budget = self.tokens_without_grad
+            if not tell:
+                return engine.score_all(pairs, budget)
+            with Progress(when, engine.tokens(pairs, budget), unit="tokens") as progress:
+                return engine.score_all(pairs, budget, progress.advance)
+
         return self.retry(
-            "tokens_without_grad",
-            lambda: engine.score_all(pairs, self.tokens_without_grad),
-            lambda: need_of(engine, pairs, self.tokens_without_grad),
-            when,
+            "tokens_without_grad", attempt, lambda: need_of(engine, pairs, self.tokens_without_grad), when
         )
 
     def _halve(self, kind: str, need: Need, when: str) -> None:

@@ -29,6 +29,7 @@ from qdpo.engine.transfer import to_device
 from qdpo.engine.used import Products, Used, check_used
 from qdpo.errors import MemoryShortageError, TrainingError
 from qdpo.hardware import is_out_of_memory
+from qdpo.progress import waiting
 from qdpo.run import checkpoint
 from qdpo.run.folder import CHECKPOINTS
 from qdpo.training import parallel
@@ -257,7 +258,15 @@ class Recipe:
             self.metrics.add_pack(scores, logps, self.loss.beta)
             return loss
 
-        self.engine.step(pairs, self.cut(pairs), loss_of, self.backward)
+        groups, done = self.cut(pairs), 0
+
+        def backward(loss: Tensor) -> None:
+            nonlocal done
+            self.backward(loss)
+            done += 1
+            self.log.part(self.progress.step, done / len(groups))
+
+        self.engine.step(pairs, groups, loss_of, backward)
         return total
 
     def backward(self, loss: Tensor) -> None:
@@ -403,17 +412,18 @@ class Recipe:
         """Write a checkpoint, whole or not at all, and note its step in run.json."""
         assert self.optimizer is not None
         if parallel.is_first():
-            checkpoint.save(
-                self.run.folder / CHECKPOINTS,
-                self.progress,
-                self.policy,
-                self.optimizer,
-                self.scaler,
-                run_id=str(self.run.record.id),
-                base_name=self.config.model.name,
-                keep=self.config.train.keep,
-                needed=checkpoint_bytes(self.trained, self.optim),
-            )
+            with waiting(f"saving step {self.progress.step}"):
+                checkpoint.save(
+                    self.run.folder / CHECKPOINTS,
+                    self.progress,
+                    self.policy,
+                    self.optimizer,
+                    self.scaler,
+                    run_id=str(self.run.record.id),
+                    base_name=self.config.model.name,
+                    keep=self.config.train.keep,
+                    needed=checkpoint_bytes([weight.numel() for weight in self.trained], self.optim),
+                )
         self.run.save(saved_step=self.progress.step)
         if self.mirror is not None:
             self.mirror.update()

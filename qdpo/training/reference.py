@@ -30,6 +30,7 @@ from qdpo.data.prepare import fingerprint
 from qdpo.engine.engine import Engine
 from qdpo.errors import TrainingError
 from qdpo.files import atomic_write, digest_of, explained, write_json
+from qdpo.progress import Progress
 from qdpo.training import parallel
 from qdpo.training.guards import name_rows
 from qdpo.training.out_of_memory import Budgets
@@ -180,9 +181,11 @@ def reference_logps(
             found = _spot_check(engine, store, dict(zip(keys, subset, strict=True)), budgets)
         checked, gap, store.values = parallel.from_first((*found, store.values))
         reused = sum(key in store.values for key in keys)
-        for begin in range(0, len(subset), BLOCK):
-            block = slice(begin, begin + BLOCK)
-            _fill(engine, store, subset[block], keys[block], budget, budgets)
+        # in a run that goes on, what is stored takes no time
+        with Progress("reference log-probabilities", len(subset) - reused, unit="pairs") as progress:
+            for begin in range(0, len(subset), BLOCK):
+                block = slice(begin, begin + BLOCK)
+                _fill(engine, store, subset[block], keys[block], budget, budgets, progress)
     values = torch.tensor([store.values[key] for key in keys], dtype=torch.float32).view(-1, 2)
     if parallel.is_first():
         with explained(path):
@@ -197,7 +200,15 @@ def _table(n: int, wanted: Sequence[int], values: Tensor) -> Tensor:
     return table
 
 
-def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str], budget: int, budgets: Budgets) -> None:
+def _fill(
+    engine: Engine,
+    store: Store,
+    pairs: list[TokenPair],
+    keys: list[str],
+    budget: int,
+    budgets: Budgets,
+    progress: Progress,
+) -> None:
     """Compute what the store lacks, pass by pass; a pass is made up of the same pairs whatever is stored."""
     missing = {key for key in keys if key not in store.values}
     groups = [g for g in engine.cut(pairs, budget) if not missing.isdisjoint(keys[i] for i in g)]
@@ -209,6 +220,7 @@ def _fill(engine: Engine, store: Store, pairs: list[TokenPair], keys: list[str],
             scores = _score(engine, [pairs[i] for i in group], budgets).tolist()
             mine |= {keys[i]: (chosen, rejected) for i, (chosen, rejected) in zip(group, scores, strict=True)}
         for entries in parallel.gathered(mine):
+            progress.advance(sum(key not in store.values for key in entries))
             store.add(entries, write=parallel.is_first())
 
 
@@ -218,7 +230,7 @@ def _score(engine: Engine, pairs: list[TokenPair], budgets: Budgets) -> Tensor:
     Raises:
         TrainingError: some are not finite.
     """
-    values = budgets.score_all(engine, pairs, "the reference pass").logps.view(2, -1).T
+    values = budgets.score_all(engine, pairs, "the reference pass", tell=False).logps.view(2, -1).T
     finite = torch.isfinite(values).all(1).tolist()
     if not all(finite):
         bad = [pair.row for pair, fine in zip(pairs, finite, strict=True) if not fine]

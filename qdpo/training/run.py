@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qdpo import __version__, console
-from qdpo.allocator import allocator, expand_segments
+from qdpo.allocator import allocator, expand_segments, return_freed_blocks
 from qdpo.config.overrides import SET
 from qdpo.config.resolve import Resolved
 from qdpo.config.schema import RunConfig
 from qdpo.files import sweep
-from qdpo.hardware import Device, find_device
+from qdpo.hardware import Device, begin_own_peak, find_device, use_threads
 from qdpo.libraries import quiet_libraries
+from qdpo.progress import waiting
 from qdpo.run import folder as run_folder
 from qdpo.run.schema import Hardware
 from qdpo.training import parallel, trackers
@@ -23,9 +24,10 @@ from qdpo.training.mirror import Mirror
 from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
-from qdpo.training.stages.disk import check_room
+from qdpo.training.stages.disk import check_by_headers, check_room, shapes_of_base
 from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
+from qdpo.training.stages.pace import say_pace
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
 from qdpo.training.stages.state import RunState
@@ -75,6 +77,7 @@ def train(
     """
     begin = time.monotonic()
     expand_segments()
+    return_freed_blocks()
     stop = stop or Stop()
     config = resolved.config
     if config.backend == "unsloth":
@@ -95,15 +98,16 @@ def train(
     if resume:
         sweep(run.folder)
         reopen(run, resolved, allow_changes)
-        run.config = config = at_its_commit(run, resolved)
+        run.config = config = as_it_began(run, resolved)
     else:
         run_folder.create(folder, resolved)
     console.say(f"run directory: {folder}")
+    use_processor(run)
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
     copy = open_mirror(run, mirror)
     try:
         with insisting(stop):
-            run_stages(run, stop, copy, begin)
+            run_stages(run, resolved, stop, copy, begin)
     except Stopped:
         run.save(state="stopped")
         raise
@@ -113,20 +117,27 @@ def train(
     return folder
 
 
-def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -> None:
+def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | None, begin: float) -> None:
     """The stages of a run, one after the other.
 
     Args:
         run: what they hand on.
+        resolved: what was asked for.
         stop: says when to stop.
         mirror: is told of every checkpoint.
         begin: when the run began, as `time.monotonic` says it.
     """
-    tokenizer, data = prepare_data(run)
-    policy, engine = load_policy(run)
+    with waiting("reading and tokenising the data"):
+        tokenizer, data = prepare_data(run)
+    shapes = shapes_of_base(run)
+    check_by_headers(run, tokenizer, data, shapes)
+    say_pace(run, resolved, data, shapes)
+    with waiting("loading the base and setting up the engine"):
+        policy, engine = load_policy(run)
     accept(run)
     check_room(run, policy, tokenizer, data)
-    run_checks(run, engine, policy, tokenizer, data)
+    with waiting("checking what must hold before the first step"):
+        run_checks(run, engine, policy, tokenizer, data)
     recipe = build_recipe(run, policy, engine, tokenizer, data, stop, mirror)
     recipe.train()
     stop.patient = False
@@ -137,7 +148,8 @@ def run_stages(run: RunState, stop: Stop, mirror: Mirror | None, begin: float) -
         done = f"step {recipe.progress.step} of {recipe.steps}"
         console.note(f"stopped at {done}; to go on: qdpo train --run-dir {shlex.quote(str(run.folder))} --resume")
         return
-    finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
+    with waiting("writing adapter, plots and report"):
+        finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
 
 
 def build_recipe(
@@ -187,19 +199,32 @@ def open_mirror(run: RunState, folder: Path | None) -> Mirror | None:
 
 def describe(device: Device) -> Hardware:
     """The device, for run.json."""
+    import torch
+
     return Hardware(
         kind=device.kind,
         name=device.name,
         capability=list(device.capability) if device.capability else None,
         memory_bytes=device.memory,
         allocator=allocator() if device.kind == "cuda" else None,
+        threads=torch.get_num_threads() if device.kind == "cpu" else None,
     )
 
 
-def at_its_commit(run: RunState, resolved: Resolved) -> RunConfig:
-    """The configuration with the commit that the base had when the run began, whatever its branch points to now."""
-    base, config = run.record.base, resolved.config
-    same = base.name == config.model.name and resolved.origins["model.revision"] != SET
-    if not same or base.revision is None:
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base.revision})})
+def use_processor(run: RunState) -> None:
+    """Choose how many threads compute on a CPU, and begin to look at what memory is taken there."""
+    if run.device.kind == "cpu":
+        begin_own_peak()
+        use_threads(run.record.hardware.threads)
+
+
+def as_it_began(run: RunState, resolved: Resolved) -> RunConfig:
+    """The configuration with what a run finds out once, when it begins: the commit of its base, whatever its branch
+    points to now, and on a CPU the type to compute in, whatever a measurement would say now."""
+    record, config = run.record, resolved.config
+    found = {}
+    if record.base.name == config.model.name and resolved.origins["model.revision"] != SET and record.base.revision:
+        found["revision"] = record.base.revision
+    if run.device.kind == record.hardware.kind == "cpu" and config.model.dtype == "auto" and record.dtype.compute:
+        found["dtype"] = record.dtype.compute
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})

@@ -36,6 +36,7 @@ from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
 from qdpo.files import append
 from qdpo.hardware import is_out_of_memory
+from qdpo.progress import Progress
 from qdpo.run.folder import SAMPLES
 from qdpo.run.metrics import keep_until
 
@@ -113,7 +114,11 @@ def samples_of(
 
 
 def greedy(
-    model: nn.Module, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    new_tokens: int,
+    advance: Callable[[int], object] = lambda tokens: None,
 ) -> list[tuple[list[int], bool]]:
     """The likeliest continuations of n prompts, token by token and all at once, with a cache where the model has one.
 
@@ -125,13 +130,14 @@ def greedy(
         prompts: their ids.
         ends: ids that end an answer.
         new_tokens: tokens of an answer at the most.
+        advance: told how many tokens were made, after each step.
 
     Returns:
         Of each prompt the tokens without the one that ended them, and whether one did.
     """
     known = inspect.signature(model.forward).parameters
     if len(prompts) > 1 and (getattr(model, "_is_stateful", False) or "position_ids" not in known):
-        return [greedy(model, [prompt], ends, new_tokens)[0] for prompt in prompts]
+        return [greedy(model, [prompt], ends, new_tokens, advance)[0] for prompt in prompts]
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -150,6 +156,7 @@ def greedy(
                 ended[number] = ended[number] or token in ends
                 if not ended[number]:
                     made[number].append(token)
+            advance(len(prompts))
             if all(ended):
                 break
             ids = torch.cat([ids, tokens[:, None]], 1)
@@ -231,10 +238,12 @@ class Samples:
         """The answers to all prompts: together, or to fewer at a time when memory runs out."""
         while True:
             made: list[tuple[list[int], bool]] = []
+            most = len(self.prompts) * self.new_tokens
             try:
-                for first in range(0, len(self.prompts), self.at_once):
-                    prompts = [prompt.ids for prompt in self.prompts[first : first + self.at_once]]
-                    made += greedy(model, prompts, self.ends, self.new_tokens)
+                with Progress("answering the samples' prompts", most, unit="tokens") as progress:
+                    for first in range(0, len(self.prompts), self.at_once):
+                        prompts = [prompt.ids for prompt in self.prompts[first : first + self.at_once]]
+                        made += greedy(model, prompts, self.ends, self.new_tokens, progress.advance)
                 return [(self._text(ids), ended) for ids, ended in made]
             except Exception as error:
                 if not is_out_of_memory(error) or self.at_once == 1:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from qdpo import console
+from qdpo.files import drop_staging
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 1.5
 """How long a run that has nothing to save may take to end by itself."""
 
 
@@ -152,6 +153,7 @@ def _is_open(reader: int) -> bool:
 
 def _end(number: int) -> None:
     with contextlib.suppress(OSError):
+        drop_staging()
         console.note(f"{signal.Signals(number).name}: stopped at once")
         if sys.stderr.isatty():
             # A live display that is cut off leaves the terminal without a cursor.

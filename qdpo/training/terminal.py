@@ -11,12 +11,14 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from rich import progress as bars
 from rich.console import Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from qdpo import console, notebook, progress
+from qdpo.progress import Progress
 from qdpo.redact import redact
 from qdpo.run.record import all_ties
 
@@ -59,7 +61,8 @@ class Terminal:
         self.started: float | None = None
         self.rows: dict[str, tuple[int, dict[str, Any]]] = {}
         self._live: Live | notebook.Live | None = None
-        self._progress = Progress(
+        self._plain: Progress | None = None
+        self._bar = bars.Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -71,22 +74,35 @@ class Terminal:
             # Evaluations make single steps slow; a longer window keeps the estimate calm.
             speed_estimate_period=300,
         )
-        self._task = self._progress.add_task("training", total=None)
+        self._task = self._bar.add_task("training", total=None)
 
     def begin(self, step: int) -> None:
         """Start the display; a resumed run starts at its step."""
         self.step = self.first_step = step
         self.started = time.monotonic()
-        self._progress.update(self._task, total=self.steps, completed=step)
+        self._bar.update(self._task, total=self.steps, completed=step)
         self._open()
+        if not self.live:
+            self._plain = Progress("training", self.steps - step, unit="steps")
+            self._plain.__enter__()
         if not step:
             self._say_doing("evaluating")
 
-    def moved(self, step: int, *, evaluating: bool) -> None:
-        """Move the bar, and say whether an evaluation follows."""
-        self.step = step
-        self._progress.update(self._task, completed=step)
+    def moved(self, step: float, *, evaluating: bool) -> None:
+        """Move the bar, to between two steps too, and say whether an evaluation follows."""
+        self.step = int(step)
+        self._bar.update(self._task, completed=step)
+        if self._plain is not None:
+            self._plain.done = step - self.first_step
         self._say_doing("evaluating" if evaluating else "")
+
+    def restart_clock(self) -> None:
+        """Training goes on after an evaluation; the one before the first step says nothing of how long steps take."""
+        if self.step == self.first_step:
+            self.started = time.monotonic()
+            if self._plain is not None:
+                self._plain.began = self.started
+        self.moved(self.step, evaluating=False)
 
     def log(self, part: str, step: int, values: dict[str, Any]) -> None:
         """Show one line of metrics.
@@ -104,7 +120,10 @@ class Terminal:
             console.talk().print(self.line(part, step, values), markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Stop the live display; harmless when there is none."""
+        """Stop the display; harmless when there is none."""
+        if self._plain is not None:
+            self._plain.__exit__(None, None, None)
+            self._plain = None
         if self._live is None:
             return
         live, self._live = self._live, None
@@ -145,7 +164,7 @@ class Terminal:
         self._live.start(refresh=True)
 
     def _say_doing(self, what: str) -> None:
-        self._progress.update(self._task, description=what or "training")
+        self._bar.update(self._task, description=what or "training")
 
     def render(self) -> RenderableType:
         """The table and the bar."""
@@ -156,7 +175,7 @@ class Terminal:
             parts.append(Text(status, style="dim", overflow="ellipsis", no_wrap=True))
         if (doing := progress.line()) is not None:
             parts.append(Text(redact(doing), overflow="ellipsis", no_wrap=True))
-        return Group(*parts, self._progress)
+        return Group(*parts, self._bar)
 
 
 def _can_redraw() -> bool:

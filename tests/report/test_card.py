@@ -193,7 +193,10 @@ def test_results_are_those_of_the_adapter(example: Any) -> None:
     ("change", "wanted"),
     [
         (lambda e: e.run["result"].update(seconds=3725), "1 h 2 min 5 s"),
-        (lambda e: e.run["result"].update(peak_memory_bytes=3 << 29), "1.50 GiB resident in the process"),
+        (
+            lambda e: e.run["result"].update(peak_memory_bytes=3 << 29),
+            "1.50 GiB of the process' own, without mapped files",
+        ),
         (lambda e: e.run["base"].update(parameters=7241732096), "7,241,732,096"),
         (lambda e: e.run["adapter"].update(trainable_parameters=41943040), "41,943,040 trainable parameters"),
         (lambda e: e.run["versions"].update(torch="2.99.1"), "- Pytorch 2.99.1"),

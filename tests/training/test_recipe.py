@@ -19,8 +19,8 @@ def scripted(values: dict[int, float]) -> Any:
     def change(recipe: Any) -> None:
         evaluate = recipe.engine.score_all
 
-        def score_all(pairs: Any, budget: int) -> Any:
-            scores = evaluate(pairs, budget)
+        def score_all(pairs: Any, budget: int, *advance: Any) -> Any:
+            scores = evaluate(pairs, budget, *advance)
             scores.logps[: len(pairs)] += values.get(recipe.progress.step, 0.0)
             return scores
 

@@ -44,7 +44,8 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
     run.expect(base=hashes, adapter={"start_sha256": start})
     base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
     hashes["weights_sha256"] = base.weights_sha256 or weights_sha256(source)
-    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
+    reason = base.dtype_reason if run.resume is None else run.record.dtype.reason or base.dtype_reason
+    console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {reason}")
     parameters = parameter_count(base.model)
     if fast:
         policy = unsloth.attach(base.model, config)
@@ -54,7 +55,7 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
         disable_dropout(policy)
     run.save(
         backend=Backend(name=config.backend, version=unsloth.installed_version() if fast else version("transformers")),
-        dtype=Dtype(compute=_short(base.dtype), reason=base.dtype_reason),
+        dtype=Dtype(compute=_short(base.dtype), reason=reason),
         base=Base(
             name=config.model.name,
             folder=os.path.abspath(base.source.folder),
