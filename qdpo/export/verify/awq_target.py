@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,11 +13,12 @@ from transformers import AutoModelForCausalLM
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.output import RECORD
 from qdpo.export.source import TrainedRun
+from qdpo.export.verify.bench import Bench, whole_scorer
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_smoothed
-from qdpo.export.verify.scorers import Scorer, torch_scorer
+from qdpo.export.verify.scorers import Scorer
 from qdpo.export.verify.target import FolderTarget
-from qdpo.export.whole import computing_dtype, model_with, without_bars
+from qdpo.export.whole import computing_dtype, without_bars
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
@@ -77,19 +77,14 @@ class AwqTarget(FolderTarget):
             return f"compressed-tensors is not installed ({INSTALL})"
         return None
 
-    @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         if self._no_engine() is None:
             with without_bars():
                 loaded = AutoModelForCausalLM.from_pretrained(self.path, dtype=computing_dtype())
-            engine = "transformers + compressed-tensors"
-        else:
-            weights = AwqWeights(self.path)
-            state = ((name, weights.read(name)) for name in weights.names)
-            loaded = model_with(model.config, state, computing_dtype())
-            engine = "torch on dequantised tensors"
-        with torch_scorer(loaded, engine) as scorer:
-            yield scorer
+            return whole_scorer(loaded, "transformers + compressed-tensors")
+        weights = AwqWeights(self.path)
+        engine = "torch on dequantised tensors"
+        return bench.torch_scorer(model.config, weights.names, weights.read, computing_dtype(), engine)
 
 
 class AwqWeights:

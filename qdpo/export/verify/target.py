@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.source import MergeBase, TrainedRun
+from qdpo.export.verify.bench import Bench, whole_scorer
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
-from qdpo.export.verify.scorers import Encode, Scorer, torch_scorer
+from qdpo.export.verify.scorers import Encode, Scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
@@ -62,7 +62,7 @@ class Target(ABC):
         """The artefact's own tokenizer (rendered text to ids), or None; and what it is, or why there is none."""
 
     @abstractmethod
-    def scorer(self, model: MergedModel, context: int) -> contextlib.AbstractContextManager[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         """The artefact in the engine that users run it with, or the closest to it that is installed."""
 
     def not_run(self) -> list[Check]:
@@ -114,8 +114,9 @@ class FolderTarget(Target):
         tokenizer = AutoTokenizer.from_pretrained(self.path)
         return lambda text: [int(i) for i in tokenizer.encode(text, add_special_tokens=False)], "transformers"
 
-    @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         dtype = torch.float32 if self.kind == "float32" else computing_dtype()
-        with torch_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers") as scorer:
-            yield scorer
+        if bench.not_streamed is not None:
+            return whole_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers")
+        files = TensorFiles.of_folder(self.path)
+        return bench.torch_scorer(read_json(self.path / "config.json"), set(files), files.read, dtype, "transformers")
