@@ -89,8 +89,12 @@ def write(
     awq_layout: Layout | None,
     pick: bool,
     pairs: int | None,
+    verified: bool = False,
 ) -> Export:
-    """Write a run's export and renew the run's card; `Run.export` says what the arguments mean."""
+    """Write a run's export and renew the run's card; `Run.export` says what the arguments mean.
+
+    With `verified` the memory that its verification will take must be there before anything is written.
+    """
     check_pairs(pairs)
     if format not in FORMATS:
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
@@ -104,6 +108,10 @@ def write(
         quants=quants,
         awq_layout=awq_layout or "compressed-tensors",
     )
+    if verified or pick:
+        from qdpo.export.verify.need import require_memory
+
+        require_memory(request.run.merged(merge_base))
     if pick:
         from qdpo.export.pick import picked
 

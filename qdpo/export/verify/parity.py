@@ -16,7 +16,8 @@ from qdpo.export.pairs import Heldout
 from qdpo.export.source import TrainedRun
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.room import Room
-from qdpo.export.verify.scorers import CHUNK_BYTES, Asked, Scorer
+from qdpo.export.verify.scorers import Asked, Scorer
+from qdpo.model.stream_memory import CHUNK_BYTES
 from qdpo.run import folder as run_folder
 
 PARITY = "preference parity"

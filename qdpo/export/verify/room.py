@@ -11,9 +11,7 @@ from pathlib import Path
 import torch
 
 from qdpo.files import explained
-
-HELD_BYTES = 512 << 20
-"""What is kept in the host's memory; what is more lies in files."""
+from qdpo.model.stream_memory import HELD_BYTES
 
 SHARE_OF_CARD = 4
 """A tensor is put on the card when it takes no more than one in so many of its free bytes."""
@@ -24,7 +22,7 @@ class Room:
 
     Args:
         folder: where the files go. They have no names, so nothing is left when the process ends, however it does.
-        held: bytes that may be kept in the host's memory.
+        held: bytes that may be kept in the host's memory; what is more lies in files.
     """
 
     def __init__(self, folder: Path, held: int = HELD_BYTES) -> None:

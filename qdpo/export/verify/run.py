@@ -15,6 +15,7 @@ from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import Check, check_integrity
+from qdpo.export.verify.need import require_memory, tell
 from qdpo.export.verify.parity import PARITY, Scores, compare, describe, judge, limits_of, score
 from qdpo.export.verify.report import Report, card_section
 from qdpo.export.verify.room import Room
@@ -124,7 +125,9 @@ def prepare(
             heldout.longest + SAMPLE_TOKENS,
             why_not_streamed(model, config.model.attn_implementation),
         )
+        needed = require_memory(model, whole=bench.not_streamed is not None)
         merged = None if all(target.is_the_merge for target in targets) else model
+        tell(model, heldout, 2 + (merged is not None) + len(targets), bench.device, needed)
         return Work(bench, measure(run, config, heldout, bench, merged, merge_base))
     except (MemoryShortageError, DiskError):
         raise

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Encode = Callable[[str], list[int]]
+from qdpo.model.stream_memory import CHUNK_BYTES
 
-CHUNK_BYTES = 64 << 20
-"""Logits that are in memory at a time."""
+Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)

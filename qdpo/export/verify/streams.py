@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from qdpo.errors import InputMissingError
-from qdpo.export.verify.room import HELD_BYTES, Room
+from qdpo.export.verify.room import Room
 from qdpo.export.verify.scorers import Asked
 from qdpo.model.merged import EMBEDDING, MergedModel
 from qdpo.model.skeleton import AdapterSkeleton, base_name
+from qdpo.model.stream_memory import HELD_BYTES
 from qdpo.model.streamed import END, Passage, Streamed
 from qdpo.progress import Progress
 
