@@ -15,6 +15,9 @@ HELD_BYTES = 512 << 20
 CHUNK_BYTES = 64 << 20
 """Logits that are in memory at a time."""
 
+SPARE_CARD_BYTES = 1 << 30
+"""What stays free on a card beside a whole model: for its keys and values, and what passes through its layers."""
+
 PIECE_BYTES = 320 << 20
 """What rounding a tensor to 4 bits takes beside the tensor."""
 
@@ -63,9 +66,23 @@ def verification_memory(sizes: Sizes, computing: int, *, on_card: bool, held: in
     """
     # A tensor is in memory as stored (16 bits) and in float32, and twice in 16 bits while it is rounded.
     begins = sizes.embedding * (2 + 4 + (0 if on_card or computing == 4 else computing))
-    rounds = max(sizes.tensor * (2 + 2 + 4), sizes.tensor * 3 + PIECE_BYTES)
+    rounds = max(sizes.tensor * (2 + 2 + 4), sizes.tensor * 3 + min(PIECE_BYTES, 20 * sizes.tensor))
     layers = rounds if on_card else (sizes.layer - sizes.tensor) * computing + rounds
     ends = begins if on_card else max(begins, sizes.embedding * computing + 4 * CHUNK_BYTES)
     # The read-back holds a stored tensor, the merged one and their difference in float32.
     compares = 12 * max(sizes.tensor, sizes.embedding)
     return PROCESS_BYTES + max(held + max(begins, layers, ends), compares)
+
+
+def card_memory(sizes: Sizes, computing: int, hidden: int) -> int:
+    """Peak of the card's memory while an export is verified, in bytes.
+
+    Args:
+        sizes: of the model.
+        computing: bytes of a weight as the model computes with it.
+        hidden: bytes of the hidden states.
+    """
+    layers = hidden + sizes.layer * computing + 8 * sizes.tensor  # a merged tensor and what is added to it, float32
+    ends = hidden + sizes.embedding * (2 * computing + 4) + 4 * CHUNK_BYTES
+    in_4_bits = (sizes.everything - 2 * sizes.embedding) * 9 // 16 + 2 * sizes.embedding * computing
+    return max(layers, ends, in_4_bits + SPARE_CARD_BYTES)

@@ -213,8 +213,8 @@ class Passage:
         self._calls: list[list[_Call]] = []
         self._index = {name: number for number, name in enumerate([*streamed.parts][1:-1])}
 
-    def run(self, part: str, weights: Weights, advance: Callable[[int], None] = lambda tokens: None) -> None:
-        """Take all sequences through a part, but for `END`; `advance` is told of the tokens that have passed."""
+    def run(self, part: str, weights: Weights, advance: Callable[[int], None] = lambda sequences: None) -> None:
+        """Take all sequences through a part, but for `END`; `advance` is told of each that has passed a layer."""
         with torch.inference_mode(), self.streamed.lending(weights):
             if part == BEGIN:
                 self._begin()
@@ -223,7 +223,7 @@ class Passage:
             for state, calls in zip(self.states, self._calls, strict=True):
                 hidden = state.to(self.streamed.device).unsqueeze(0)
                 state.copy_(self.streamed.layer(index, hidden, calls[index])[0])
-                advance(len(state))
+                advance(1)
 
     def _begin(self) -> None:
         alike: dict[int, list[_Call]] = {}

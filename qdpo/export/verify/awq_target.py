@@ -17,7 +17,7 @@ from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_smoothed
 from qdpo.export.verify.scorers import Scorer
-from qdpo.export.verify.target import FolderTarget
+from qdpo.export.verify.target import FolderTarget, counted
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
@@ -42,7 +42,8 @@ class AwqTarget(FolderTarget):
     def read_back(self, model: MergedModel) -> list[Check]:
         weights = AwqWeights(self.path)
         record = read_json(self.path / RECORD)
-        comparison = compare_smoothed(model, weights.names, weights.read)
+        with counted(weights.read, len(weights.names)) as read:
+            comparison = compare_smoothed(model, weights.names, read)
         problems = self._settings_problems(model, added="quantization_config")
         stored = self._quantization()
         groups = stored.get("config_groups", {}).get("group_0", {}).get("weights", stored)

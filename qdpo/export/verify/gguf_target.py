@@ -21,7 +21,7 @@ from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
 from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp
-from qdpo.export.verify.target import Target
+from qdpo.export.verify.target import Target, counted
 from qdpo.export.whole import computing_dtype
 from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
@@ -40,11 +40,10 @@ class GgufTarget(Target):
         tensors = mapped_tensors(family, model)
         types = types_of(KINDS[self.kind], tensors, model.config["num_hidden_layers"])
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
-        comparison = compare_all(
-            present,
-            lambda name: (values_of(present[name]), present[name].tensor_type.name),
-            lambda name: to_gguf(family, model.config, name, model.read(name)),
-        )
+        with counted(lambda name: (values_of(present[name]), present[name].tensor_type.name), len(present)) as stored:
+            comparison = compare_all(
+                present, stored, lambda name: to_gguf(family, model.config, name, model.read(name))
+            )
         factors = frequency_factors(model.config)
         if factors is not None:
             present_factors = torch.from_numpy(found[FACTORS].data.copy()) if FACTORS in found else torch.zeros(0)
@@ -139,7 +138,8 @@ class LoraTarget(Target):
             return scale * (b.float() @ a.float())
 
         common = [name for name in pairs if name in deltas]
-        comparison = compare_all(common, lambda name: (deltas[name](), self.kind.upper()), expected)
+        with counted(lambda name: (deltas[name](), self.kind.upper()), len(common)) as stored:
+            comparison = compare_all(common, stored, expected)
         return [comparison.check(pairs.keys() - deltas.keys(), deltas.keys() - pairs.keys())]
 
     def encoder(self) -> tuple[Encode | None, str]:

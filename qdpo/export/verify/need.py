@@ -10,10 +10,11 @@ from qdpo.console import note, warn
 from qdpo.errors import MemoryShortageError
 from qdpo.export.pairs import Heldout
 from qdpo.export.verify.parity import completions, tokens_to_keep
+from qdpo.export.verify.room import free_on
 from qdpo.export.whole import computing_dtype
 from qdpo.hardware import GIB, available_memory
 from qdpo.model.merged import MergedModel
-from qdpo.model.stream_memory import PROCESS_BYTES, Sizes, verification_memory
+from qdpo.model.stream_memory import PROCESS_BYTES, Sizes, card_memory, verification_memory
 from qdpo.progress import clock
 
 LONG_SECONDS = 1800.0
@@ -37,6 +38,12 @@ def require_memory(model: MergedModel, *, whole: bool = False) -> int:
     needed = verification_memory(sizes, computing, on_card=on_card)
     if whole:
         needed += sizes.everything * computing
+    card = torch.device("cuda") if on_card else None
+    if card and (wanted := card_memory(sizes, computing, 0)) > (free := free_on(card)):
+        raise MemoryShortageError(
+            f"verifying the export needs {wanted / GIB:.1f} GiB of the card's memory, {free / GIB:.1f} GiB are free",
+            "end the programs that use the card, or skip it with --no-verify and run `qdpo verify` later",
+        )
     if (free := available_memory()) < needed - PROCESS_BYTES:
         raise MemoryShortageError(
             f"verifying the export needs {needed / GIB:.1f} GiB of memory, {(free + PROCESS_BYTES) / GIB:.1f} GiB are "

@@ -18,6 +18,7 @@ from qdpo.export.verify.checks import Check
 from qdpo.export.verify.room import Room
 from qdpo.export.verify.scorers import Asked, Scorer
 from qdpo.model.stream_memory import CHUNK_BYTES
+from qdpo.progress import Progress
 from qdpo.run import folder as run_folder
 
 PARITY = "preference parity"
@@ -130,10 +131,12 @@ def per_token(p: Scores, q: Scores) -> tuple[Tensor, Tensor]:
     """KL(p || q) in nats, and whether the likeliest tokens are equal, both [tokens]."""
     kls, agree = [], []
     rows = max(1, CHUNK_BYTES // (8 * max(p.distributions.shape[1], 1)))
-    for one, other in zip(p.distributions.split(rows), q.distributions.split(rows), strict=True):
-        first, second = one.double(), other.double()
-        agree.append(first.argmax(-1) == second.argmax(-1))
-        kls.append((first.exp() * (first - second)).sum(-1))
+    with Progress("comparing distributions", len(p.distributions), unit="tokens") as progress:
+        for one, other in zip(p.distributions.split(rows), q.distributions.split(rows), strict=True):
+            first, second = one.double(), other.double()
+            agree.append(first.argmax(-1) == second.argmax(-1))
+            kls.append((first.exp() * (first - second)).sum(-1))
+            progress.advance(len(one))
     return torch.cat(kls).clamp(min=0), torch.cat(agree)
 
 

@@ -35,7 +35,7 @@ class Room:
             DiskError: the disk has no room for a file.
         """
         nbytes = math.prod((rows, columns)) * dtype.itemsize
-        if device.type == "cuda" and nbytes * SHARE_OF_CARD <= torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and nbytes * SHARE_OF_CARD <= free_on(device):
             return torch.empty(rows, columns, dtype=dtype, device=device)
         if nbytes <= self._left or not nbytes:
             self._left -= nbytes
@@ -46,3 +46,9 @@ class Room:
             stream.truncate(nbytes)
             mapped = mmap.mmap(stream.fileno(), nbytes)
         return torch.frombuffer(mapped, dtype=dtype).view(rows, columns)
+
+
+def free_on(card: torch.device) -> int:
+    """Bytes of a card that tensors may still take, those among them that torch holds unused."""
+    unused = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+    return int(torch.cuda.mem_get_info(card)[0]) + unused

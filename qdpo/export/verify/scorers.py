@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qdpo.model.stream_memory import CHUNK_BYTES
+from qdpo.progress import Progress
 
 Encode = Callable[[str], list[int]]
 
@@ -70,10 +71,12 @@ class TorchScorer:
         self._device = next(model.parameters()).device
 
     def logits(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Tensor]]:
-        for number, one in enumerate(asked):
-            with torch.inference_mode():
-                out = self.model(input_ids=torch.tensor([list(one.ids)], device=self._device), use_cache=False)
-            yield number, out.logits[0, one.positions.start : one.positions.stop].float()
+        with Progress(f"scoring by {self.engine}", len(asked), unit="sequences") as progress:
+            for number, one in enumerate(asked):
+                with torch.inference_mode():
+                    out = self.model(input_ids=torch.tensor([list(one.ids)], device=self._device), use_cache=False)
+                yield number, out.logits[0, one.positions.start : one.positions.stop].float()
+                progress.advance()
 
     def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
         return 0.0
@@ -128,15 +131,15 @@ class LlamaScorer:
         )
 
     def logits(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Tensor]]:
-        for number, one in enumerate(asked):
-            self._llama.reset()
-            done = 0
-            for start in range(0, one.positions.stop, self._llama.n_batch):
-                rows = self._decode(one.ids[start : start + self._llama.n_batch], done)
-                wanted = range(max(start, one.positions.start), min(start + len(rows), one.positions.stop))
-                if wanted:
-                    yield number, rows[wanted.start - start : wanted.stop - start].clone()
-                done += len(rows)
+        with Progress("scoring by llama.cpp", sum(one.positions.stop for one in asked), unit="tokens") as progress:
+            for number, one in enumerate(asked):
+                self._llama.reset()
+                for start in range(0, one.positions.stop, self._llama.n_batch):
+                    rows = self._decode(one.ids[start : start + self._llama.n_batch], start)
+                    wanted = range(max(start, one.positions.start), min(start + len(rows), one.positions.stop))
+                    if wanted:
+                        yield number, rows[wanted.start - start : wanted.stop - start].clone()
+                    progress.advance(min(len(rows), one.positions.stop - start))
 
     def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
         return 0.0

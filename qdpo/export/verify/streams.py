@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from qdpo.errors import InputMissingError
-from qdpo.export.verify.room import Room
+from qdpo.export.verify.room import Room, free_on
 from qdpo.export.verify.scorers import Asked
 from qdpo.model.merged import EMBEDDING, MergedModel
 from qdpo.model.skeleton import AdapterSkeleton, base_name
-from qdpo.model.stream_memory import HELD_BYTES
+from qdpo.model.stream_memory import HELD_BYTES, SPARE_CARD_BYTES
 from qdpo.model.streamed import END, Passage, Streamed
 from qdpo.progress import Progress
 
@@ -45,8 +45,13 @@ class Reading:
         tied = name not in self._names and name in self._streamed.tied
         return EMBEDDING if tied else name
 
-    def __call__(self, part: str) -> Part:
-        return {name: self._streamed.lent(name, self._read(self._stored(name))) for name in self._streamed.parts[part]}
+    def __call__(self, part: str, advance: Callable[[int], None] = lambda tensors: None) -> Part:
+        """The weights of a part; `advance` is told of each tensor."""
+        weights = {}
+        for name in self._streamed.parts[part]:
+            weights[name] = self._streamed.lent(name, self._read(self._stored(name)))
+            advance(1)
+        return weights
 
 
 @dataclass
@@ -100,7 +105,7 @@ def merged_into(model: MergedModel, streamed: Streamed, on_the_same_base: bool) 
 
 
 def pass_through(
-    base: Callable[[str], Part], voices: Sequence[Voice], asked: Sequence[Asked], room: Room, what: str
+    base: Reading, voices: Sequence[Voice], asked: Sequence[Asked], room: Room, what: str
 ) -> Iterator[tuple[Voice, Iterator[tuple[int, Tensor]]]]:
     """Take all sequences through all voices, with one reading of the base.
 
@@ -115,12 +120,12 @@ def pass_through(
         each voice with its logits, as `Scorer.logits` gives them, to be taken before the next voice is asked for.
     """
     passages = [Passage(voice.streamed, [one.ids for one in asked], _on(room, voice.streamed)) for voice in voices]
-    tokens = sum(len(one.ids) for one in asked)
-    parts = list(voices[0].streamed.parts)
-    with Progress(what, tokens * (len(parts) - 2) * len(voices), unit="tokens x layers") as progress:
+    parts = voices[0].streamed.parts
+    steps = sum(map(len, parts.values())) + (len(parts) - 2) * len(asked) * len(voices)
+    with Progress(what, steps, unit="steps") as progress:
         for part in parts:
             began = time.monotonic()
-            own = base(part)
+            own = base(part, progress.advance)
             read = time.monotonic()
             for voice, passage in zip(voices, passages, strict=True):
                 voice.reading += read - began
@@ -203,12 +208,8 @@ def _kept(streamed: Streamed, weights: Callable[[str], Part]) -> Callable[[str],
 def can_be_kept(streamed: Streamed) -> bool:
     """Whether a streamed model may be in memory as a whole for a while."""
     if streamed.device.type == "cuda":
-        return streamed.nbytes + SPARE_CARD_BYTES <= torch.cuda.mem_get_info(streamed.device)[0]
+        return streamed.nbytes + SPARE_CARD_BYTES <= free_on(streamed.device)
     return streamed.nbytes <= HELD_BYTES
-
-
-SPARE_CARD_BYTES = 2 << 30
-"""What stays free on a card beside a whole model: for its keys and values, and what passes through its layers."""
 
 
 class StreamScorer:
@@ -221,7 +222,7 @@ class StreamScorer:
         room: for hidden states.
     """
 
-    def __init__(self, streamed: Streamed, weights: Callable[[str], Part], engine: str, room: Room) -> None:
+    def __init__(self, streamed: Streamed, weights: Reading, engine: str, room: Room) -> None:
         self.engine, self._weights, self._room = engine, weights, room
         self._voice = Voice(engine, streamed)
         self._tokens = 0

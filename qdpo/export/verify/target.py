@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
+from qdpo.progress import Progress
 
 
 @dataclass
@@ -70,6 +72,19 @@ class Target(ABC):
         return []
 
 
+@contextlib.contextmanager
+def counted(read: Callable[[str], Any], count: int) -> Iterator[Callable[[str], Any]]:
+    """A function that reads one of `count` tensors of an artefact, and tells how far the reading back is."""
+    with Progress("reading the export back", count, unit="tensors") as progress:
+
+        def one(name: str) -> Any:
+            value = read(name)
+            progress.advance()
+            return value
+
+        yield one
+
+
 class FolderTarget(Target):
     """Safetensors in the Hugging Face layout."""
 
@@ -90,7 +105,8 @@ class FolderTarget(Target):
             return rounded(name, model.read(name), files.places[name].dtype).float()
 
         names = [name for name in model.names if name in files]
-        comparison = compare_all(names, lambda name: (files.read(name).float(), "float32"), expected)
+        with counted(lambda name: (files.read(name).float(), "float32"), len(names)) as stored:
+            comparison = compare_all(names, stored, expected)
         problems = self._settings_problems(model)
         return [
             comparison.check(set(model.names) - set(files), set(files) - set(model.names)),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,7 +24,7 @@ from qdpo.model.skeleton import AdapterSkeleton, skeleton
 from qdpo.model.streamed import Streamed
 from qdpo.model.tensors import TensorFiles
 from qdpo.progress import clock
-from qdpo.run.trained import Trained, load_trained
+from qdpo.run.trained import load_trained
 
 SAMPLES = 3
 SAMPLE_TOKENS = 40
@@ -102,8 +100,8 @@ def measure(
     prompts = [ids for _, ids in heldout.prompts[:SAMPLES]]
     answers: list[list[int]] | str
     if bench.device.type == "cuda":
-        with _in_memory(run) as trained:
-            answers = TorchScorer(trained.policy).generate(prompts, heldout.ends, SAMPLE_TOKENS)
+        answers = _answers_in_memory(run, prompts, heldout.ends)
+        _release()
     else:
         seconds = writing_seconds(voices[1], sum(len(one.ids) for one in asked), prompts, SAMPLE_TOKENS)
         answers = too_slow("the trained model", seconds) or continued(
@@ -126,31 +124,34 @@ def _engine(run: TrainedRun) -> str:
     return "transformers, 4 bit" if run.record["quantization"]["method"] == "nf4" else "transformers"
 
 
-@contextmanager
-def _in_memory(run: TrainedRun) -> Iterator[Trained]:
-    """The trained policy as the training has it, until the end."""
-    trained = load_trained(run.folder)
-    try:
-        yield trained
-    finally:
-        del trained  # the caller's own name for it is gone by then
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _answers_in_memory(run: TrainedRun, prompts: list[list[int]], ends: frozenset[int]) -> list[list[int]]:
+    """By the trained policy as the training has it, in 4 bits on the card."""
+    return TorchScorer(load_trained(run.folder).policy).generate(prompts, ends, SAMPLE_TOKENS)
 
 
 def _measure_whole(run: TrainedRun, heldout: Heldout, bench: Bench, merged: MergedModel | None) -> Yardstick:
     """As `measure`, one whole model after the other in memory."""
     note(f"the models are loaded whole to be scored: {bench.not_streamed}")
-    with _in_memory(run) as trained:
-        scorer = TorchScorer(trained.policy, _engine(run))
-        kept = tokens_to_keep(heldout, int(trained.policy.config.vocab_size))
-        policy = score(scorer, heldout.pairs, kept, bench.room)
-        with trained.policy.disable_adapter():
-            base = score(scorer, heldout.pairs, kept, bench.room)
-        answers = scorer.generate([ids for _, ids in heldout.prompts[:SAMPLES]], heldout.ends, SAMPLE_TOKENS)
-    both = None
-    if merged is not None:
-        with whole_scorer(merged_model(merged), "transformers") as whole:
-            both = score(whole, heldout.pairs, kept, bench.room)
-    return Yardstick(heldout, base, policy, both, answers, kept)
+    yardstick = _base_and_trained(run, heldout, bench)
+    _release()
+    if merged is None:
+        return yardstick
+    with whole_scorer(merged_model(merged), "transformers") as whole:
+        return replace(yardstick, merged=score(whole, heldout.pairs, yardstick.tokens_kept, bench.room))
+
+
+def _base_and_trained(run: TrainedRun, heldout: Heldout, bench: Bench) -> Yardstick:
+    policy = load_trained(run.folder).policy
+    scorer, kept = TorchScorer(policy, _engine(run)), tokens_to_keep(heldout, int(policy.config.vocab_size))
+    trained = score(scorer, heldout.pairs, kept, bench.room)
+    with policy.disable_adapter():
+        base = score(scorer, heldout.pairs, kept, bench.room)
+    answers = scorer.generate([ids for _, ids in heldout.prompts[:SAMPLES]], heldout.ends, SAMPLE_TOKENS)
+    return Yardstick(heldout, base, trained, None, answers, kept)
+
+
+def _release() -> None:
+    """Give back the memory of models that nobody has any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
