@@ -14,7 +14,7 @@ from qdpo.export.pairs import Heldout, read_heldout
 from qdpo.export.source import TrainedRun, load_run
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import check_integrity
-from qdpo.export.verify.need import require_memory, tell
+from qdpo.export.verify.need import explained_shortage, require_memory, tell
 from qdpo.export.verify.parity import Scores, limits_of, margins, per_token, score, tokens_to_keep
 from qdpo.export.verify.room import Room
 from qdpo.export.verify.run import find_run
@@ -47,7 +47,7 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     targets = [_only_target(path, run) for path in (one, other)]
     heldout = read_heldout(run, pairs or limits_of(run).pairs)
     model = run.merged("original")  # for names and shapes; weights are read from the artefacts
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, explained_shortage():
         bench = Bench(Room(Path(scratch)), find_device().torch, heldout.longest, why_not_streamed(model, None))
         needed = require_memory(model, whole=bench.not_streamed is not None)
         tell(model, heldout, len(targets), bench.device, needed)

@@ -121,7 +121,7 @@ class LoraTarget(Target):
 
         def delta(name: str, a: gguf.ReaderTensor, b: gguf.ReaderTensor) -> torch.Tensor:
             left, right = values_of(b), values_of(a)
-            return to_gguf(family, model.config, name, alpha / right.shape[0] * (left @ right), back=True)
+            return to_gguf(family, model.config, name, (left @ right).mul_(alpha / right.shape[0]), back=True)
 
         deltas: dict[str, Callable[[], torch.Tensor]] = {}
         for mapped in mapped_tensors(family, model):
@@ -153,7 +153,7 @@ class LoraTarget(Target):
 
         def read(name: str) -> torch.Tensor:
             values = base.read(name).float()
-            return values + deltas[name]() if name in deltas else values
+            return values.add_(deltas[name]()) if name in deltas else values
 
         return bench.torch_scorer(model.config, set(base), read, computing_dtype(), "torch: base plus adapter")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 
 from qdpo.console import note, warn
-from qdpo.errors import MemoryShortageError
+from qdpo.errors import MemoryShortageError, first_line
 from qdpo.export.pairs import Heldout
 from qdpo.export.verify.parity import completions, tokens_to_keep
 from qdpo.export.verify.room import free_on
 from qdpo.export.whole import computing_dtype
-from qdpo.hardware import GIB, available_memory
+from qdpo.hardware import GIB, available_memory, is_out_of_memory
 from qdpo.model.merged import MergedModel
 from qdpo.model.stream_memory import PROCESS_BYTES, Sizes, card_memory, verification_memory
 from qdpo.progress import clock
@@ -51,6 +53,23 @@ def require_memory(model: MergedModel, *, whole: bool = False) -> int:
             LATER,
         )
     return needed
+
+
+@contextlib.contextmanager
+def explained_shortage() -> Iterator[None]:
+    """Running out of memory while models are scored, as an error that says what to do.
+
+    Raises:
+        MemoryShortageError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryShortageError(
+            f"out of memory while the export is scored: {first_line(error, 120)}", LATER
+        ) from error
 
 
 def tell(model: MergedModel, heldout: Heldout, passes: int, device: torch.device, needed: int) -> None:

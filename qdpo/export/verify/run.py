@@ -15,7 +15,7 @@ from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import Check, check_integrity
-from qdpo.export.verify.need import require_memory, tell
+from qdpo.export.verify.need import explained_shortage, require_memory, tell
 from qdpo.export.verify.parity import PARITY, Scores, compare, describe, judge, limits_of, score
 from qdpo.export.verify.report import Report, card_section
 from qdpo.export.verify.room import Room
@@ -23,7 +23,7 @@ from qdpo.export.verify.target import Target
 from qdpo.export.verify.tokens import check_tokens
 from qdpo.export.verify.yardstick import SAMPLE_TOKENS, SAMPLES, Yardstick, measure, too_slow
 from qdpo.files import atomic_write, read_json, write_json
-from qdpo.hardware import find_device
+from qdpo.hardware import find_device, is_out_of_memory
 from qdpo.libraries import quiet_libraries
 from qdpo.model.merged import MergedModel
 from qdpo.run.folder import reopen
@@ -56,11 +56,12 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         targets = targets_of(folder, record, run)
         merge_base: MergeBase = record.get("merge_base") or "original"
         model = run.merged(merge_base)
-        work = prepare(run, folder, model, merge_base, targets, pairs)
-        for target in targets:
-            say(f"verifying {target.name} ...")
-            reports.append(examine(target, model, work))
-            reports[-1].checks.insert(0, integrity)
+        with explained_shortage():
+            work = prepare(run, folder, model, merge_base, targets, pairs)
+            for target in targets:
+                say(f"verifying {target.name} ...")
+                reports.append(examine(target, model, work))
+                reports[-1].checks.insert(0, integrity)
     verdict = stamped() | {
         "format": record["format"],
         "merge_base": record.get("merge_base"),
@@ -160,6 +161,8 @@ def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     try:
         return check()
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         return [Check(name, False, f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0:1]}")]
     except (MemoryShortageError, DiskError):
         raise

@@ -97,9 +97,11 @@ def merged_into(model: MergedModel, streamed: Streamed, on_the_same_base: bool) 
 
     def one(name: str, base: Part) -> Tensor:
         stored = name if name in model.names else EMBEDDING
-        if not on_the_same_base:
-            return model.read(stored)
-        return model.adapted(stored, base.pop(name).float())
+        given = base.pop(name, None)
+        if on_the_same_base and given is not None:
+            return model.adapted(stored, given.float())
+        del given  # before the next one is read
+        return model.read(stored)
 
     return lambda part, base: {name: streamed.lent(name, one(name, base)) for name in streamed.parts[part]}
 
