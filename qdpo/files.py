@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """What network file systems (a mounted Drive) answer that cannot sync a folder; their files are synced all the same."""
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+def sha256_file(path: Path, advance: Callable[[int], object] = lambda nbytes: None) -> str:
+    """The SHA-256 of a file's bytes, in hex; `advance` is told of each piece's size."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 
@@ -285,8 +286,13 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"schema": 1, "files": files})
 
 
-def manifest_problems(folder: Path) -> list[str]:
-    """What is wrong with a folder that should match its manifest; an empty list means that it is whole."""
+def manifest_problems(folder: Path, sha256: Callable[[Path], str] = sha256_file) -> list[str]:
+    """What is wrong with a folder that should match its manifest; an empty list means that it is whole.
+
+    Args:
+        folder: the folder.
+        sha256: gives the hash of a file.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["schema"] != 1:
@@ -303,7 +309,7 @@ def manifest_problems(folder: Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size:,} bytes, the manifest says {size:,}")
-        elif sha256_file(path) != digest:
+        elif sha256(path) != digest:
             problems.append(f"{name} does not match its SHA-256")
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
     problems += [f"{name} is not in the manifest" for name in sorted(present - listed.keys())]

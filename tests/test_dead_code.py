@@ -21,6 +21,8 @@ OTHERS = {
     "purpose",
     # by PEFT, compressed-tensors and llmcompressor
     *("base_model_name_or_path", "_name_or_path", "group_size"),
+    # by transformers' loader
+    "get_dtype",
     # by TRL's trainer
     "_prepare_dataset",
     # by jinja2

@@ -90,7 +90,9 @@ class Evaluation:
         # one file of pairs is evaluated whole
         changes = [*replacements(self.model, pairs), *(["data.max_rows=null"] if pairs else [])]
         if self.run:
-            return Config.load(self.run / run_folder.CONFIG, [*changes, *self.overrides])
+            config = Config.load(self.run / run_folder.CONFIG, [*changes, *self.overrides])
+            found = trained.where_it_lies(config.model, self.run)
+            return config.change({"model.name": found.name, "model.revision": found.revision})
         # the demonstration's own limits do not hold for other models
         limits = [
             f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")

@@ -100,18 +100,18 @@ def write(
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
+    if verified or pick:
+        from qdpo.export.verify.need import require_memory
+
+        require_memory(run)
     request = Request(
-        run=load_run(run),
+        run=load_run(run, as_trained=merge_base == "trained" and format != "gguf-lora"),
         out=place,
         merge_base=merge_base,
         dtype=dtype,
         quants=quants,
         awq_layout=awq_layout or "compressed-tensors",
     )
-    if verified or pick:
-        from qdpo.export.verify.need import require_memory
-
-        require_memory(request.run.merged(merge_base))
     if pick:
         from qdpo.export.pick import picked
 

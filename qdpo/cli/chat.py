@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from qdpo.cli.options import add_model, follow_base
+
 if TYPE_CHECKING:
     from qdpo.data.pairs import Message
     from qdpo.evaluation.chat import Sampling
@@ -17,6 +19,7 @@ HELP = "Talk to the result of a run. An empty line or Ctrl-D ends; /reset forget
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument("--run", metavar="DIR", required=True, help="the run directory")
+    add_model(parser)
     parser.add_argument("--compare", action="store_true", help="let the base answer too, for comparison")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this one message and stop")
     parser.add_argument("--max-new-tokens", metavar="N", type=int, default=256, help="length of an answer (256)")
@@ -37,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise UsageError("--max-new-tokens must be at least 1, --temperature at least 0, --top-p above 0 and at most 1")
     quiet_libraries()
+    follow_base(args.model, Path(args.run).expanduser())
     trained = load_trained(Path(args.run).expanduser())
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     sides = ["base", "trained"] if args.compare else ["trained"]

@@ -22,6 +22,7 @@ from typing import Any
 
 from qdpo import __version__, console, files
 from qdpo.errors import UnavailableError
+from qdpo.paths import cache_folder
 
 HELP = (
     "Show versions, GPU, driver, compute type, disk and memory, and which optional parts are here. Exits 69 if qdpo "
@@ -116,6 +117,7 @@ def examine() -> dict[str, Any]:
         "memory": _memory(),
         "optional": [_optional(part) for part in OPTIONAL],
         "hf_cache": _short(_hub_cache()),
+        "kept_bases": _kept_bases(),
     }
 
 
@@ -301,6 +303,21 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
+def _kept_bases() -> list[dict[str, Any]]:
+    """The bases that are kept in NF4, each hashed: a few seconds for one of 7B."""
+    found = []
+    for path in sorted(cache_folder("base").glob("*/base.json")):
+        problems = files.manifest_problems(path.parent)
+        found.append(
+            {
+                "folder": _short(path.parent),
+                "bytes": files.size_of(path.parent),
+                "problem": problems[0] if problems else None,
+            }
+        )
+    return found
+
+
 def _short(path: Path) -> str:
     """A path with the home folder as `~`, so that a report can be shared."""
     home = Path.home()
@@ -326,6 +343,9 @@ def _show(report: dict[str, Any]) -> None:
     low = ", little for a model and its checkpoints" if report["disk"]["low"] else ""
     lines.append(("disk", f"{_gib(report['disk']['free_bytes'])} free in {report['disk']['folder']}{low}"))
     lines.append(("hub cache", report["hf_cache"]))
+    for kept in report["kept_bases"]:
+        state = f"damaged, it will be made anew: {kept['problem']}" if kept["problem"] else "whole"
+        lines.append(("NF4 base", f"{_gib(kept['bytes'])} in {kept['folder']}: {state}"))
     telemetry = report["telemetry"]["trl_and_hub"]
     remedy = " (set HF_HUB_DISABLE_TELEMETRY=1)" if telemetry == "on" else ""
     lines.append(("telemetry", f"qdpo has none; TRL's and the hub's in a run: {telemetry}{remedy}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qdpo.cli.options import add_set
+from qdpo.cli.options import add_set, follow_base
 
 HELP = "Score base and result: on held-out pairs, on other pairs (--pairs), or on benchmarks (--tasks, --preset)."
 
@@ -16,7 +16,11 @@ CHANGEABLE = ("data.", "model.", "packing.", "loss.beta")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
     parser.add_argument("--run", metavar="DIR", help="the run directory")
-    parser.add_argument("--model", metavar="PATH", help="instead of --run: a base, hub name or local folder")
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="instead of --run: a base, hub name or local folder; with it: where the base lies now",
+    )
     parser.add_argument("--adapter", metavar="DIR", type=Path, help="with --model: a PEFT adapter on it")
     parser.add_argument("--pairs", metavar="FILE", help="score these pairs (any schema of `qdpo data`), not the run's")
     parser.add_argument("--tasks", metavar="NAME,...", help="run these tasks of lm-evaluation-harness instead")
@@ -47,9 +51,12 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.paths import output_path
     from qdpo.run import folder as run_folder
 
+    run = run_folder.existing(args.run) if args.run else None
+    if run is not None:
+        follow_base(args.model, run)
     evaluation = Evaluation(
-        run=run_folder.existing(args.run) if args.run else None,
-        model=args.model,
+        run=run,
+        model=None if run else args.model,
         adapter=args.adapter,
         out=None if args.out is None else output_path(args.out, "--out"),
         limit=args.limit,
@@ -75,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     from qdpo.errors import UsageError
 
-    if (args.run is None) == (args.model is None):
+    if args.run is None and args.model is None:
         raise UsageError("evaluate what?", "give --run DIR, or --model PATH with --adapter DIR")
-    if args.adapter and not args.model:
+    if args.adapter and (args.run or not args.model):
         raise UsageError("--adapter needs --model: a run brings its own", "leave --adapter out, or --run")
     tasks = bool(args.tasks or args.preset)
     if (args.pairs and tasks) or (args.tasks and args.preset):
         raise UsageError("--pairs, --tasks and --preset are different evaluations", "give one of them")
-    if args.model and not (args.pairs or tasks):
+    if args.model and not args.run and not (args.pairs or tasks):
         raise UsageError("a model has no held-out pairs of its own", "add --pairs FILE, or --tasks NAME,...")
     for option in ("shots", "include"):
         if getattr(args, option) is not None and not args.tasks:

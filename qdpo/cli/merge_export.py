@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from qdpo.cli.options import add_model, follow_base
 from qdpo.cli.verify import exit_code
 from qdpo.export.formats import FORMATS
 
@@ -14,6 +15,7 @@ HELP = "merge the adapter into the base, export it, and verify the export"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory that `qdpo train` wrote")
+    add_model(parser)
     parser.add_argument(
         "--format",
         required=True,
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.api.exporting import write
     from qdpo.console import out, warn
 
+    follow_base(args.model, args.run)
     export = write(
         args.run,
         args.format,

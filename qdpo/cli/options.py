@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from qdpo.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qdpo.api.config import Config
 
 
@@ -24,6 +26,25 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", help="base model: hub name or local folder (model.name)")
     parser.add_argument("--data", metavar="PATH", help="preference data: hub name or local file (data.name)")
     add_set(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model` of verbs that use a finished run."""
+    parser.add_argument(
+        "--model", metavar="DIR", help="where the run's base lies now, if its folder has moved; the run remembers it"
+    )
+
+
+def follow_base(model: str | None, run: Path) -> None:
+    """Let a run know of its base's new place, if one was given.
+
+    Raises:
+        QdpoError: it is another base, or not there.
+    """
+    if model is not None:
+        from qdpo.run.base import move_base
+
+        move_base(run, model)
 
 
 def config_of(args: argparse.Namespace, example: str) -> Config:

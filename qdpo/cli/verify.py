@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdpo.cli.options import add_model, follow_base
+
 if TYPE_CHECKING:
     from qdpo.api.exporting import Proof
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("artefact", type=Path, metavar="EXPORT", help="folder that `qdpo merge-export` wrote")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: looked for above EXPORT)")
+    add_model(parser)
     parser.add_argument(
         "--pairs", type=int, metavar="N", help="held-out pairs to score (default: the run's verify.pairs)"
     )
@@ -32,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.console import out
 
     check_pairs(args.pairs)
+    if args.model:
+        from qdpo.export.verify.run import find_run
+
+        follow_base(args.model, args.run or find_run(args.artefact))
     if args.against:
         from qdpo.export.verify.against import compare_artefacts
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +18,11 @@ from qdpo.config.problems import SHOWN, Problem, config_error, quoted
 from qdpo.config.schema import RunConfig
 from qdpo.config.strict_yaml import Document, Path_, dump
 from qdpo.redact import redact_all
+
+PLACES = ("model.name", "model.tokenizer", "model.adapter", "data.name", "data.eval_name", "data.text")
+"""Settings that may name a file or folder."""
+EMBEDDED = "quickstart"
+"""The base and the pairs inside qdpo, whatever lies in the current folder under this name."""
 
 DEFAULT = "default"
 """The origin of a value that neither a preset nor an override gives."""
@@ -71,6 +78,7 @@ def resolve(preset: str, overrides: Sequence[str] = ()) -> Resolved:
         problems += _secrets(config, sources)
     if problems or config is None:
         raise config_error(problems)
+    config = _with_whole_paths(config)
     return Resolved(config, {key: _origin(sources.get(key)) for key in fields.settings()})
 
 
@@ -93,6 +101,19 @@ def value_of(config: RunConfig, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """The same, its files and folders named from the root: a run is resumed and exported from other folders too."""
+    for key in PLACES:
+        section, _, leaf = key.partition(".")
+        value = value_of(config, key)
+        if value is None or value == EMBEDDED or not Path(value).expanduser().exists():
+            continue
+        place = os.path.abspath(Path(value).expanduser())
+        changed = getattr(config, section).model_copy(update={leaf: place})
+        config = config.model_copy(update={section: changed})
+    return config
 
 
 def _secrets(config: RunConfig, sources: dict[str, Source]) -> list[Problem]:

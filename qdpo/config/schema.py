@@ -52,6 +52,13 @@ class ModelSection(Section):
         Literal["nf4", "none"], Field(description="nf4: 4-bit NormalFloat by bitsandbytes; none: as stored")
     ] = "nf4"
     double_quant: Annotated[bool, Field(description="quantize the NF4 scales too (saves 0.37 bit per weight)")] = True
+    nf4_cache: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="keep the base in NF4 in $QDPO_CACHE/base (~/.cache/qdpo/base), about 0.6 bytes a weight: "
+            "later starts read that instead of the 16-bit files; auto: bases from 1 GB on, where the disk has room"
+        ),
+    ] = "auto"
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         Field(description="compute type; auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU"),

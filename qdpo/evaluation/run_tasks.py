@@ -112,7 +112,7 @@ def _about(base: Base, config: ModelSection, device: Device, adapter: Path | Non
         "description": f"hf ({','.join(arguments)})",
         "base": config.name,
         "revision": base.source.revision,
-        "weights_sha256": weights_sha256(base.source),
+        "weights_sha256": base.weights_sha256 or weights_sha256(base.source),
         "adapter": str(adapter) if adapter else None,
         "adapter_sha256": sha256_file(weights) if weights and weights.is_file() else None,
         "quantization": config.quantization,

@@ -104,7 +104,7 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
     base.model.eval()
     about |= {
         "revision": base.source.revision,
-        "weights_sha256": weights_sha256(base.source),
+        "weights_sha256": base.weights_sha256 or weights_sha256(base.source),
         "dtype": str(base.dtype).removeprefix("torch."),
         "device": device.name,
     }

@@ -8,27 +8,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.files import MANIFEST, manifest_problems, read_json
+from qdpo.hardware import find_device
 from qdpo.model.adapter import Adapter
+from qdpo.model.blueprint import blueprint
 from qdpo.model.merged import MergedModel
 from qdpo.model.nf4 import Quantization
-from qdpo.model.source import Source, find
+from qdpo.model.source import Source
+from qdpo.model.stored_base import StoredBase, find_or_make, stored_base
 from qdpo.model.tensors import TensorFiles
-from qdpo.model.weights import weights_sha256
-from qdpo.run.folder import ADAPTER, NAME_A_RUN, RECORD, read_record
-from qdpo.run.schema import Base, Record
+from qdpo.model.weights import known_weights_sha256
+from qdpo.run.base import base_of, check_base
+from qdpo.run.folder import ADAPTER, CONFIG, NAME_A_RUN, RECORD, read_record, reopen
+from qdpo.run.schema import Record
+from qdpo.run.tokenizer import files_of, has_tokenizer
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 """Names of runs, as config/schema.py has them."""
 
 MergeBase = Literal["trained", "original"]
-
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
-    *("vocab.json", "merges.txt", "chat_template.jinja"),
-)
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,55 @@ class TrainedRun:
         Raises:
             InputMissingError: base and adapter cannot be merged.
         """
-        told = self.facts.quantization.model_dump(exclude_unset=True)
-        quantization = Quantization.from_record(told) if merge_base == "trained" else None
-        config = read_json(self.base / "config.json")
-        return MergedModel(config, TensorFiles.of_folder(self.base), Adapter(self.adapter), quantization)
+        return self._merged(Adapter(self.adapter), merge_base)
+
+    def base_as_trained(self) -> MergedModel:
+        """The base alone, as the training saw it.
+
+        Raises:
+            InputMissingError: run.json does not say how the base was loaded, or it is another one.
+        """
+        return self._merged(None, "trained")
+
+    def _merged(self, adapter: Adapter | None, merge_base: MergeBase) -> MergedModel:
+        config, files = read_json(self.base / "config.json"), TensorFiles.of_folder(self.base)
+        quantization = quantization_of(self.facts) if merge_base == "trained" else None
+        if quantization is not None and (stored := self._stored(files, quantization)):
+            return MergedModel(config, stored, adapter, quantization.rounded_already)
+        return MergedModel(config, files, adapter, quantization)
+
+    def _stored(self, files: TensorFiles, quantization: Quantization) -> StoredBase | None:
+        """The base in NF4 as it is kept: by the kind of device that the run was trained on, else by this machine's."""
+        weights = self.facts.base.weights_sha256
+        if quantization.method != "nf4" or weights is None:
+            return None
+        kinds = dict.fromkeys([self.facts.hardware.kind or "cpu", find_device().kind])
+        return next((found for kind in kinds if (found := stored_base(weights, files, quantization, kind))), None)
 
     def tokenizer_files(self) -> list[Path]:
         """The tokenizer as it was used in training (saved beside the adapter), else the base's."""
         for folder in (self.adapter, self.base):
-            found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-            if any(path.name in ("tokenizer.json", "tokenizer.model", "vocab.json") for path in found):
-                return found
+            if has_tokenizer(folder):
+                return files_of(folder)
         raise InputMissingError(f"neither {self.adapter} nor {self.base} has a tokenizer")
 
 
-def load_run(folder: Path) -> TrainedRun:
+def quantization_of(facts: Record) -> Quantization:
+    """How a run's base was rounded.
+
+    Raises:
+        InputMissingError: run.json does not say it.
+    """
+    return Quantization.from_record(facts.quantization.model_dump(exclude_unset=True))
+
+
+def load_run(folder: Path, *, as_trained: bool = False) -> TrainedRun:
     """Read a run directory.
+
+    Args:
+        folder: the run directory.
+        as_trained: its base will be needed as the training saw it: it is rounded now, in the pass that hashes its
+            files, and kept where the run's configuration keeps it.
 
     Raises:
         InputMissingError: it is not one, the run has no adapter yet, or the base is not there any more.
@@ -103,25 +135,20 @@ def load_run(folder: Path) -> TrainedRun:
     if not NAME.fullmatch(found.name):
         # It becomes part of file names, and the run may come from somebody else.
         raise InputMissingError(f"{folder / RECORD}: {found.name[:80]!r} is no name of a run", NAME_A_RUN)
-    base = _find_base(found.base.name, found.base)
-    _check_base(base, found.base.weights_sha256)
-    return TrainedRun(folder, found, base, adapter)
+    base = base_of(folder)
+    if as_trained and (folder / CONFIG).is_file():
+        _keep_base(folder, found, base)
+    check_base(base, found.base)
+    return TrainedRun(folder, found, base.folder, adapter)
 
 
-def _find_base(name: str, base: Base) -> Path:
-    if base.folder and (Path(base.folder) / "config.json").is_file():
-        return Path(base.folder)
-    folder = find(name, base.revision).folder
-    if base.folder:
-        note(f"the base is not at {base.folder} any more; using {folder}")
-    return folder
-
-
-def _check_base(folder: Path, recorded: str | None) -> None:
-    if recorded is None:
+def _keep_base(folder: Path, facts: Record, base: Source) -> None:
+    """Put a run's base into the store, if it is not there and shall be."""
+    config, how = reopen(folder).config, quantization_of(facts)
+    other = known_weights_sha256(base) not in (None, facts.base.weights_sha256)
+    if how.method != "nf4" or config.backend != "hf" or other:
         return
-    if weights_sha256(Source(str(folder), folder, None)) != recorded:
-        raise InputMissingError(
-            f"the weights in {folder} are not those that were trained on (their SHA-256 differs from run.json's)",
-            "give the base back its old weights; a merge into other weights is another model",
-        )
+    section = config.model.model_copy(update={"double_quant": how.double_quant})
+    plan = blueprint(base, section, how.load_dtype, how.blocksize)
+    if plan is not None and plan.quantization == how:
+        find_or_make(plan, section.nf4_cache, find_device().torch)

@@ -17,8 +17,12 @@ from qdpo import console
 from qdpo.config.schema import ModelSection
 from qdpo.errors import ConfigError, DataError, MemoryShortageError, QdpoError, first_line
 from qdpo.hardware import Device, choose_dtype, is_out_of_memory
+from qdpo.model.blueprint import blueprint
+from qdpo.model.one_pass import rounded_in_memory
 from qdpo.model.source import Source, find
+from qdpo.model.stored_base import find_or_make
 from qdpo.model.weights import check_files
+from qdpo.progress import waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +41,7 @@ class Base:
         dtype_reason: why this one.
         quantized: names of the linear layers that are in 4 bits.
         load_dtype: type that the weights had when they were quantized.
+        weights_sha256: hash of its files, where loading has found it out.
     """
 
     model: PreTrainedModel
@@ -45,6 +50,7 @@ class Base:
     dtype_reason: str
     quantized: list[str]
     load_dtype: torch.dtype
+    weights_sha256: str | None = None
 
 
 def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
@@ -55,16 +61,24 @@ def load_tokenizer(config: ModelSection) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    if config.tokenizer is not None:
-        source = find(config.tokenizer)
-    else:
-        source = find(config.name, config.revision, code=config.trust_remote_code)
+    source = tokenizer_source(config)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"the tokenizer of {source.name} cannot be read: {first_line(error)}") from error
     except Exception as error:  # tokenizers raises a bare Exception for a broken tokenizer.json
         raise DataError(f"the tokenizer of {source.name} is broken: {first_line(error)}") from error
+
+
+def tokenizer_source(config: ModelSection) -> Source:
+    """Where the tokenizer's files lie: with the base, or where model.tokenizer says.
+
+    Raises:
+        InputMissingError, UnavailableError: they are not there, or cannot be had.
+    """
+    if config.tokenizer is not None:
+        return find(config.tokenizer)
+    return find(config.name, config.revision, code=config.trust_remote_code)
 
 
 def load_base(config: ModelSection, device: Device) -> Base:
@@ -74,14 +88,32 @@ def load_base(config: ModelSection, device: Device) -> Base:
         DataError: files are missing, broken, or hold no causal language model.
         ConfigError: the model needs remote code, or is quantized already.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     source = find(config.name, config.revision, code=config.trust_remote_code)
     dtype, reason = choose_dtype(config.dtype, device)
-    settings: dict[str, Any] = {}
     refuse_quantized(source)
     check_code(source, config)
     check_files(source)
+    with explained_load(source):
+        if (plan := blueprint(source, config, dtype, NF4_BLOCKSIZE)) is not None:
+            stored = find_or_make(plan, config.nf4_cache, device.torch)
+            if stored is not None:
+                model = plan.assemble(stored.packed, device)
+                return frozen(model, source, dtype, reason, stored.weights_sha256)
+            if device.kind == "cpu" and (held := rounded_in_memory(plan)) is not None:
+                return frozen(plan.assemble(held[0], device), source, dtype, reason, held[1])
+        model = load_by_transformers(source, config, dtype, device)
+    return frozen(model, source, dtype, reason)
+
+
+def load_by_transformers(source: Source, config: ModelSection, dtype: torch.dtype, device: Device) -> PreTrainedModel:
+    """A model of any kind, by transformers' own loader.
+
+    Raises:
+        DataError: tensors are missing.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings: dict[str, Any] = {}
     if config.quantization == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -89,7 +121,7 @@ def load_base(config: ModelSection, device: Device) -> Base:
             bnb_4bit_use_double_quant=config.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    with explained_load(source):
+    with waiting("loading the base"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=dtype,
@@ -107,15 +139,16 @@ def load_base(config: ModelSection, device: Device) -> Base:
             f"the weights of {source.name} lack {len(missing)} tensors (first: {missing[0]})",
             "get the files again, or give the folder of a model whose config.json fits its weights",
         )
-    return frozen(model, source, dtype, reason)
+    result: PreTrainedModel = model
+    return result
 
 
-def frozen(model: PreTrainedModel, source: Source, dtype: torch.dtype, reason: str) -> Base:
+def frozen(model: PreTrainedModel, source: Source, dtype: torch.dtype, reason: str, weights: str | None = None) -> Base:
     """A model that has just been loaded, as the base of a run: nothing of it is trained, or changed by a library."""
     keep_weights_unpacked(model)
     model.requires_grad_(False)
     model.config.use_cache = False
-    return Base(model, source, dtype, reason, quantized_layers(model), dtype)
+    return Base(model, source, dtype, reason, quantized_layers(model), dtype, weights)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from qdpo.errors import InputMissingError
 from qdpo.model.adapter import Adapter
 from qdpo.model.nf4 import Quantization
-from qdpo.model.tensors import TensorFiles, is_finite
+from qdpo.model.tensors import TensorSource, is_finite, is_rotary
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -23,7 +23,7 @@ class MergedModel:
 
     Args:
         config: the base's `config.json`.
-        base: the base's tensors, in 16 or 32 bit.
+        base: the base's tensors, in 16 or 32 bit, or rounded as in training and dequantised.
         adapter: the trained adapter; None gives the base alone.
         trained_on: how the base was quantised in training; None merges into the base as it is on disk.
 
@@ -36,7 +36,7 @@ class MergedModel:
     """
 
     def __init__(
-        self, config: dict[str, Any], base: TensorFiles, adapter: Adapter | None, trained_on: Quantization | None
+        self, config: dict[str, Any], base: TensorSource, adapter: Adapter | None, trained_on: Quantization | None
     ) -> None:
         self.config = {key: value for key, value in config.items() if key != "quantization_config"}
         self._base, self._adapter, self._trained_on = base, adapter, trained_on
@@ -46,7 +46,7 @@ class MergedModel:
                 f"the base is stored quantised ({method}); a merge needs its 16-bit weights",
                 "train and export from the 16-bit checkpoint of the same model",
             )
-        self.names = [name for name in base if not name.endswith("rotary_emb.inv_freq")]
+        self.names = [name for name in base if not is_rotary(name)]
         self._settle_tied_head()
         self._settle_vocabulary()
         self._check_names()

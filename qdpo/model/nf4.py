@@ -7,16 +7,13 @@ the merge would erase the adapter, whose changes are smaller than an NF4 step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from qdpo.errors import InputMissingError
-
-PIECE = 1 << 24
-"""Weights that bitsandbytes rounds at once: on a CPU it keeps five float32 copies of what it is given. Blocks do not
-know of one another, so pieces of whole blocks give the same bits."""
+from qdpo.model.rounding import dequantize, quantize
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,11 @@ class Quantization:
                 "--merge-base original does not need it",
             ) from error
 
+    @property
+    def rounded_already(self) -> Quantization:
+        """The same for a base whose layers have been rounded: its tensors take the type that they were loaded in."""
+        return replace(self, modules=frozenset())
+
     def as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """A base tensor as the training saw it, in float32.
 
@@ -79,18 +81,5 @@ class Quantization:
 
     def _round_trip(self, weight: torch.Tensor) -> torch.Tensor:
         """Quantized and back, on the GPU where there is one: a 7B model takes minutes on a CPU."""
-        from bitsandbytes import functional
-
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        pieces = [
-            functional.quantize_4bit(piece.to(device), blocksize=self.blocksize, quant_type="nf4")
-            for piece in weight.reshape(-1).split(PIECE)
-        ]
-        packed = torch.cat([values for values, _ in pieces])
-        state = pieces[0][1]
-        state.shape, state.absmax = weight.shape, torch.cat([piece.absmax for _, piece in pieces])
-        if self.double_quant:
-            state.offset = state.absmax.mean()
-            state.absmax, state.state2 = functional.quantize_blockwise(state.absmax - state.offset, blocksize=256)
-            state.nested = True
-        return functional.dequantize_4bit(packed, state).cpu()
+        return dequantize(*quantize(weight.to(device), self.blocksize, self.double_quant)).cpu()

@@ -56,7 +56,9 @@ def find(name: str, revision: str | None = None, *, code: bool = False) -> Sourc
     if is_local(name):
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise InputMissingError(f"there is no model folder {name}", "give a folder with config.json and weights")
+            raise InputMissingError(
+                f"there is no model folder {name}", "name one with config.json and weights: --model DIR"
+            )
         if not (folder / "config.json").is_file():
             raise InputMissingError(f"{name} is not a model folder: it has no config.json")
         return Source(name, folder, None)

@@ -8,12 +8,13 @@ an 8-byte little-endian length, a JSON header with dtype, shape and byte range o
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -51,6 +52,16 @@ class TensorPlace:
     path: Path
     start: int
     nbytes: int
+
+
+class TensorSource(Protocol):
+    """Tensors by name: of files, or computed when they are read."""
+
+    @property
+    def places(self) -> Mapping[str, TensorPlace]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def read(self, name: str) -> torch.Tensor: ...
 
 
 class TensorFiles:
@@ -107,15 +118,39 @@ class TensorFiles:
     def read(self, name: str) -> torch.Tensor:
         """One tensor, as stored, in memory of its own."""
         place = self.places[name]
-        buffer = torch.empty(place.nbytes, dtype=torch.uint8)
         with place.path.open("rb", buffering=0) as stream:
             stream.seek(place.start)
-            view, done = buffer.numpy().data, 0
-            while done < place.nbytes:
-                if not (got := stream.readinto(view[done:])):
-                    raise InputMissingError(f"{place.path} ends within tensor {name}", "fetch the file again")
-                done += got
+            buffer = read_exactly(stream, place.nbytes, f"{place.path} ends within tensor {name}")
         return buffer.view(place.dtype).reshape(place.shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor."""
+        return self.places[name].dtype
+
+
+def read_exactly(stream: io.RawIOBase, nbytes: int, otherwise: str) -> torch.Tensor:
+    """The next bytes of a file, in memory of their own.
+
+    Args:
+        stream: the file.
+        nbytes: how many.
+        otherwise: what to say when there are fewer.
+
+    Raises:
+        InputMissingError: the file ends before.
+    """
+    buffer = torch.empty(nbytes, dtype=torch.uint8)
+    view, done = buffer.numpy().data, 0
+    while done < nbytes:
+        if not (got := stream.readinto(view[done:])):
+            raise InputMissingError(otherwise, "fetch the file again")
+        done += got
+    return buffer
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor is a table that old checkpoints hold and models compute themselves."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, TensorPlace]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from qdpo import console
 from qdpo.errors import DataError, InputMissingError
 from qdpo.files import MANIFEST, digest_of, manifest_problems, sha256_file
+from qdpo.model.hashes import file_sha256, known_sha256
 from qdpo.model.source import Source
 
 INDEX = "model.safetensors.index.json"
@@ -25,14 +26,38 @@ WAY_OUT = "get the files again, or give another folder or revision"
 
 
 def weights_sha256(source: Source) -> str:
-    """One SHA-256 over the names and contents of a model's safetensors files.
+    """One SHA-256 over the names and contents of a model's safetensors files; a file that is known is not read again.
+
+    Raises:
+        DataError: a file of a hub snapshot is not the one that its name says.
+    """
+    return digest_of_files(source, {path: file_sha256(path) for path in weight_files(source)})
+
+
+def known_weights_sha256(source: Source) -> str | None:
+    """The same where all files are known and unchanged, else None; nothing is read."""
+    found = {path: known_sha256(path) for path in weight_files(source)}
+    digests = {path: digest for path, digest in found.items() if digest is not None}
+    return digest_of_files(source, digests) if found and len(digests) == len(found) else None
+
+
+def weight_files(source: Source) -> list[Path]:
+    """All safetensors files of a model's folder, by name."""
+    return sorted(source.folder.glob("*.safetensors"))
+
+
+def digest_of_files(source: Source, digests: dict[Path, str]) -> str:
+    """One SHA-256 over files and theirs.
+
+    Args:
+        source: the model.
+        digests: SHA-256 of each of its files, by name.
 
     Raises:
         DataError: a file of a hub snapshot is not the one that its name says.
     """
     parts = []
-    for path in sorted(source.folder.glob("*.safetensors")):
-        digest = sha256_file(path)
+    for path, digest in digests.items():
         # in the hub's cache, a link leads to a file that is named by its SHA-256
         blob = path.resolve().name
         if source.revision is not None and re.fullmatch("[0-9a-f]{64}", blob) and blob != digest:
@@ -48,7 +73,7 @@ def check_files(source: Source) -> None:
         DataError: there are none, one is damaged, or one that the index names is not there.
     """
     folder = source.folder
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(source)
     others = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
     if not files:
         found = f" (there is {', '.join(others[:3])}, which is not opened: such files can run code)" if others else ""
@@ -58,7 +83,7 @@ def check_files(source: Source) -> None:
         )
     if others:
         console.note(f"not opened: {', '.join(others[:5])} in the base's folder; only safetensors are read")
-    if (folder / MANIFEST).is_file() and (problems := manifest_problems(folder)):
+    if (folder / MANIFEST).is_file() and (problems := manifest_problems(folder, file_sha256)):
         raise DataError(f"the base model {source.name} is damaged: {problems[0]}", WAY_OUT)
     problems = list(_index_problems(folder, {path.name: _names(source.name, path) for path in files}))
     if problems:

@@ -11,7 +11,10 @@ from qdpo.config.schema import LoraSection, ModelSection, RunConfig
 from qdpo.errors import InputMissingError
 from qdpo.files import manifest_problems
 from qdpo.hardware import Device, find_device
+from qdpo.model.source import EMBEDDED
+from qdpo.run.base import base_of
 from qdpo.run.folder import ADAPTER, reopen
+from qdpo.run.tokenizer import has_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -51,10 +54,23 @@ def load_trained(folder: Path) -> Trained:
     config = reopen(folder).config
     adapter = adapter_of(folder)
     device = find_device()
-    _, model = load_adapted(config.model, adapter, device)
-    tokenizer = tokenizer_of(adapter, config.model)
+    section = where_it_lies(config.model, folder)
+    _, model = load_adapted(section, adapter, device)
+    tokenizer = tokenizer_of(adapter, section)
     model.config.use_cache = True
     return Trained(model, tokenizer, load_template(config.data.template, tokenizer), config, device)
+
+
+def where_it_lies(section: ModelSection, run: Path) -> ModelSection:
+    """How a run's base is loaded, from where it lies now.
+
+    Raises:
+        InputMissingError: it is not where it was.
+        UnavailableError: the hub does not have it, or cannot be reached.
+    """
+    source = base_of(run)
+    name = section.name if source.revision or source.name == EMBEDDED else str(source.folder)
+    return section.model_copy(update={"name": name, "revision": source.revision})
 
 
 def load_adapted(config: ModelSection, adapter: Path, device: Device) -> tuple[Base, PeftModel]:
@@ -82,7 +98,7 @@ def tokenizer_of(adapter: Path, config: ModelSection) -> PreTrainedTokenizerBase
 
     from qdpo.model.load import load_tokenizer
 
-    if any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if has_tokenizer(adapter):
         return AutoTokenizer.from_pretrained(adapter, trust_remote_code=config.trust_remote_code)
     return load_tokenizer(config)
 

@@ -39,6 +39,7 @@ VERDICTS = {
         FREE,
     ),
     **dict.fromkeys(("train.eval_every", "train.gradient_checkpointing", "data.contamination", "data.text"), FREE),
+    "model.nf4_cache": FREE,
     **dict.fromkeys(("model.name", "model.revision", "model.tokenizer", "model.adapter"), CONTENT),
     **dict.fromkeys(("lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER),
 }

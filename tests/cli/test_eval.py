@@ -125,7 +125,7 @@ def test_the_numbers_of_pairs_are_those_of_plain_passes(run: TinyRun, tmp_path: 
 
 MISTAKES = [
     ([], 64, "evaluate what?"),
-    (["--run", "RUN", "--model", "x"], 64, "evaluate what?"),
+    (["--run", "RUN", "--model", "x"], 69, "x is not in the local cache"),
     (["--run", "RUN", "--adapter", "x"], 64, "--adapter needs --model"),
     (["--model", "MODEL"], 64, "no held-out pairs of its own"),
     (["--run", "RUN", "--pairs", "x", "--tasks", "y"], 64, "different evaluations"),

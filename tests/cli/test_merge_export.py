@@ -179,7 +179,7 @@ def test_full_disk_halfway_leaves_the_old_export(run: Path, monkeypatch: pytest.
         ("no adapter", 66, "no adapter/ yet"),
         ("no quantization", 66, "does not say how the base was quantised"),
         ("other weights", 66, "not those that were trained on"),
-        ("no base", 66, "no model folder"),
+        ("no base", 66, "is not at /no/such/base any more"),
     ],
 )
 def test_a_user_mistake_is_one_message(

@@ -22,7 +22,7 @@ from qdpo.export.formats import Request
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.source import load_run
-from qdpo.model import nf4
+from qdpo.model import rounding
 from qdpo.model.tensors import TensorFiles
 
 
@@ -50,13 +50,13 @@ def test_trained_merge_is_the_trained_policy_and_merging_into_4_bit_is_not(tmp_p
     assert into_4bit > 0.3 * effect, "requantising loses most of the adapter: the reason it is not offered"
 
 
-@pytest.mark.parametrize("piece", [nf4.PIECE, 1 << 10])
+@pytest.mark.parametrize("piece", [rounding.PIECE, 1 << 10])
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("load_dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_base_as_trained_is_bitsandbytes_own_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_dtype: torch.dtype, double_quant: bool, piece: int
 ) -> None:
-    monkeypatch.setattr(nf4, "PIECE", piece)
+    monkeypatch.setattr(rounding, "PIECE", piece)
     base = toys.save_base(tmp_path / "base", toys.llama(), dtype=torch.bfloat16)
     model = toys.load_4bit(base, load_dtype, double_quant)
     run = toys.save_run(tmp_path / "run", base, toys.add_adapter(copy.deepcopy(model)), load_dtype, double_quant)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from qdpo.console import good, note
 from qdpo.errors import UsageError
@@ -119,9 +122,16 @@ def file_name(run: TrainedRun, kind: Kind) -> str:
 
 
 def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
-    """The run's tokenizer, for the rows of the merged embedding."""
-    folder = run.tokenizer_files()[0].parent
-    return read_vocabulary(folder, model.shape(EMBEDDING)[0], model.config, generation_config(run, model.config))
+    """The run's tokenizer, for the rows of the merged embedding.
+
+    A tokenizer's class may do otherwise than its tokenizer.json says (Llama's puts spaces by settings of its own); what
+    transformers saves of it is what it does.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_files()[0].parent)
+    with tempfile.TemporaryDirectory(prefix="qdpo-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        rows, settings = model.shape(EMBEDDING)[0], generation_config(run, model.config)
+        return read_vocabulary(Path(folder), rows, model.config, settings)
 
 
 def general_of(request: Request) -> dict[str, Any]:

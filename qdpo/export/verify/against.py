@@ -49,7 +49,7 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     model = run.merged("original")  # for names and shapes; weights are read from the artefacts
     with tempfile.TemporaryDirectory() as scratch, explained_shortage():
         bench = Bench(Room(Path(scratch)), find_device().torch, heldout.longest, why_not_streamed(model, None))
-        needed = require_memory(model, whole=bench.not_streamed is not None)
+        needed = require_memory(run.folder, whole=bench.not_streamed is not None)
         tell(model, heldout, len(targets), bench.device, needed)
         first, second = (_scores(target, model, heldout, bench) for target in targets)
     kl, top1 = per_token(first, second)

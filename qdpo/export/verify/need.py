@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,9 @@ from qdpo.export.whole import computing_dtype
 from qdpo.hardware import GIB, available_memory, is_out_of_memory
 from qdpo.model.merged import MergedModel
 from qdpo.model.stream_memory import PROCESS_BYTES, Sizes, card_memory, verification_memory
+from qdpo.model.tensors import TensorFiles
 from qdpo.progress import clock
+from qdpo.run.base import base_of
 
 LONG_SECONDS = 1800.0
 """A verification that will take longer comes with a warning and the number of pairs that would take as long."""
@@ -25,17 +28,19 @@ LONG_SECONDS = 1800.0
 LATER = "free some memory, or skip it with --no-verify and run `qdpo verify` on a machine that has more"
 
 
-def require_memory(model: MergedModel, *, whole: bool = False) -> int:
-    """Bytes of the host's memory that verifying an export of a model takes, which must be there.
+def require_memory(run: Path, *, whole: bool = False) -> int:
+    """Bytes of the host's memory that verifying an export of a run takes, which must be there.
+
+    Nothing is read for it but the headers of the base's files.
 
     Args:
-        model: what is exported.
+        run: the run directory.
         whole: whether models are loaded whole.
 
     Raises:
         MemoryShortageError: they are not.
     """
-    sizes = Sizes.of({name: model.shape(name) for name in model.names})
+    sizes = Sizes.of({name: place.shape for name, place in TensorFiles.of_folder(base_of(run).folder).places.items()})
     computing, on_card = computing_dtype().itemsize, torch.cuda.is_available()
     needed = verification_memory(sizes, computing, on_card=on_card)
     if whole:

@@ -46,8 +46,10 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
     """
     quiet_libraries()
     record = read_json(folder / RECORD)
+    run_folder = run_folder or find_run(folder)
+    require_memory(run_folder)
     integrity = check_integrity(folder)
-    run = load_run(run_folder or find_run(folder))
+    run = load_run(run_folder, as_trained=True)
     if not integrity.passed:
         # A damaged artefact is not opened: what it gives would be neither here nor there.
         reports = [Report(folder.name, str(record["format"]), [integrity])]
@@ -126,7 +128,7 @@ def prepare(
             heldout.longest + SAMPLE_TOKENS,
             why_not_streamed(model, config.model.attn_implementation),
         )
-        needed = require_memory(model, whole=bench.not_streamed is not None)
+        needed = require_memory(run.folder, whole=bench.not_streamed is not None)
         merged = None if all(target.is_the_merge for target in targets) else model
         tell(model, heldout, 2 + (merged is not None) + len(targets), bench.device, needed)
         return Work(bench, measure(run, config, heldout, bench, merged, merge_base))

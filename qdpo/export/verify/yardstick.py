@@ -10,19 +10,16 @@ import torch
 from qdpo.config.schema import RunConfig
 from qdpo.console import note
 from qdpo.export.pairs import Heldout
-from qdpo.export.source import MergeBase, TrainedRun
+from qdpo.export.source import MergeBase, TrainedRun, quantization_of
 from qdpo.export.verify.bench import Bench, whole_scorer
 from qdpo.export.verify.parity import Scores, collect, completions, score, tokens_to_keep
 from qdpo.export.verify.scorers import TorchScorer
 from qdpo.export.verify.streams import Reading, Voice, beside, continued, merged_into, pass_through, writing_seconds
 from qdpo.export.whole import computing_dtype, merged_model
-from qdpo.files import read_json
 from qdpo.hardware import choose_dtype, find_device
 from qdpo.model.merged import MergedModel
-from qdpo.model.nf4 import Quantization
 from qdpo.model.skeleton import AdapterSkeleton, skeleton
 from qdpo.model.streamed import Streamed
-from qdpo.model.tensors import TensorFiles
 from qdpo.progress import clock
 from qdpo.run.trained import load_trained
 
@@ -72,9 +69,7 @@ def measure(
     """
     if bench.not_streamed is not None:
         return _measure_whole(run, heldout, bench, merged)
-    told = run.facts.quantization.model_dump(exclude_unset=True)
-    quantization = Quantization.from_record(told)
-    base = MergedModel(read_json(run.base / "config.json"), TensorFiles.of_folder(run.base), None, quantization)
+    base = run.base_as_trained()
     dtype, _ = choose_dtype(config.model.dtype, find_device())
     attention = config.model.attn_implementation
 
@@ -86,7 +81,7 @@ def measure(
     if merged is not None:
         streamed = Streamed(skeleton(merged.config, computing_dtype()), bench.device)
         # The weights are still those that the merge starts from where computing has not rounded them once more.
-        same = into == "trained" and dtype in (torch.float32, quantization.load_dtype)
+        same = into == "trained" and dtype in (torch.float32, quantization_of(run.facts).load_dtype)
         voices.append(Voice("transformers", streamed, merged_into(merged, streamed, same)))
 
     asked, kept = completions(heldout.pairs), tokens_to_keep(heldout, int(base.config["vocab_size"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +31,19 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
     from qdpo.model.load import NF4_BLOCKSIZE, load_base, read_license
     from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
     from qdpo.model.source import find
-    from qdpo.model.weights import check_adapter, weights_sha256
+    from qdpo.model.weights import check_adapter, known_weights_sha256, weights_sha256
 
     config = run.config
     fast = config.backend == "unsloth"
     source = find(config.model.name, config.model.revision, code=config.model.trust_remote_code)
-    hashes = {"weights_sha256": weights_sha256(source), "config_sha256": sha256_file(source.folder / "config.json")}
+    hashes = {"config_sha256": sha256_file(source.folder / "config.json")}
+    if known := known_weights_sha256(source):
+        hashes["weights_sha256"] = known
     start = check_adapter(Path(config.model.adapter).expanduser()) if config.model.adapter else None
     # before minutes are spent on loading
     run.expect(base=hashes, adapter={"start_sha256": start})
     base = unsloth.load_base(config, run.device) if fast else load_base(config.model, run.device)
+    hashes["weights_sha256"] = base.weights_sha256 or weights_sha256(source)
     console.note(f"computing in {_short(base.dtype)} on {run.device.name}: {base.dtype_reason}")
     parameters = parameter_count(base.model)
     if fast:
@@ -52,7 +57,7 @@ def load_policy(run: RunState) -> tuple[PeftModel, Engine]:
         dtype=Dtype(compute=_short(base.dtype), reason=base.dtype_reason),
         base=Base(
             name=config.model.name,
-            folder=str(base.source.folder),
+            folder=os.path.abspath(base.source.folder),
             revision=base.source.revision,
             architecture=(base.model.config.architectures or [type(base.model).__name__])[0],
             parameters=parameters,
@@ -139,13 +144,19 @@ def run_checks(
 ) -> None:
     """Assert what must hold before the first step; each check is one green line."""
     from qdpo.data.tokenise import Tokeniser
+    from qdpo.run.tokenizer import save_tokenizer
     from qdpo.training import invariants
 
+    with tempfile.TemporaryDirectory(prefix="qdpo-tokenizer-") as folder:
+        pairs = data.heldout[: invariants.SAMPLE]
+        shown = [str(tokenizer.decode([*pair.prompt, *pair.chosen])) for pair in pairs]
+        count = save_tokenizer(tokenizer, run.config.model, Path(folder), shown)
     limits = run.config.data
     tokeniser = Tokeniser(tokenizer, data.template, limits.max_length, limits.max_prompt_length)
     sample = sorted(data.train, key=lambda pair: len(pair.prompt))[: invariants.SAMPLE]
     fresh = run.config.model.adapter is None
     run.checks += [
+        invariants.Check("tokenizer", f"as it is saved, it gives the same ids on {count} texts").say(),
         invariants.check_finite(policy).say(),
         invariants.check_targets(policy, run.config.lora).say(),
         invariants.check_sequences(data.train + data.heldout, data.template, tokeniser.bos, limits.max_length).say(),

@@ -33,6 +33,7 @@ def finish(
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
     from qdpo.run import checkpoint
+    from qdpo.run.tokenizer import save_tokenizer
 
     progress = recipe.progress
     step = progress.step
@@ -43,7 +44,7 @@ def finish(
     adapter = run.folder / ADAPTER
     with staged_folder(adapter, replace=True) as staging:
         checkpoint.write_adapter(policy, staging, run.config.model.name)
-        tokenizer.save_pretrained(str(staging))
+        save_tokenizer(tokenizer, run.config.model, staging, ())
     lines = [line for line in read_metrics(run.folder / METRICS) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)
