@@ -24,9 +24,12 @@ from qdpo.export.formats import targets_of
 from qdpo.export.gguf.kinds import KINDS, PLAIN
 from qdpo.export.output import RECORD
 from qdpo.export.source import TrainedRun, load_run
+from qdpo.export.verify.bench import Bench
+from qdpo.export.verify.room import Room
 from qdpo.export.verify.scorers import TorchScorer
 from qdpo.export.whole import merged_model
 from qdpo.files import read_json, write_json
+from qdpo.hardware import find_device
 
 RESULTS = Path(__file__).parent / "results"
 MATERIAL = Path(__file__).resolve().parents[1] / "tests" / "material"
@@ -161,11 +164,12 @@ def greedy_texts(run: TrainedRun, out: Path, record: dict[str, Any], model: str)
     reference = TorchScorer(merged_model(merged))
     ends = frozenset({int(tokenizer.eos_token_id)})
     prompts = [prompt_ids(tokenizer, text) for text in PROMPTS[model]]
-    wanted = [reference.generate(ids, ends, NEW_TOKENS) for ids in prompts]
+    wanted = reference.generate(prompts, ends, NEW_TOKENS)
+    bench = Bench(Room(out), find_device().torch, max(map(len, prompts)) + NEW_TOKENS, None)
     equal = {}
     for target in targets_of(out, record, run):
-        with target.scorer(merged, max(map(len, prompts)) + NEW_TOKENS) as scorer:
-            found = [scorer.generate(ids, ends, NEW_TOKENS) for ids in prompts]
+        with target.scorer(merged, bench) as scorer:
+            found = scorer.generate(prompts, ends, NEW_TOKENS)
         same = sum(one == other for one, other in zip(wanted, found, strict=True))
         tokens = sum(map(len, wanted))
         equal[target.name] = f"{same} of {len(prompts)} ({tokens} tokens)"

@@ -90,14 +90,22 @@ def write(
     awq_layout: Layout | None,
     pick: bool,
     pairs: int | None,
+    verified: bool = False,
 ) -> Export:
-    """Write a run's export and renew the run's card; `Run.export` says what the arguments mean."""
+    """Write a run's export and renew the run's card; `Run.export` says what the arguments mean.
+
+    With `verified` the memory that its verification will take must be there before anything is written.
+    """
     check_pairs(pairs)
     if format not in FORMATS:
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
     check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
     place = _place(run, format, out)
     sweep_exports(run)
+    if verified or pick:
+        from qdpo.export.verify.need import require_memory
+
+        require_memory(run)
     with waiting("reading the run and its base"):
         found = load_run(run, as_trained=merge_base == "trained" and format != "gguf-lora")
     request = Request(

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         awq_layout=args.awq_layout,
         pick=args.pick,
         pairs=args.pairs,
+        verified=not args.no_verify,
     )
     code = 0
     if args.no_verify:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from qdpo.console import is_interactive
-from qdpo.errors import InputMissingError
+from qdpo.console import is_interactive, note
+from qdpo.errors import InputMissingError, MemoryShortageError
+from qdpo.hardware import GIB, available_memory
 from qdpo.model.merged import MergedModel
+from qdpo.model.skeleton import skeleton
 
 
 def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Any:
@@ -27,14 +28,7 @@ def model_with(config: dict[str, Any], state: Iterable[tuple[str, torch.Tensor]]
     Raises:
         InputMissingError: weights are missing.
     """
-    settings = {
-        key: value
-        for key, value in config.items()
-        if key not in ("dtype", "torch_dtype", "transformers_version", "quantization_config")
-    }
-    prepared = AutoConfig.for_model(**settings)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(prepared, dtype=dtype)
+    model = skeleton(config, dtype)
     model.load_state_dict({name: value.to(dtype) for name, value in state}, strict=False, assign=True)
     model.tie_weights()
     if empty := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
@@ -55,6 +49,25 @@ def computing_dtype() -> torch.dtype:
 def merged_model(model: MergedModel) -> Any:
     """The merged weights before any rounding to an export's precision, ready to compute."""
     return model_with(model.config, ((name, model.read(name)) for name in model.names), computing_dtype())
+
+
+def require_whole(model: MergedModel) -> None:
+    """Say how much memory the whole model takes; it must be there.
+
+    Raises:
+        MemoryShortageError: it is not.
+    """
+    needed = sum(math.prod(model.shape(name)) for name in model.names) * computing_dtype().itemsize
+    place = "of memory, and as much on the card" if torch.cuda.is_available() else "of memory"
+    note(f"the whole merged model is held: {needed / GIB:.1f} GiB {place}, and more for what passes through it")
+    free = available_memory()
+    if torch.cuda.is_available():
+        free = min(free, torch.cuda.mem_get_info()[0])
+    if free < needed:
+        raise MemoryShortageError(
+            f"the whole merged model needs {needed / GIB:.1f} GiB {place}, {free / GIB:.1f} GiB are free",
+            "export gguf or safetensors, which hold one tensor at a time, or use a machine with more memory",
+        )
 
 
 @contextlib.contextmanager

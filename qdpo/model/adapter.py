@@ -156,7 +156,7 @@ class Adapter:
         parts = self._parts.get(name)
         if parts is None:
             return weight
-        part = {kind: self._files.read(key).float() for kind, key in parts.items()}
+        part = {kind: self._files.read(key).to(weight.device).float() for kind, key in parts.items()}
         if "lora_B.bias" in part:
             bias = part["lora_B.bias"]
             return weight + bias * self._scale(name, self._rank_beside_bias(name))

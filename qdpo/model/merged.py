@@ -137,20 +137,35 @@ class MergedModel:
         """
         if not self.is_float(name):
             return self._base.read(self._source(name))
-        return require_finite(
-            name, self._merge(name), "after the merge", "training diverged; export an earlier checkpoint"
-        )
-
-    def _merge(self, name: str) -> torch.Tensor:
-        adapter = self._adapter
-        if adapter and (stand_in := self._stand_in(name)):
-            return adapter.apply(name, adapter.replacement(stand_in).float())
+        if self._stand_in(name):
+            return self.adapted(name, None)
         # Before the rounding to 4 bits, which would hide it: the nearest of 16 values is finite.
         weight = require_finite(
             name, self._base.read(self._source(name)), "in the base", "the base is damaged: fetch it again"
         )
-        weight = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
-        return adapter.apply(name, weight) if adapter else weight
+        return self.adapted(name, self._trained_on.as_trained(name, weight) if self._trained_on else weight.float())
+
+    def adapted(self, name: str, weight: torch.Tensor | None) -> torch.Tensor:
+        """What the adapter makes of a tensor of the base that has been read already.
+
+        Args:
+            name: the merged tensor's.
+            weight: the base's, float32 as the merge starts from, which may be changed; not used where the adapter has
+                another in its place.
+
+        Raises:
+            InputMissingError: the result has values that are not finite, or the adapter does not fit.
+        """
+        adapter = self._adapter
+        if adapter and (stand_in := self._stand_in(name)):
+            weight = adapter.replacement(stand_in).float()
+        assert weight is not None
+        return require_finite(
+            name,
+            adapter.apply(name, weight) if adapter else weight,
+            "after the merge",
+            "training diverged; export an earlier checkpoint",
+        )
 
 
 def require_finite(name: str, tensor: torch.Tensor, where: str, hint: str) -> torch.Tensor:

@@ -18,7 +18,7 @@ from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.source import load_run
 from qdpo.export.verify.run import verify_export
-from qdpo.export.verify.scorers import LlamaScorer, TorchScorer
+from qdpo.export.verify.scorers import Asked, LlamaScorer, TorchScorer
 from qdpo.export.verify.tokens import TRICKY
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
@@ -39,15 +39,20 @@ def some_ids(count: int = 100) -> list[int]:
 def in_llama_cpp(path: Path, ids: list[int], lora: Path | None = None) -> torch.Tensor:
     scorer = LlamaScorer(path, 256, lora)
     try:
-        return scorer.logits(ids)
+        return all_logits(scorer, ids)
     finally:
         scorer.close()
+
+
+def all_logits(scorer: LlamaScorer, ids: list[int]) -> torch.Tensor:
+    """After each token, [tokens, vocabulary]."""
+    return torch.cat([rows for _, rows in scorer.logits([Asked(ids, range(len(ids)))])])
 
 
 def in_transformers(run: Path, base: Path, ids: list[int]) -> torch.Tensor:
     from peft import PeftModel
 
-    return TorchScorer(PeftModel.from_pretrained(toys.load_plain(base), run / "adapter")).logits(ids)
+    return toys.logits(PeftModel.from_pretrained(toys.load_plain(base), run / "adapter"), torch.tensor([ids]))
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -137,15 +142,16 @@ def test_stories260k_through_every_type(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     ids = tokenizer.encode("Once upon a time")
     reference = TorchScorer(peft)
-    text = reference.generate(ids, frozenset({2}), 100)
+    (text,) = reference.generate([ids], frozenset({2}), 100)
+    expected = toys.logits(peft, torch.tensor([ids + text]))
     assert len(text) > 60
     limits = {"F32": 1e-6, "F16": 1e-4, "BF16": 5e-4, "Q8_0": 2e-3, "Q5_1": 0.05, "Q4_0": 0.2}
     for kind, limit in limits.items():
         scorer = LlamaScorer(out / f"toy-{kind}.gguf", 256)
         try:
-            assert toys.divergence(reference.logits(ids + text), scorer.logits(ids + text)) < limit, kind
+            assert toys.divergence(expected, all_logits(scorer, ids + text)) < limit, kind
             if kind in ("F32", "F16"):
-                assert scorer.generate(ids, frozenset({2}), 100) == text
+                assert scorer.generate([ids], frozenset({2}), 100) == [text]
         finally:
             scorer.close()
     for tricky in TRICKY:

@@ -21,7 +21,7 @@ GIB = 1 << 30
 LIMIT = 3 * GIB // 2
 
 
-def large_run(folder: Path, layers: int) -> Path:
+def large_run(folder: Path, layers: int, vocabulary: int = toys.VOCABULARY) -> Path:
     """A Llama with the layer sizes of a 7B model, 416 MiB of bfloat16 a layer, and an adapter for it."""
     config = toys.llama(
         hidden_size=4096,
@@ -29,6 +29,9 @@ def large_run(folder: Path, layers: int) -> Path:
         num_hidden_layers=layers,
         num_attention_heads=32,
         num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
     )
@@ -45,12 +48,14 @@ def large_run(folder: Path, layers: int) -> Path:
             plan.append(PlannedTensor(f"model.layers.{i}.{norm}.weight", torch.bfloat16, (4096,)))
     plan.append(PlannedTensor("model.norm.weight", torch.bfloat16, (4096,)))
     for name in ("model.embed_tokens", "lm_head"):
-        plan.append(PlannedTensor(f"{name}.weight", torch.bfloat16, (toys.VOCABULARY, 4096)))
-    values = (torch.randn(14336 * 4096, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+        plan.append(PlannedTensor(f"{name}.weight", torch.bfloat16, (vocabulary, 4096)))
+    values = (torch.randn(max(14336, vocabulary) * 4096, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     by_name = {tensor.name: tensor for tensor in plan}
 
     def read(name: str) -> torch.Tensor:
         shape = by_name[name].shape
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=torch.bfloat16)
         return values[: int(torch.Size(shape).numel())].view(shape)
 
     write_folder(base, plan, read)

@@ -298,5 +298,5 @@ def test_scorer_generates_what_transformers_generates(tmp_path: Path) -> None:
     model = toys.load_plain(toys.save_base(tmp_path / "base", toys.mistral()))
     ids = [5, 9, 14, 3]
     theirs = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=[])
-    ours = scorers.TorchScorer(model).generate(ids, frozenset(), 12)
-    assert ours == theirs[0, 4:].tolist()
+    ours = scorers.TorchScorer(model).generate([ids], frozenset(), 12)
+    assert ours == [theirs[0, 4:].tolist()]

@@ -19,6 +19,7 @@ from qdpo.export.folder import rounded, write_companions
 from qdpo.export.formats import Layout, Request
 from qdpo.export.output import export_folder
 from qdpo.export.pairs import calibration_ids
+from qdpo.export.whole import require_whole
 from qdpo.files import read_json, write_json
 from qdpo.model.merged import HEAD, MergedModel
 from qdpo.model.tensors import SHARD_BYTES, PlannedTensor, TensorFiles, write_folder
@@ -54,6 +55,7 @@ def write_awq(request: Request) -> Path:
         weight_bytes=total,
     )
     say(f"AWQ: {len(plan.layers)} layers in groups of {plan.group}, calibrated on {len(ids)} pairs ({tokens:,} tokens)")
+    require_whole(model)
     if not torch.cuda.is_available():
         note("there is no GPU: AWQ tries 20 scales for every layer on the CPU, which is for small models")
     began = time.monotonic()

@@ -43,9 +43,11 @@ class Quantised:
 
     def dequantised(self) -> torch.Tensor:
         """The weights, float32 [out, in]."""
-        group = self.codes.shape[1] // self.scales.shape[1]
-        zeros, scales = (t.float().repeat_interleave(group, 1) for t in (self.zeros, self.scales))
-        return (self.codes.float() - zeros) * scales
+        rows, groups = self.scales.shape
+        values = self.codes.reshape(rows, groups, -1).float()
+        values -= self.zeros.float().unsqueeze(-1)
+        values *= self.scales.float().unsqueeze(-1)
+        return values.view(self.codes.shape)
 
 
 def pack(values: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
@@ -66,10 +68,10 @@ def pack(values: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 
 def unpack(words: torch.Tensor, count: int, order: Sequence[int]) -> torch.Tensor:
     """The inverse of `pack`: uint8 [rows, count]."""
-    nibbles = (words.unsqueeze(-1) >> torch.arange(0, 32, 4, dtype=torch.int32)) & 15
-    values = torch.empty_like(nibbles)
-    values[:, :, list(order)] = nibbles
-    return values.reshape(words.shape[0], -1)[:, :count].to(torch.uint8)
+    values = torch.empty(*words.shape, PER_WORD, dtype=torch.uint8)
+    for nibble, place in enumerate(order):
+        values[:, :, place] = (words >> (4 * nibble)) & 15
+    return values.reshape(words.shape[0], -1)[:, :count]
 
 
 def from_compressed(parts: dict[str, torch.Tensor]) -> Quantised:

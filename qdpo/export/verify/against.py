@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD
 from qdpo.export.pairs import Heldout, read_heldout
 from qdpo.export.source import TrainedRun, load_run
+from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import check_integrity
+from qdpo.export.verify.need import explained_shortage, require_memory, tell
 from qdpo.export.verify.parity import Scores, limits_of, margins, per_token, score, tokens_to_keep
-from qdpo.export.verify.run import SAMPLE_TOKENS, find_run
+from qdpo.export.verify.room import Room
+from qdpo.export.verify.run import find_run
 from qdpo.export.verify.target import Target
 from qdpo.files import read_json
+from qdpo.hardware import find_device
 from qdpo.libraries import quiet_libraries
+from qdpo.model.merged import MergedModel
 
 
 def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: int | None = None) -> dict[str, Any]:
@@ -40,7 +46,12 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
     run = load_run(run_folder or find_run(folder))
     targets = [_only_target(path, run) for path in (one, other)]
     heldout = read_heldout(run, pairs or limits_of(run).pairs)
-    first, second = (_scores(target, heldout) for target in targets)
+    model = run.merged("original")  # for names and shapes; weights are read from the artefacts
+    with tempfile.TemporaryDirectory() as scratch, explained_shortage():
+        bench = Bench(Room(Path(scratch)), find_device().torch, heldout.longest, why_not_streamed(model, None))
+        needed = require_memory(run.folder, whole=bench.not_streamed is not None)
+        tell(model, heldout, len(targets), bench.device, needed)
+        first, second = (_scores(target, model, heldout, bench) for target in targets)
     kl, top1 = per_token(first, second)
     a, b = (scores.chosen - scores.rejected for scores in (first, second))
     result: dict[str, Any] = {
@@ -75,7 +86,6 @@ def _only_target(path: Path, run: TrainedRun) -> Target:
     return named[0]
 
 
-def _scores(target: Target, heldout: Heldout) -> Scores:
-    model = target.run.merged("original")  # for names and shapes; weights are read from the artefact
-    with target.scorer(model, heldout.longest + SAMPLE_TOKENS) as scorer:
-        return score(scorer, heldout.pairs, tokens_to_keep(heldout, int(model.config["vocab_size"])))
+def _scores(target: Target, model: MergedModel, heldout: Heldout, bench: Bench) -> Scores:
+    with target.scorer(model, bench) as scorer:
+        return score(scorer, heldout.pairs, tokens_to_keep(heldout, int(model.config["vocab_size"])), bench.room)

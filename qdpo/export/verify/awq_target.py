@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
 from qdpo.export.output import RECORD
 from qdpo.export.source import TrainedRun
+from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_smoothed
-from qdpo.export.verify.scorers import Scorer, torch_scorer
-from qdpo.export.verify.target import FolderTarget
-from qdpo.export.whole import computing_dtype, model_with, without_bars
+from qdpo.export.verify.scorers import Scorer
+from qdpo.export.verify.target import FolderTarget, counted
+from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
@@ -42,7 +42,8 @@ class AwqTarget(FolderTarget):
     def read_back(self, model: MergedModel) -> list[Check]:
         weights = AwqWeights(self.path)
         record = read_json(self.path / RECORD)
-        comparison = compare_smoothed(model, weights.names, weights.read)
+        with counted(weights.read, len(weights.names)) as read:
+            comparison = compare_smoothed(model, weights.names, read)
         problems = self._settings_problems(model, added="quantization_config")
         stored = self._quantization()
         groups = stored.get("config_groups", {}).get("group_0", {}).get("weights", stored)
@@ -77,19 +78,40 @@ class AwqTarget(FolderTarget):
             return f"compressed-tensors is not installed ({INSTALL})"
         return None
 
-    @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
+        dtype = computing_dtype()
+        weights, engine = AwqWeights(self.path), "torch on dequantised tensors"
         if self._no_engine() is None:
-            with without_bars():
-                loaded = AutoModelForCausalLM.from_pretrained(self.path, dtype=computing_dtype())
+            weights = AwqWeights(self.path, decompressed_by_the_engine(self._quantization(), dtype))
             engine = "transformers + compressed-tensors"
-        else:
-            weights = AwqWeights(self.path)
-            state = ((name, weights.read(name)) for name in weights.names)
-            loaded = model_with(model.config, state, computing_dtype())
-            engine = "torch on dequantised tensors"
-        with torch_scorer(loaded, engine) as scorer:
-            yield scorer
+        return bench.torch_scorer(model.config, weights.names, weights.read, dtype, engine)
+
+
+def decompressed_by_the_engine(
+    settings: dict[str, Any], dtype: torch.dtype
+) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """What transformers computes with: compressed-tensors' own way from the stored parts of a layer to its weight.
+
+    Args:
+        settings: the export's `quantization_config`.
+        dtype: what it computes in.
+    """
+    from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    (scheme,) = QuantizationConfig.model_validate(settings).config_groups.values()
+
+    def weight(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        parts = {**parts, "weight_scale": parts["weight_scale"].to(dtype)}
+        decompressed: torch.Tensor = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+        return decompressed
+
+    return weight
+
+
+def dequantised(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A layer's weight from the parts that compressed-tensors stores, float32."""
+    return from_compressed(parts).dequantised()
 
 
 class AwqWeights:
@@ -97,14 +119,17 @@ class AwqWeights:
 
     Args:
         folder: a folder in either layout.
+        decompress: makes a weight of the parts that compressed-tensors stores.
 
     Attributes:
         layers: names of the layers in 4 bits.
         names: names of all tensors; a layer in 4 bits by that of its weight.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._files = TensorFiles.of_folder(folder)
+    def __init__(
+        self, folder: Path, decompress: Callable[[dict[str, torch.Tensor]], torch.Tensor] = dequantised
+    ) -> None:
+        self._files, self._decompress = TensorFiles.of_folder(folder), decompress
         self.layers = {
             name.rpartition(".")[0] for name in self._files if name.rpartition(".")[2] in ("weight_packed", "qweight")
         }
@@ -112,10 +137,10 @@ class AwqWeights:
         self.names = others | {f"{layer}.weight" for layer in self.layers}
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, float32."""
+        """One tensor, float32 or what the engine makes."""
         layer = name.removesuffix(".weight")
         if layer not in self.layers:
             return self._files.read(name).float()
         if f"{layer}.qweight" in self._files:
             return from_autoawq({part: self._files.read(f"{layer}.{part}") for part in AUTOAWQ_PARTS}).dequantised()
-        return from_compressed({part: self._files.read(f"{layer}.{part}") for part in COMPRESSED_PARTS}).dequantised()
+        return self._decompress({part: self._files.read(f"{layer}.{part}") for part in COMPRESSED_PARTS})

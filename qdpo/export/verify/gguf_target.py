@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gguf
@@ -16,11 +17,12 @@ from qdpo.export.gguf.families import family_of, to_gguf
 from qdpo.export.gguf.format import general_of, vocabulary_of
 from qdpo.export.gguf.kinds import KINDS
 from qdpo.export.gguf.settings import frequency_factors
+from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
-from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp, torch_scorer
-from qdpo.export.verify.target import Target
-from qdpo.export.whole import computing_dtype, model_with
+from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp
+from qdpo.export.verify.target import Target, counted
+from qdpo.export.whole import computing_dtype
 from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
@@ -38,11 +40,10 @@ class GgufTarget(Target):
         tensors = mapped_tensors(family, model)
         types = types_of(KINDS[self.kind], tensors, model.config["num_hidden_layers"])
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
-        comparison = compare_all(
-            present,
-            lambda name: (values_of(present[name]), present[name].tensor_type.name),
-            lambda name: to_gguf(family, model.config, name, model.read(name)),
-        )
+        with counted(lambda name: (values_of(present[name]), present[name].tensor_type.name), len(present)) as stored:
+            comparison = compare_all(
+                present, stored, lambda name: to_gguf(family, model.config, name, model.read(name))
+            )
         factors = frequency_factors(model.config)
         if factors is not None:
             present_factors = torch.from_numpy(found[FACTORS].data.copy()) if FACTORS in found else torch.zeros(0)
@@ -89,51 +90,57 @@ class GgufTarget(Target):
         return [Check("parity in llama.cpp", None, f"{NO_LLAMA_CPP}; the dequantised tensors are scored in torch")]
 
     @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> Iterator[Scorer]:
         if has_llama_cpp():
-            scorer = LlamaScorer(self.path, context)
+            scorer = LlamaScorer(self.path, bench.context)
             try:
                 yield scorer
             finally:
                 scorer.close()
             return
-        dequantised = model_with(model.config, self._state(model), computing_dtype())
-        with torch_scorer(dequantised, "torch on dequantised tensors") as torched:
-            yield torched
-
-    def _state(self, model: MergedModel) -> Iterator[tuple[str, torch.Tensor]]:
-        """The file's weights under transformers' names."""
-        family = family_of(model.config)
         found = {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
-        for mapped in mapped_tensors(family, model):
-            values = values_of(found[mapped.gguf_name])
-            yield mapped.name, to_gguf(family, model.config, mapped.name, values, back=True)
+        family = family_of(model.config)
+        places = {mapped.name: found[mapped.gguf_name] for mapped in mapped_tensors(family, model)}
+
+        def read(name: str) -> torch.Tensor:
+            return to_gguf(family, model.config, name, values_of(places[name]), back=True)
+
+        engine = "torch on dequantised tensors"
+        with bench.torch_scorer(model.config, places.keys(), read, computing_dtype(), engine) as torched:
+            yield torched
 
 
 class LoraTarget(Target):
     """An adapter as a GGUF file."""
 
-    def _deltas(self, model: MergedModel) -> dict[str, torch.Tensor]:
-        """What the adapter adds to each tensor, by transformers' names."""
+    def _deltas(self, model: MergedModel) -> dict[str, Callable[[], torch.Tensor]]:
+        """What the adapter adds to each tensor, by transformers' names; made when it is asked for."""
         reader, family = gguf.GGUFReader(self.path), family_of(model.config)
         alpha = float(reader.fields["adapter.lora.alpha"].contents())
-        tensors = {tensor.name: values_of(tensor) for tensor in reader.tensors}
-        deltas = {}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+        def delta(name: str, a: gguf.ReaderTensor, b: gguf.ReaderTensor) -> torch.Tensor:
+            left, right = values_of(b), values_of(a)
+            return to_gguf(family, model.config, name, (left @ right).mul_(alpha / right.shape[0]), back=True)
+
+        deltas: dict[str, Callable[[], torch.Tensor]] = {}
         for mapped in mapped_tensors(family, model):
             a, b = (tensors.get(f"{mapped.gguf_name}.lora_{side}") for side in "ab")
             if a is not None and b is not None:
-                delta = alpha / a.shape[0] * (b @ a)
-                deltas[mapped.name] = to_gguf(family, model.config, mapped.name, delta, back=True)
+                deltas[mapped.name] = partial(delta, mapped.name, a, b)
         return deltas
 
     def read_back(self, model: MergedModel) -> list[Check]:
-        expected = {
-            name: scale * (b.float() @ a.float()) for name, (a, b, scale) in Adapter(self.run.adapter).pairs().items()
-        }
-        deltas = self._deltas(model)
-        common = [name for name in expected if name in deltas]
-        comparison = compare_all(common, lambda name: (deltas[name], self.kind.upper()), expected.__getitem__)
-        return [comparison.check(expected.keys() - deltas.keys(), deltas.keys() - expected.keys())]
+        pairs, deltas = Adapter(self.run.adapter).pairs(), self._deltas(model)
+
+        def expected(name: str) -> torch.Tensor:
+            a, b, scale = pairs[name]
+            return scale * (b.float() @ a.float())
+
+        common = [name for name in pairs if name in deltas]
+        with counted(lambda name: (deltas[name](), self.kind.upper()), len(common)) as stored:
+            comparison = compare_all(common, stored, expected)
+        return [comparison.check(pairs.keys() - deltas.keys(), deltas.keys() - pairs.keys())]
 
     def encoder(self) -> tuple[Encode | None, str]:
         return None, "an adapter has no tokenizer; the base's GGUF has it"
@@ -141,12 +148,14 @@ class LoraTarget(Target):
     def not_run(self) -> list[Check]:
         return [Check("parity in llama.cpp", None, "needs a GGUF of the base beside it; scored in torch instead")]
 
-    @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         base, deltas = TensorFiles.of_folder(self.run.base), self._deltas(model)
-        state = ((name, base.read(name).float() + deltas.get(name, torch.zeros(()))) for name in base)
-        with torch_scorer(model_with(model.config, state, computing_dtype()), "torch: base plus adapter") as scorer:
-            yield scorer
+
+        def read(name: str) -> torch.Tensor:
+            values = base.read(name).float()
+            return values.add_(deltas[name]()) if name in deltas else values
+
+        return bench.torch_scorer(model.config, set(base), read, computing_dtype(), "torch: base plus adapter")
 
 
 def values_of(tensor: gguf.ReaderTensor) -> torch.Tensor:

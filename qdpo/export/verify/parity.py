@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qdpo.config.schema import VerifySection
 from qdpo.data.pairs import TokenPair
@@ -14,12 +15,15 @@ from qdpo.errors import QdpoError
 from qdpo.export.pairs import Heldout
 from qdpo.export.source import TrainedRun
 from qdpo.export.verify.checks import Check
-from qdpo.export.verify.scorers import Scorer
+from qdpo.export.verify.room import Room
+from qdpo.export.verify.scorers import Asked, Scorer
+from qdpo.model.stream_memory import CHUNK_BYTES
+from qdpo.progress import Progress
 from qdpo.run import folder as run_folder
 
 PARITY = "preference parity"
 DISTRIBUTIONS_BYTES = 1 << 30
-"""Memory for the trained model's distributions, which the per-token KL is measured against."""
+"""Room for a model's distributions, which the per-token KL is computed of."""
 
 
 @dataclass
@@ -30,35 +34,59 @@ class Scores:
         engine: what computed it.
         chosen, rejected: sums of log-probabilities of the completions, in nats, float64 [pairs].
         distributions: log-probabilities of the next token at the first completion tokens of each side, float32
-            [tokens, vocabulary].
+            [tokens, vocabulary]; most of them may lie in a file.
     """
 
     engine: str
-    chosen: torch.Tensor
-    rejected: torch.Tensor
-    distributions: list[torch.Tensor]
+    chosen: Tensor
+    rejected: Tensor
+    distributions: Tensor
 
 
-def score(scorer: Scorer, pairs: Sequence[TokenPair], tokens_kept: int) -> Scores:
+def completions(pairs: Sequence[TokenPair]) -> list[Asked]:
+    """What is asked of a model about pairs: the predictions of each completion, a chosen and a rejected in turn."""
+    asked = []
+    for pair in pairs:
+        for completion in (pair.chosen, pair.rejected):
+            start = len(pair.prompt) - 1  # the last token of the prompt predicts the first of the completion
+            asked.append(Asked([*pair.prompt, *completion], range(start, start + len(completion))))
+    return asked
+
+
+def collect(
+    engine: str, asked: Sequence[Asked], logits: Iterable[tuple[int, Tensor]], tokens_kept: int, room: Room
+) -> Scores:
     """Log-probabilities of all completions.
 
     Args:
-        scorer: the model.
-        pairs: prompts and completions as ids.
+        engine: what computes.
+        asked: from `completions`.
+        logits: a model's, as `Scorer.logits` gives them.
         tokens_kept: for how many tokens of each completion the whole distribution is kept.
+        room: for the distributions.
     """
-    sums: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
-    distributions = []
-    for pair in pairs:
-        for side in ("chosen", "rejected"):
-            completion: list[int] = getattr(pair, side)
-            logits = scorer.logits([*pair.prompt, *completion])
-            start = len(pair.prompt) - 1  # the last token of the prompt predicts the first of the completion
-            logprobs = logits[start : start + len(completion)].log_softmax(-1)
-            taken = logprobs.gather(1, torch.tensor(completion).unsqueeze(1))
-            sums[side].append(taken.double().sum())
-            distributions.append(logprobs[:tokens_kept].clone())
-    return Scores(scorer.engine, torch.stack(sums["chosen"]), torch.stack(sums["rejected"]), distributions)
+    sums = torch.zeros(len(asked), dtype=torch.float64)
+    done = [0] * len(asked)
+    distributions, filled = torch.empty(0, 0), 0
+    for number, chunk in logits:
+        logprobs, positions = chunk.log_softmax(-1), asked[number].positions
+        if not filled:
+            rows = sum(min(tokens_kept, len(one.positions)) for one in asked)
+            distributions = room.take(rows, chunk.shape[1], torch.float32, torch.device("cpu"))
+        first = positions.start + done[number] + 1
+        taken = torch.tensor(asked[number].ids[first : first + len(chunk)], device=chunk.device)
+        sums[number] += logprobs.gather(1, taken.unsqueeze(1)).double().sum().cpu()
+        if (kept := min(tokens_kept - done[number], len(chunk))) > 0:
+            distributions[filled : filled + kept] = logprobs[:kept].cpu()
+            filled += kept
+        done[number] += len(chunk)
+    return Scores(engine, sums[::2], sums[1::2], distributions)
+
+
+def score(scorer: Scorer, pairs: Sequence[TokenPair], tokens_kept: int, room: Room) -> Scores:
+    """What a scorer says about pairs; the arguments are those of `collect`."""
+    asked = completions(pairs)
+    return collect(scorer.engine, asked, scorer.logits(asked), tokens_kept, room)
 
 
 def tokens_to_keep(heldout: Heldout, vocabulary: int) -> int:
@@ -66,7 +94,7 @@ def tokens_to_keep(heldout: Heldout, vocabulary: int) -> int:
     return max(1, DISTRIBUTIONS_BYTES // (vocabulary * 4 * 2 * max(len(heldout.pairs), 1)))
 
 
-def margins(scores: Scores, reference: Scores) -> torch.Tensor:
+def margins(scores: Scores, reference: Scores) -> Tensor:
     """Implicit reward margins over beta, in nats: how much more than the reference it prefers the chosen one."""
     return (scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)
 
@@ -99,13 +127,16 @@ def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any
     }
 
 
-def per_token(p: Scores, q: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+def per_token(p: Scores, q: Scores) -> tuple[Tensor, Tensor]:
     """KL(p || q) in nats, and whether the likeliest tokens are equal, both [tokens]."""
     kls, agree = [], []
-    for one, other in zip(p.distributions, q.distributions, strict=True):
-        first, second = one.double(), other.double()
-        kls.append((first.exp() * (first - second)).sum(-1))
-        agree.append(first.argmax(-1) == second.argmax(-1))
+    rows = max(1, CHUNK_BYTES // (8 * max(p.distributions.shape[1], 1)))
+    with Progress("comparing distributions", len(p.distributions), unit="tokens") as progress:
+        for one, other in zip(p.distributions.split(rows), q.distributions.split(rows), strict=True):
+            first, second = one.double(), other.double()
+            agree.append(first.argmax(-1) == second.argmax(-1))
+            kls.append((first.exp() * (first - second)).sum(-1))
+            progress.advance(len(one))
     return torch.cat(kls).clamp(min=0), torch.cat(agree)
 
 

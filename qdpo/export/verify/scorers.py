@@ -1,16 +1,43 @@
-"""Engines that give logits for token ids: transformers, or llama.cpp through llama-cpp-python."""
+"""Engines that predict the next token: transformers with a whole model, or llama.cpp through llama-cpp-python.
+
+A model that is streamed through memory is scored by `qdpo.export.verify.streams`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from qdpo.model.stream_memory import CHUNK_BYTES
+from qdpo.progress import Progress
 
 Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Predictions that are asked for.
+
+    Attributes:
+        ids: tokens of a sequence.
+        positions: the predictions after which of them.
+    """
+
+    ids: Sequence[int]
+    positions: range
+
+    def chunks(self, vocabulary: int) -> Iterator[slice]:
+        """The positions in pieces whose logits are `CHUNK_BYTES` at most."""
+        rows = max(1, CHUNK_BYTES // (4 * vocabulary))
+        for start in range(self.positions.start, self.positions.stop, rows):
+            yield slice(start, min(start + rows, self.positions.stop))
 
 
 class Scorer(Protocol):
@@ -22,26 +49,42 @@ class Scorer(Protocol):
 
     engine: str
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Logits for each position: float32 [tokens, vocabulary]."""
+    def logits(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Tensor]]:
+        """Logits at the positions asked for.
 
-    def generate(self, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> list[int]:
-        """The likeliest continuation, up to and without a token that ends it."""
+        Yields:
+            which of `asked`, in order, and float32 [positions, vocabulary]: all of its positions, in pieces.
+        """
+
+    def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+        """An estimate of how long `generate` takes, from the scoring that was done; 0 where that is no matter."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int) -> list[list[int]]:
+        """The likeliest continuation of each prompt, up to and without a token that ends it."""
 
 
 class TorchScorer:
-    """A causal language model of transformers (or PEFT)."""
+    """A causal language model of transformers (or PEFT) that is in memory."""
 
     def __init__(self, model: Any, engine: str = "transformers") -> None:
         self.model, self.engine = model.eval(), engine
         self._device = next(model.parameters()).device
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        with torch.inference_mode():
-            out = self.model(input_ids=torch.tensor([list(ids)], device=self._device), use_cache=False)
-        return out.logits[0].float().cpu()
+    def logits(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Tensor]]:
+        with Progress(f"scoring by {self.engine}", len(asked), unit="sequences") as progress:
+            for number, one in enumerate(asked):
+                with torch.inference_mode():
+                    out = self.model(input_ids=torch.tensor([list(one.ids)], device=self._device), use_cache=False)
+                yield number, out.logits[0, one.positions.start : one.positions.stop].float()
+                progress.advance()
 
-    def generate(self, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> list[int]:
+    def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+        return 0.0
+
+    def generate(self, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int) -> list[list[int]]:
+        return [self._continue(ids, ends, new_tokens) for ids in prompts]
+
+    def _continue(self, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> list[int]:
         made: list[int] = []
         cache, step = None, list(ids)
         with torch.inference_mode():
@@ -55,16 +98,6 @@ class TorchScorer:
                 made.append(token)
                 cache, step = out.past_key_values, [token]
         return made
-
-
-@contextlib.contextmanager
-def torch_scorer(model: Any, engine: str) -> Iterator[Scorer]:
-    """A model on the GPU, where there is one, as a scorer; it is freed at the end."""
-    if torch.cuda.is_available():
-        model.to("cuda")
-    scorer = TorchScorer(model, engine)
-    yield scorer
-    scorer.model = None
 
 
 def has_llama_cpp() -> bool:
@@ -86,34 +119,62 @@ class LlamaScorer:
     def __init__(self, path: Path, context: int, lora: Path | None = None) -> None:
         import llama_cpp
 
+        # `logits_all` would keep a row of the vocabulary for each token of the context: logits are fetched here.
         self._llama = llama_cpp.Llama(
             model_path=str(path),
             lora_path=str(lora) if lora else None,
             n_ctx=context,
-            n_batch=min(512, context),
-            logits_all=True,
+            n_batch=min(BATCH, context),
             n_gpu_layers=-1,
             n_threads=torch.get_num_threads(),
             verbose=False,
         )
 
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        self._llama.reset()
-        self._llama.eval(list(ids))
-        return torch.from_numpy(self._llama.scores[: len(ids)].copy())
+    def logits(self, asked: Sequence[Asked]) -> Iterator[tuple[int, Tensor]]:
+        with Progress("scoring by llama.cpp", sum(one.positions.stop for one in asked), unit="tokens") as progress:
+            for number, one in enumerate(asked):
+                self._llama.reset()
+                for start in range(0, one.positions.stop, self._llama.n_batch):
+                    rows = self._decode(one.ids[start : start + self._llama.n_batch], start)
+                    wanted = range(max(start, one.positions.start), min(start + len(rows), one.positions.stop))
+                    if wanted:
+                        yield number, rows[wanted.start - start : wanted.stop - start].clone()
+                    progress.advance(min(len(rows), one.positions.stop - start))
 
-    def generate(self, ids: Sequence[int], ends: frozenset[int], new_tokens: int) -> list[int]:
+    def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+        return 0.0
+
+    def generate(self, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int) -> list[list[int]]:
+        return [self._continue(list(ids), ends, new_tokens) for ids in prompts]
+
+    def _continue(self, ids: list[int], ends: frozenset[int], new_tokens: int) -> list[int]:
         made: list[int] = []
         self._llama.reset()
-        self._llama.eval(list(ids))
+        step, done = ids, 0
         while len(made) < new_tokens:
-            token = int(self._llama.scores[self._llama.n_tokens - 1].argmax())
+            for start in range(0, len(step), self._llama.n_batch):
+                rows = self._decode(step[start : start + self._llama.n_batch], done)
+                done += len(rows)
+            token = int(rows[-1].argmax())
             if token in ends:
                 break
             made.append(token)
-            self._llama.eval([token])
+            step = [token]
         return made
+
+    def _decode(self, ids: Sequence[int], past: int) -> Tensor:
+        """Take in tokens behind `past` others; logits after each, in llama.cpp's own memory until the next call."""
+        llama: Any = self._llama
+        llama._ctx.kv_cache_seq_rm(-1, past, -1)
+        llama._batch.set_batch(batch=list(ids), n_past=past, logits_all=True)
+        llama._ctx.decode(llama._batch)
+        shape = (len(ids), llama.n_vocab())
+        return torch.from_numpy(np.ctypeslib.as_array(llama._ctx.get_logits(), shape=shape))
 
     def close(self) -> None:
         """Free the model."""
         self._llama.close()
+
+
+BATCH = 128
+"""Tokens that llama.cpp takes in at once: its buffers grow with them, by a row of the vocabulary each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.source import MergeBase, TrainedRun
+from qdpo.export.verify.bench import Bench, whole_scorer
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.readback import compare_all
-from qdpo.export.verify.scorers import Encode, Scorer, torch_scorer
+from qdpo.export.verify.scorers import Encode, Scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
+from qdpo.progress import Progress
 
 
 @dataclass
@@ -62,12 +64,25 @@ class Target(ABC):
         """The artefact's own tokenizer (rendered text to ids), or None; and what it is, or why there is none."""
 
     @abstractmethod
-    def scorer(self, model: MergedModel, context: int) -> contextlib.AbstractContextManager[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         """The artefact in the engine that users run it with, or the closest to it that is installed."""
 
     def not_run(self) -> list[Check]:
         """What cannot be run on this machine and is done in another way instead, with the reason."""
         return []
+
+
+@contextlib.contextmanager
+def counted(read: Callable[[str], Any], count: int) -> Iterator[Callable[[str], Any]]:
+    """A function that reads one of `count` tensors of an artefact, and tells how far the reading back is."""
+    with Progress("reading the export back", count, unit="tensors") as progress:
+
+        def one(name: str) -> Any:
+            value = read(name)
+            progress.advance()
+            return value
+
+        yield one
 
 
 class FolderTarget(Target):
@@ -90,7 +105,8 @@ class FolderTarget(Target):
             return rounded(name, model.read(name), files.places[name].dtype).float()
 
         names = [name for name in model.names if name in files]
-        comparison = compare_all(names, lambda name: (files.read(name).float(), "float32"), expected)
+        with counted(lambda name: (files.read(name).float(), "float32"), len(names)) as stored:
+            comparison = compare_all(names, stored, expected)
         problems = self._settings_problems(model)
         return [
             comparison.check(set(model.names) - set(files), set(files) - set(model.names)),
@@ -114,8 +130,9 @@ class FolderTarget(Target):
         tokenizer = AutoTokenizer.from_pretrained(self.path)
         return lambda text: [int(i) for i in tokenizer.encode(text, add_special_tokens=False)], "transformers"
 
-    @contextlib.contextmanager
-    def scorer(self, model: MergedModel, context: int) -> Iterator[Scorer]:
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         dtype = torch.float32 if self.kind == "float32" else computing_dtype()
-        with torch_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers") as scorer:
-            yield scorer
+        if bench.not_streamed is not None:
+            return whole_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers")
+        files = TensorFiles.of_folder(self.path)
+        return bench.torch_scorer(read_json(self.path / "config.json"), set(files), files.read, dtype, "transformers")
