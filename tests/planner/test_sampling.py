@@ -18,7 +18,7 @@ from qdpo.planner.meter import peak_bytes
 from qdpo.planner.sampling import FUSED_ROWS, answers_peak, answers_seconds, cache_bytes
 from qdpo.planner.settings import with_changes
 from qdpo.planner.shapes import MISTRAL_7B, shape_of
-from qdpo.training.samples import greedy
+from qdpo.engine.decoding import greedy
 
 A40 = CARDS["a40"]
 SLOW_MEMORY = replace(A40, tflops=1e9, bandwidth=A40.bandwidth / 100)

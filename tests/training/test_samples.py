@@ -27,7 +27,8 @@ from qdpo.model.load import load_base
 from qdpo.model.lora import attach
 from qdpo.run.folder import SAMPLES
 from qdpo.run.trained import load_trained
-from qdpo.training.samples import Samples, choose_prompts, greedy
+from qdpo.engine.decoding import greedy
+from qdpo.training.samples import Samples, choose_prompts
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 
