@@ -134,7 +134,7 @@ def _cast_before_each_pass(model: Any, casts: Casts) -> RemovableHandle:
 
 def _try(fusion: Fusion, kind: str, module: nn.Module, make: Callable[[Any], Callable[..., Tensor] | None]) -> None:
     forward = make(module)
-    if forward is None or (fusion.compare and not same(module, forward)):
+    if forward is None or (fusion.compare and not _same(module, forward)):
         fusion.left[kind] += 1
         return
     module.forward = types.MethodType(forward, module)
@@ -302,7 +302,7 @@ def _close(mine: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     return bool(torch.isfinite(mine).all()) and float((mine - theirs).abs().max()) <= limit
 
 
-def same(module: Any, forward: Callable[..., Tensor]) -> bool:
+def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
     """Whether both forms of a module give one output and the same gradients, with random values in lora_B."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     reference = next(module.parameters())

@@ -79,7 +79,8 @@ def fewest_recomputed(config: RunConfig, base: Base, card: Card, lengths: Length
 
 def _first(most: int, fits: Callable[[int], bool]) -> int:
     """The smallest number up to `most` that fits, where every larger one does too; `most` where none fits."""
-    return bisect_left(range(max(most, 0)), True, key=fits)
+    # the end first: a play less where it fits
+    return 0 if fits(0) else bisect_left(range(max(most, 0)), True, key=fits)
 
 
 @dataclass(frozen=True)

@@ -142,18 +142,24 @@ def fill(policy: nn.Module, dtype: torch.dtype) -> None:
     """
     from bitsandbytes.nn import Linear4bit
 
+    # a tied head is the same parameter
+    made: dict[int, nn.Parameter] = {}
     for module in policy.modules():
         for name, weight in list(module._parameters.items()):
             if weight is None or not weight.is_meta:
                 continue
-            if isinstance(module, Linear4bit) and name == "weight":
-                module._parameters[name] = _packed(module, dtype)
-            else:
-                value = torch.empty(weight.shape, dtype=weight.dtype, device=CARD)
-                module._parameters[name] = nn.Parameter(value, requires_grad=weight.requires_grad)
+            if id(weight) not in made:
+                four_bits = isinstance(module, Linear4bit) and name == "weight"
+                made[id(weight)] = _packed(module, dtype) if four_bits else _empty(weight)
+            module._parameters[name] = made[id(weight)]
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.device != CARD:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=CARD)
+
+
+def _empty(weight: nn.Parameter) -> nn.Parameter:
+    value = torch.empty(weight.shape, dtype=weight.dtype, device=CARD)
+    return nn.Parameter(value, requires_grad=weight.requires_grad)
 
 
 def _packed(module: Any, dtype: torch.dtype) -> nn.Parameter:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from qdpo.config.schema import RunConfig
 from qdpo.planner import parts
@@ -13,7 +12,7 @@ from qdpo.planner.data import Lengths
 from qdpo.planner.find import Base
 from qdpo.planner.lengths import PackShape, heaviest
 from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
-from qdpo.planner.plays import Passed, Plays, plays_for
+from qdpo.planner.plays import Plays, plays_for
 from qdpo.planner.settings import Settings, settings_for
 from qdpo.planner.spans import Bytes, Span, Sum, plus, total
 
@@ -74,13 +73,13 @@ class Level:
             self.see(phase, kinds, *below)
 
 
-def estimate_for(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Estimate:
-    """Peak memory of a run on a card.
+def estimate_for(config: RunConfig, base: Base, card: Card, lengths: Lengths, kernel: str | None = None) -> Estimate:
+    """Peak memory of a run on a card; `kernel` is that of attention, see `Plays`.
 
     Raises:
         UnavailableError: the base cannot be played.
     """
-    return estimate(plays_for(base, config, card), settings_for(config, card, lengths))
+    return estimate(plays_for(base, config, card, kernel), settings_for(config, card, lengths))
 
 
 def estimate(plays: Plays, settings: Settings) -> Estimate:
@@ -97,25 +96,26 @@ def estimate(plays: Plays, settings: Settings) -> Estimate:
     resident = {} if paged else {parts.STATE: int(state)}
     gradient = {parts.GRADIENTS: parts.LORA * trained}
 
+    all_kept = parts.kept_layers(shape, config) == shape.layers
     level = Level()
     quantized = config.model.quantization == "nf4"
     level.see("load", loaded, {"being quantized": shape.largest_linear * 2} if quantized else {})
-    level.see("checks", loaded, adapter, {"comparison": model.checks})
-    level.see_all(total(plays.check(), stand_in), loaded, adapter)
-    for pack in heaviest(settings.scoring_packs):
-        level.see_all(total(plays.score(pack, "reference", adapters=False).spans, stand_in), loaded, adapter)
-        passed = plays.score(pack, "evaluation", adapters=True)
-        level.see_all(total(passed.spans, stand_in), loaded, adapter, kept, resident)
+    for pack in heaviest(settings.reference_packs):
+        level.see_all(total(plays.score(pack, adapters=False), stand_in), loaded, adapter)
+    for pack in heaviest(settings.heldout_packs):
+        level.see_all(total(plays.score(pack, adapters=True, kept=all_kept), stand_in), loaded, adapter, kept, resident)
     for pack in heaviest(settings.train_packs):
         seen = trained_on(plays, config, pack, settings.several)
         there = gradient if settings.several else {}
         level.see_all(seen, loaded, adapter, kept, resident, there)
-    for phase, kinds in answered(plays, config):
+    for phase, kinds in answered(plays, config, settings.prompt):
         level.see(phase, kinds, loaded, adapter, kept, resident)
     temporaries = {"update": int(step_temporaries(config.train.optim, trained))}
     level.see("step", loaded, adapter, kept, resident, gradient, temporaries)
     if not settings.cuda:
         level.see("merge", {"merge": int(parts.memory_of_merge(shape))})
+    if _check_may_be_highest(level, loaded, adapter, gradient, shape.largest_linear):
+        level.see_all(total(plays.check(), stand_in), loaded, adapter)
     phases = {phase: float(sum(kinds.values())) for phase, kinds in level.kinds.items()}
     when = max(phases, key=lambda phase: phases[phase])
     return Estimate(
@@ -129,13 +129,17 @@ def estimate(plays: Plays, settings: Settings) -> Estimate:
     )
 
 
-def trained_on(
-    plays: Plays,
-    config: RunConfig,
-    pack: PackShape,
-    several: bool,
-    part: Callable[[Passed], Sequence[Span]] = attrgetter("spans"),
-) -> Sum:
+CHECK_ROOM = 256e6
+"""Bytes that the gradients' comparison takes at the most beside gradients and dequantized weights (two short pairs)."""
+
+
+def _check_may_be_highest(level: Level, loaded: Bytes, adapter: Bytes, gradient: Bytes, largest: int) -> bool:
+    """Whether the comparison of gradients, whose play takes long, could be the peak of a run."""
+    most = sum(sum(kinds.values()) for kinds in (loaded, adapter, gradient, gradient)) + 8 * largest + CHECK_ROOM
+    return most > max(sum(kinds.values()) for kinds in level.kinds.values())
+
+
+def trained_on(plays: Plays, config: RunConfig, pack: PackShape, several: bool) -> Sum:
     """Forward and backward over a pack through all layers, each computed twice or not as the configuration says.
 
     Args:
@@ -143,29 +147,26 @@ def trained_on(
         config: the run's configuration, with numbers in place of `auto`.
         pack: what the pass is over.
         several: gradients of an earlier pack are there.
-        part: takes the pack's spans, or the small one's.
     """
     shape, stand_in = plays.model.shape, plays.model.stand_in
     again, keep = parts.checkpointed_layers(shape, config), parts.kept_layers(shape, config)
 
     def form(layer: int) -> Sequence[Span]:
-        return part(
-            plays.step(
-                pack,
-                all_recomputed=again == shape.layers,
-                recomputed=layer < again,
-                kept=layer < keep,
-                several=several,
-            )
+        return plays.step(
+            pack,
+            all_recomputed=again == shape.layers,
+            recomputed=layer < again,
+            kept=layer < keep,
+            several=several,
         )
 
     # what is outside of the layers is the same in every form
     return total(form(0), stand_in, form)
 
 
-def answered(plays: Plays, config: RunConfig) -> Iterator[tuple[str, Bytes]]:
+def answered(plays: Plays, config: RunConfig, prompt: int) -> Iterator[tuple[str, Bytes]]:
     """Peaks of the written answers: the pass over the prompts, and the last token's with the whole cache."""
-    rows, prompt, new = sample_rows(config), config.data.max_prompt_length, config.samples.max_new_tokens
+    rows, new = sample_rows(config), config.samples.max_new_tokens
     if not rows:
         return
     stand_in = plays.model.stand_in

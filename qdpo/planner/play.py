@@ -21,7 +21,7 @@ from qdpo.engine import attention, varlen
 from qdpo.engine.decoding import greedy
 from qdpo.engine.device import CARD, Played, playing
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import fuse, same
+from qdpo.engine.fuse import fuse
 from qdpo.engine.gradient_check import check_gradients
 from qdpo.engine.kept import keep_dequantized
 from qdpo.engine.layouts import Layout, Packed, Separate
@@ -37,6 +37,7 @@ from qdpo.planner.spans import Bytes, Span
 from qdpo.planner.watch import HEAD, Constants, Watch
 
 FORWARD, BACKWARD = "forward", "backward"
+REFERENCE, EVALUATION = "reference", "evaluation"
 PROMPTS, TOKENS = "prompts", "tokens"
 
 
@@ -48,6 +49,7 @@ class Player:
         config: the run's configuration.
         card: what is played.
         dtype: the compute type.
+        kernel: of attention, see `Plays`.
 
     Raises:
         UnavailableError: the model cannot be built, or its passes cannot be taken apart.
@@ -57,8 +59,10 @@ class Player:
         stand_in: for each layer of the whole model the number of the short one's that stands for it.
     """
 
-    def __init__(self, base: dict[str, Any], config: RunConfig, card: Played, dtype: torch.dtype) -> None:
-        self.config, self.card, self.dtype = config, card, dtype
+    def __init__(
+        self, base: dict[str, Any], config: RunConfig, card: Played, dtype: torch.dtype, kernel: str | None = None
+    ) -> None:
+        self.config, self.card, self.dtype, self.kernel = config, card, dtype, kernel
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.watch = Watch(512 if card.kind == "cuda" else 64)
         whole = bare(base, config.model.name, config.model.attn_implementation, dtype)
@@ -77,6 +81,8 @@ class Player:
         self.parameters = [weight for weight in self.policy.parameters() if weight.requires_grad]
         self._mark_layers()
         self.kept = 0
+        # a first pass, after which what lasts beyond a pass is there
+        self.score([SMALL], True)
 
     def _policy(self, model: Any) -> Any:
         model.config.use_cache = False
@@ -114,8 +120,8 @@ class Player:
         return partial(torch.autocast, "cpu", self.dtype) if half else contextlib.nullcontext
 
     def _takes_varlen(self, model: Any) -> bool:
-        """Whether the card has the variable-length kernel, which a run then finds to be the faster one."""
-        if self.card.kind != "cuda":
+        """Whether attention runs in the variable-length kernel."""
+        if self.card.kind != "cuda" or self.kernel == "sdpa":
             return False
         settings = model.config.get_text_config()
         if getattr(settings, "attn_logit_softcapping", None) is not None:
@@ -180,21 +186,17 @@ class Player:
 
     def model(self) -> Model:
         """What does not depend on packs."""
-        self.score([SMALL], "", adapters=True)
         return Model(
             self.shape,
             self.stand_in,
             self.static[:-1],
             self.static[-1],
             bool(self.engine.fusion.casts._copies),
-            self._fused_checks(),
             self.engine.fusion.describe(),
             self.engine.layout.name,
         )
 
-    def step(
-        self, pack: Sequence[PairLengths], *, recomputed: bool | None, kept: bool, several: bool
-    ) -> tuple[list[Span], list[Span]]:
+    def step(self, pack: Sequence[PairLengths], *, recomputed: bool | None, kept: bool, several: bool) -> list[Span]:
         """Forward and backward.
 
         Args:
@@ -202,25 +204,20 @@ class Player:
             recomputed: all layers are computed twice; None: all but the last.
             kept: dequantized weights are kept.
             several: gradients of an earlier pack are there.
-
-        Returns:
-            Of the pack, and of a pack of a few tokens.
         """
         with self._playing():
             self._form(recomputed, kept)
             self.policy.train()
-            self._forward_backward([SMALL])
+            if several:
+                for weight in self.parameters:
+                    weight.grad = torch.empty_like(weight)
+                    self.watch.call(weight.grad, GRADIENTS)
             self.watch.take()
-            self._forward_backward([SMALL])
-            small = self.watch.take()
-            if not several:
-                self.policy.zero_grad()
-                self.watch.take()
             self._forward_backward(pack)
             spans = self.watch.take()
             self.policy.zero_grad()
             self._form(None, False)
-        return spans, small
+        return spans
 
     def _forward_backward(self, pack: Sequence[PairLengths]) -> None:
         pairs = tokens_of(pack)
@@ -232,17 +229,19 @@ class Player:
         self.watch.border(FORWARD)
         self.engine.step(pairs, [list(range(len(pairs)))], _loss, backward)
 
-    def score(self, pack: Sequence[PairLengths], phase: str, *, adapters: bool) -> tuple[list[Span], list[Span]]:
-        """A pass without gradients, and one over a few tokens.
+    def score(self, pack: Sequence[PairLengths], adapters: bool, kept: bool = False) -> list[Span]:
+        """A pass without gradients.
 
         Args:
             pack: its pairs.
-            phase: what it is for.
             adapters: whether they are applied.
+            kept: dequantized weights are kept.
         """
         with self._playing(), self._side(adapters):
-            self._score([SMALL], phase)
-            return self._score(pack, phase), self._score([SMALL], phase)
+            self._form(None, kept)
+            spans = self._score(pack, EVALUATION if adapters else REFERENCE)
+            self._form(None, False)
+        return spans
 
     def _score(self, pack: Sequence[PairLengths], phase: str) -> list[Span]:
         self.watch.take()
@@ -281,19 +280,6 @@ class Player:
             check_gradients(self.engine)
             self.policy.zero_grad()
             return self.watch.take()
-
-    def _fused_checks(self) -> int:
-        """Bytes at the peak of the comparison of one fused module with its parts, the largest one."""
-        parts = self.engine.fusion.modules
-        largest: Any = max(parts, key=lambda part: sum(p.numel() for p in part.parameters()), default=None)
-        if largest is None:
-            return 0
-        with self._playing():
-            self.watch.take()
-            self.watch.border("checks")
-            same(largest, largest.forward.__func__)
-            (span,) = self.watch.take()
-        return sum(span.peak.values())
 
 
 def _loss(group: list[int], scores: PackScores) -> Tensor:

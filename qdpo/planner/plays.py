@@ -36,14 +36,6 @@ KEPT_FILES = 1000
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A pass over a pack, and one over a pack of a few tokens."""
-
-    spans: list[Span]
-    small: list[Span]
-
-
-@dataclass(frozen=True)
 class Model:
     """What does not depend on packs.
 
@@ -53,7 +45,6 @@ class Model:
         layers: bytes of base and adapter of each played layer, by kind.
         rest: of what is outside of the layers.
         cast: the adapter is copied in half precision.
-        checks: bytes at the peak of the comparison of a fused module with its parts.
         fused: what was fused, in words.
         layout: how pairs are laid out.
     """
@@ -63,7 +54,6 @@ class Model:
     layers: list[Bytes]
     rest: Bytes
     cast: bool
-    checks: int
     fused: str
     layout: str
 
@@ -84,10 +74,12 @@ class Plays:
         base: the base.
         config: the run's configuration.
         card: what it is planned for.
+        kernel: of attention, `sdpa` or `varlen`; None takes the variable-length one where the card has it, which a run
+            then finds to be the faster.
     """
 
-    def __init__(self, base: Base, config: RunConfig, card: Card) -> None:
-        self.base, self.config, self.card = base, config, card
+    def __init__(self, base: Base, config: RunConfig, card: Card, kernel: str | None = None) -> None:
+        self.base, self.config, self.card, self.kernel = base, config, card, kernel
         self.dtype = compute_type(config, card)[0]
         packing = config.packing
         self.about = {
@@ -98,6 +90,7 @@ class Plays:
             "fused": [packing.fused_lora, packing.fused_mlp, packing.fused_norm, packing.skip_unscored],
             "dtype": self.dtype,
             "kind": self._kind,
+            "kernel": kernel,
         }
 
     @property
@@ -115,7 +108,7 @@ class Plays:
 
         quiet_libraries()
         card = Played("cpu" if self.card.is_cpu else "cuda", self.card.capability)
-        return Player(self.base.config, self.config, card, getattr(torch, self.dtype))
+        return Player(self.base.config, self.config, card, getattr(torch, self.dtype), self.kernel)
 
     def _play(self, what: list[Any], make: Callable[[], Any]) -> Any:
         key = hashlib.sha256(json.dumps([self.about, what, _code()], sort_keys=True).encode()).hexdigest()
@@ -133,21 +126,19 @@ class Plays:
         check_counted(self.base, model.shape)
         return model
 
-    def step(self, pack: PackShape, *, all_recomputed: bool, recomputed: bool, kept: bool, several: bool) -> Passed:
+    def step(self, pack: PackShape, *, all_recomputed: bool, recomputed: bool, kept: bool, several: bool) -> list[Span]:
         """Forward and backward over a pack, see `Player.step`; `all_recomputed` takes the last layer in."""
         again = (True if all_recomputed else None) if recomputed else False
 
         def play() -> Any:
             return self._player.step(pack.pairs, recomputed=again, kept=kept, several=several)
 
-        return _passed(self._play(["step", pack.pairs, again, kept, several], play))
+        return _spans(self._play(["step", pack.pairs, again, kept, several], play))
 
-    def score(self, pack: PackShape, phase: str, *, adapters: bool) -> Passed:
-        """A pass without gradients."""
-        found = self._play(
-            ["score", pack.pairs, phase, adapters], lambda: self._player.score(pack.pairs, phase, adapters=adapters)
-        )
-        return _passed(found)
+    def score(self, pack: PackShape, *, adapters: bool, kept: bool = False) -> list[Span]:
+        """A pass without gradients, of an evaluation or, without adapters, of the reference."""
+        what = ["score", pack.pairs, adapters, kept]
+        return _spans(self._play(what, lambda: self._player.score(pack.pairs, adapters, kept)))
 
     def answers(self, prompts: int, length: int) -> list[Span]:
         """The pass over prompts, and the first one over a token of each."""
@@ -158,17 +149,13 @@ class Plays:
         return _spans(self._play(["check"], lambda: self._player.check()))
 
 
-def plays_for(base: Base, config: RunConfig, card: Card) -> Plays:
+def plays_for(base: Base, config: RunConfig, card: Card, kernel: str | None = None) -> Plays:
     """The plays of a base under a configuration on a card; the same ones where nothing differs that they depend on."""
-    plays = Plays(base, config, card)
+    plays = Plays(base, config, card, kernel)
     return _made.setdefault(json.dumps(plays.about, sort_keys=True), plays)
 
 
 _made: dict[str, Plays] = {}
-
-
-def _passed(found: Sequence[Any]) -> Passed:
-    return Passed(_spans(found[0]), _spans(found[1]))
 
 
 def _spans(found: Sequence[Any]) -> list[Span]:

@@ -11,9 +11,10 @@ from qdpo.planner.data import Lengths
 from qdpo.planner.estimate import sample_rows, trained_on
 from qdpo.planner.find import Base
 from qdpo.planner.lengths import SMALL, PackShape, PairLengths, cut, heaviest
-from qdpo.planner.plays import Passed, Plays, plays_for
+from qdpo.planner.parts import kept_layers
+from qdpo.planner.plays import Plays, plays_for
 from qdpo.planner.settings import settings_for
-from qdpo.planner.spans import Span, Sum, total
+from qdpo.planner.spans import Sum, total
 
 TIMED_STEPS = 20
 
@@ -72,46 +73,53 @@ def duration(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Dur
     settings = settings_for(config, card, lengths)
     stand_in, layers = plays.model.stand_in, plays.model.shape.layers
     batches = lengths.batches(config)[:TIMED_STEPS]
-    train, wide = heaviest(settings.train_packs)[0], heaviest(settings.scoring_packs)[0]
-    trained = fitted(train, lambda part: trained_on(plays, config, train, settings.several, part), card, layers)
+    kept = kept_layers(plays.model.shape, config) == layers
+    train = heaviest(settings.train_packs)[0]
+    trained = fitted(
+        train,
+        *(trained_on(plays, config, pack, settings.several) for pack in (train, PackShape((SMALL,)))),
+        card,
+        layers,
+    )
     packs = [pack for batch in batches for pack in cut(batch, config.packing.tokens_per_micro_batch)]
     step = sum(map(trained, packs), Work()).times(1 / len(batches))
     steps = lengths.steps(config)
     rows = lengths.rows or config.train.pairs_per_step
     visited = min(rows, (steps or 1) * config.train.pairs_per_step)
 
-    def scoring(pairs: int, like: Sequence[PairLengths], phase: str, adapters: bool) -> Work:
+    small = total(plays.score(PackShape((SMALL,)), adapters=True), stand_in)
+
+    def scoring(pairs: int, like: Sequence[PairLengths], adapters: bool) -> Work:
         if not pairs:
             return Work()
+        wide = heaviest(settings.heldout_packs if adapters else settings.reference_packs)[0]
         sample = list(like[:512]) if lengths.real else [like[0]] * max(min(pairs, 512), 1)
-        passed = plays.score(wide, phase, adapters=adapters)
-        scored = fitted(wide, lambda part: total(part(passed), stand_in), card, layers)
-        packs = cut(sample, config.packing.tokens_without_grad)
-        return sum(map(scored, packs), Work()).times(pairs / len(sample))
 
-    heldout = scoring(lengths.heldout_rows, lengths.heldout, "evaluation", True)
-    reference = scoring(visited, lengths.train, "reference", False)
-    reference += scoring(lengths.heldout_rows, lengths.heldout, "reference", False)
+        most = total(plays.score(wide, adapters=adapters, kept=adapters and kept), stand_in)
+        work = fitted(wide, most, small, card, layers)
+        packs = cut(sample, config.packing.tokens_without_grad)
+        return sum(map(work, packs), Work()).times(pairs / len(sample))
+
+    heldout = scoring(lengths.heldout_rows, lengths.heldout, True)
+    reference = scoring(visited, lengths.train, False)
+    reference += scoring(lengths.heldout_rows, lengths.heldout, False)
     evaluations = 2 + (steps or 1) // config.train.eval_every
     # the base answers once
-    answers = answers_work(plays, config, card).times(evaluations + 1)
+    answers = answers_work(plays, config, card, settings.prompt).times(evaluations + 1)
     return Duration(steps, step, step.times(steps or 1), reference, heldout.times(evaluations), answers)
 
 
-Part = Callable[[Passed], Sequence[Span]]
-
-
-def fitted(heavy: PackShape, run: Callable[[Part], Sum], card: Card, layers: int) -> Callable[[PackShape], Work]:
+def fitted(heavy: PackShape, most: Sum, least: Sum, card: Card, layers: int) -> Callable[[PackShape], Work]:
     """The work of a pass over any pack, from that over a heavy one and over one of a few tokens: a fixed part for the
     weights, and one for each token.
 
     Args:
         heavy: of a run's packs one with the most tokens.
-        run: its pass through all layers, or that of the small one.
+        most: a pass over it.
+        least: the same kind of pass over `SMALL`.
         card: what computes.
         layers: of the model.
     """
-    most, least = run(lambda passed: passed.spans), run(lambda passed: passed.small)
     sweeps = len(most.peaks)
 
     def work(pack: PackShape) -> Work:
@@ -131,9 +139,9 @@ def worked(tokens: float, flops: float, moved: float, card: Card, layers: int) -
     return Work(tokens, flops, seconds if card.is_cpu else max(seconds, layers * LAUNCH_SECONDS))
 
 
-def answers_work(plays: Plays, config: RunConfig, card: Card) -> Work:
-    """The work of answering a run's prompts once, each of the longest length, to the last token that is allowed."""
-    rows, prompt, new = sample_rows(config), config.data.max_prompt_length, config.samples.max_new_tokens
+def answers_work(plays: Plays, config: RunConfig, card: Card, prompt: int) -> Work:
+    """The work of answering a run's prompts once, each of `prompt` tokens, to the last token that is allowed."""
+    rows, new = sample_rows(config), config.samples.max_new_tokens
     if not rows:
         return Work()
     layers, stand_in = plays.model.shape.layers, plays.model.stand_in

@@ -20,6 +20,8 @@ from qdpo.planner.spans import Bytes, Span
 ROUND = 512
 """Bytes to which torch's allocator rounds on a card."""
 
+DEVICE = torch.ops.prim.device.default
+
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
 FUSED_ROWS = 4
@@ -83,11 +85,17 @@ class Watch(TorchDispatchMode):
 
     # ------------------------------------------------------------------------------------------------------- operations
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it takes longer than all the rest."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            # autograd asks with every operation
+            return args[0].fake_device
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if name == "device":
-            return func(*args, **kwargs)
         inputs = _tensors(args) + _tensors(kwargs.values())
         target = kwargs.get("device")
         if name == "_pin_memory":
