@@ -75,12 +75,8 @@ def duration(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Dur
     batches = lengths.batches(config)[:TIMED_STEPS]
     kept = kept_layers(plays.model.shape, config) == layers
     train = heaviest(settings.train_packs)[0]
-    trained = fitted(
-        train,
-        *(trained_on(plays, config, pack, settings.several) for pack in (train, PackShape((SMALL,)))),
-        card,
-        layers,
-    )
+    most, least = (trained_on(plays, config, pack, settings.several) for pack in (train, PackShape((SMALL,))))
+    trained = fitted(train, most, least, card, layers)
     packs = [pack for batch in batches for pack in cut(batch, config.packing.tokens_per_micro_batch)]
     step = sum(map(trained, packs), Work()).times(1 / len(batches))
     steps = lengths.steps(config)
