@@ -23,7 +23,9 @@ Settings = dict[str, Any]
 """Content of a base's config.json, as far as it is not the default of its kind."""
 
 
-def mistral(hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int) -> Settings:
+def mistral(
+    hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int
+) -> Settings:
     """A Mistral of other sizes."""
     return {
         "model_type": "mistral",
@@ -86,7 +88,9 @@ class Weights:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0, SPREAD, generator=self.generator)
 
 
-def random_model(base: Settings, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool) -> Any:
+def random_model(
+    base: Settings, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool
+) -> Any:
     """A frozen model with random weights on its device; its decoder's linear layers in NF4 if asked.
 
     Args:
