@@ -152,7 +152,7 @@ class Plays:
 def plays_for(base: Base, config: RunConfig, card: Card, kernel: str | None = None) -> Plays:
     """The plays of a base under a configuration on a card; the same ones where nothing differs that they depend on."""
     plays = Plays(base, config, card, kernel)
-    return _made.setdefault(json.dumps(plays.about, sort_keys=True), plays)
+    return _made.setdefault(json.dumps([plays.about, base.counted], sort_keys=True), plays)
 
 
 _made: dict[str, Plays] = {}

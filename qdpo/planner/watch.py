@@ -110,9 +110,10 @@ class Watch(TorchDispatchMode):
             return copied
         result = func(*args, **kwargs)
         outputs = _tensors(result if isinstance(result, tuple | list) else (result,))
-        if name == "gemm_4bit":
-            self._of_4_bits(inputs[0], outputs[0])
         self._count(name, inputs, outputs, args)
+        if name == "gemm_4bit":
+            # its result is made while the dequantized weight is there
+            self._of_4_bits(inputs[0], outputs[0])
         return result
 
     def _count(self, name: str, inputs: list[Tensor], outputs: list[Tensor], args: Any) -> None:

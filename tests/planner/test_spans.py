@@ -49,8 +49,8 @@ def both(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *settings: str) 
 
 def same(short: Player, spans: Sequence[Span], deep: Sequence[Span]) -> None:
     wanted, found = total(deep, list(range(len(short.stand_in)))), total(spans, short.stand_in)
-    # a few hundred bytes are freed a moment earlier or later
-    assert found.peaks == pytest.approx(wanted.peaks, rel=3e-3)
+    # tensors of a few bytes (512 each, rounded) are freed a moment earlier or later
+    assert found.peaks == pytest.approx(wanted.peaks, rel=3e-3, abs=32768)
     assert sum(found.level.values()) == pytest.approx(sum(wanted.level.values()), abs=16384)
     assert found.flops == pytest.approx(wanted.flops)
     # the adapter of all layers is cast outside of the layers

@@ -141,9 +141,9 @@ class Watch(TorchDispatchMode):
         if name in ("_to_copy", "copy_") and (copied := self._across(name, args, kwargs)) is not None:
             return copied
         result = func(*args, **kwargs)
+        self._count(name, str(func), inputs, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
         if name == "gemm_4bit" and args[0].numel() // args[0].shape[-1] > FUSED_ROWS:
             self._briefly(args[0].shape[-1] * result.shape[-1] * result.element_size())
-        self._count(name, str(func), inputs, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
         return result
 
     def _made_up(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
