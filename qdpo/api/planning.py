@@ -69,7 +69,7 @@ def plan(
     with borrowed():
         base = find_base(asked.model.name, asked.model.revision)
         lengths = lengths_for(asked)
-        chosen, choices = choose(asked, base.shape, card, lengths) if auto else (asked, [])
+        chosen, choices = choose(asked, base, card, lengths) if auto else (asked, [])
         found = planner.plan(chosen, base, card, reason, lengths)
-    gguf = {kind: gguf_bytes(base.shape, kind) for kind in GGUF}
+    gguf = {kind: gguf_bytes(found.shape, kind) for kind in GGUF}
     return Plan(**vars(found), gguf=gguf, choices=choices)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qdpo.engine.device import kind_of
 from qdpo.engine.layout import Pack
 from qdpo.engine.sizes import CHUNK_ROWS, TILE
 from qdpo.errors import TrainingError
@@ -134,7 +135,7 @@ def logits_of(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if hidden.dtype == dtype:
         return hidden @ weight.t()
-    if hidden.device.type == "cuda":
+    if kind_of(hidden.device) == "cuda":
         return torch.mm(hidden, weight.t(), out_dtype=dtype)
     # only CUDA has such a product; elsewhere the vocabulary is widened part by part
     logits = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=dtype)
@@ -195,7 +196,7 @@ class _Sums:
         self.best = torch.zeros_like(targets)
         self.weights = torch.zeros_like(hidden, dtype=exact) if with_grad else None
         self.slope = torch.ones_like(total)
-        width = max(TILE.get(hidden.device.type, TILE["cuda"]) // rows, 1)
+        width = max(TILE.get(kind_of(hidden.device), TILE["cuda"]) // rows, 1)
         for first in range(0, vocabulary, width):
             weight = head.weight[first : first + width]
             z = logits_of(hidden, weight, exact)

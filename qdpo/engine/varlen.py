@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qdpo.data.pairs import TokenPair
 from qdpo.engine import attention
 from qdpo.engine.attention import packed_attention
+from qdpo.engine.device import capability_of, kind_of
 from qdpo.engine.layout import Pack, build_pack
 from qdpo.engine.transfer import all_to_device
 
@@ -84,8 +85,8 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether FlashAttention takes these tensors."""
     width = query.shape[-1]
     return (
-        query.device.type == "cuda"
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        kind_of(query.device) == "cuda"
+        and capability_of(query.device) >= (8, 0)
         and query.dtype in HALF
         and query.dtype == key.dtype == value.dtype
         and width == key.shape[-1] == value.shape[-1]

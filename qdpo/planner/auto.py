@@ -11,12 +11,13 @@ from qdpo.config.schema import RunConfig
 from qdpo.hardware import find_device
 from qdpo.planner.cards import Card, card_of
 from qdpo.planner.data import Lengths, lengths_for
-from qdpo.planner.estimate import estimate_for
-from qdpo.planner.find import find_base
+from qdpo.planner.estimate import estimate_for, trained_on
+from qdpo.planner.find import Base, find_base
+from qdpo.planner.lengths import heaviest
 from qdpo.planner.optimizer import AUTO, PAGED, choose_optimizer
 from qdpo.planner.parts import adapter_weights, checkpointed_layers
-from qdpo.planner.settings import compute_type, with_changes
-from qdpo.planner.shapes import Shape
+from qdpo.planner.plays import plays_for
+from qdpo.planner.settings import settings_for, with_changes
 from qdpo.planner.timing import duration
 from qdpo.planner.verdict import TIGHT
 
@@ -27,15 +28,15 @@ BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Token budgets that are tried; beyond, a pass gains nothing any more."""
 
 
-def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> RunConfig:
+def as_it_will_run(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> RunConfig:
     """The configuration with numbers in place of `auto`, as the run will choose them, by estimate.
 
     On a card a run measures instead, and may find a little more or less.
     """
-    packing = config.packing
+    packing, shape = config.packing, plays_for(base, config, card).model.shape
 
     def total(**values: int) -> float:
-        return estimate_for(with_changes(config, "packing", **values), shape, card, lengths).total
+        return estimate_for(with_changes(config, "packing", **values), base, card, lengths).total
 
     room = (1 - TIGHT) * card.memory
     if config.train.optim == AUTO:
@@ -43,14 +44,14 @@ def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths
         chosen = choose_optimizer(
             AUTO,
             adapter_weights(shape, config),
-            room - estimate_for(paged, shape, card, lengths).total,
+            room - estimate_for(paged, base, card, lengths).total,
             "cpu" if card.is_cpu else "cuda",
         )
         config = with_changes(config, "train", optim=chosen.name)
     if packing.checkpoint_layers == "auto" and config.train.gradient_checkpointing:
         if card.is_cpu:
             extra = CPU_SHARE * max(card.memory - total(), 0)
-            layers = fewest_recomputed(config, shape, card, lengths, extra)
+            layers = fewest_recomputed(config, base, card, lengths, extra)
         else:
             layers = _first(shape.layers - 1, lambda n: total(checkpoint_layers=n) <= room)
         config = with_changes(config, "packing", checkpoint_layers=layers)
@@ -62,20 +63,24 @@ def as_it_will_run(config: RunConfig, shape: Shape, card: Card, lengths: Lengths
     return config
 
 
-def fewest_recomputed(config: RunConfig, shape: Shape, card: Card, lengths: Lengths, extra: float) -> int:
+def fewest_recomputed(config: RunConfig, base: Base, card: Card, lengths: Lengths, extra: float) -> int:
     """Layers that must be computed twice so that the activations of the others take no more than `extra` bytes."""
-    most = max(shape.layers - 1, 0)
+    plays, settings = plays_for(base, config, card), settings_for(config, card, lengths)
+    most = max(plays.model.shape.layers - 1, 0)
 
-    def total(layers: int) -> float:
-        return estimate_for(with_changes(config, "packing", checkpoint_layers=layers), shape, card, lengths).total
+    def highest(layers: int) -> float:
+        changed = with_changes(config, "packing", checkpoint_layers=layers)
+        passes = (trained_on(plays, changed, pack, settings.several) for pack in heaviest(settings.train_packs))
+        return max(max(seen.peaks.values()) for seen in passes)
 
-    least = total(most)
-    return _first(most, lambda n: total(n) - least <= extra)
+    least = highest(most)
+    return _first(most, lambda n: highest(n) - least <= extra)
 
 
 def _first(most: int, fits: Callable[[int], bool]) -> int:
     """The smallest number up to `most` that fits, where every larger one does too; `most` where none fits."""
-    return bisect_left(range(max(most, 0)), True, key=fits)
+    # the end first: a play less where it fits
+    return 0 if fits(0) else bisect_left(range(max(most, 0)), True, key=fits)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Choice:
     reason: str
 
 
-def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tuple[RunConfig, list[Choice]]:
+def choose(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> tuple[RunConfig, list[Choice]]:
     """The settings that use a card best: what changes is memory and speed, never what is learned.
 
     Returns:
@@ -104,17 +109,16 @@ def choose(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> tup
 
     def fits(**values: int) -> bool:
         changed = with_changes(config, "packing", **values)
-        return estimate_for(changed, shape, card, lengths).total <= (1 - TIGHT) * card.memory
+        return estimate_for(changed, base, card, lengths).total <= (1 - TIGHT) * card.memory
 
     sizes = [b for b in BUDGETS if b <= _useful(lengths, config)] or [BUDGETS[0]]
-    b = compute_type(config, card)[2]
     fastest: tuple[float, int] | None = None
     for size in sizes:
         if not fits(tokens_per_micro_batch=size):
             break
         # a larger pass leaves less memory for layers that are not computed twice
-        ran = as_it_will_run(with_changes(config, "packing", tokens_per_micro_batch=size), shape, card, lengths)
-        seconds = duration(shape, ran, card, b, lengths).step.seconds
+        ran = as_it_will_run(with_changes(config, "packing", tokens_per_micro_batch=size), base, card, lengths)
+        seconds = duration(ran, base, card, lengths).step.seconds
         if fastest is None or seconds < 0.99 * fastest[0]:
             fastest = (seconds, size)
     if fastest is None:
@@ -150,7 +154,7 @@ def choose_here(config: RunConfig) -> list[str]:
     """The settings for this machine as `--set` takes them; each is printed with its reason."""
     card = card_of(find_device())
     base = find_base(config.model.name, config.model.revision)
-    _, choices = choose(config, base.shape, card, lengths_for(config))
+    _, choices = choose(config, base, card, lengths_for(config))
     for choice in choices:
         console.note(f"{choice.setting}: {choice.reason} ({card.name})")
     return [choice.setting for choice in choices]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.hardware import GIB, Device, find_device, mixed_precision
-from qdpo.planner.auto import choose
+from qdpo.planner.auto import as_it_will_run, choose
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_from
-from qdpo.planner.estimate import estimate
+from qdpo.planner.estimate import estimate_for
+from qdpo.planner.find import loaded
 from qdpo.planner.meter import peak_bytes
 from qdpo.planner.optimizer import choose_optimizer
-from qdpo.planner.settings import Settings, settings_for
-from qdpo.planner.shapes import shape_of
+from qdpo.planner.plays import plays_for
 
 if TYPE_CHECKING:
     import torch
@@ -93,40 +93,25 @@ def calibrate(config: RunConfig, *, auto: bool = False) -> Calibration:
     longest = sorted(range(len(data.train)), key=lambda i: -packed_tokens(data.train[i]))
     pairs = [data.train[i] for i in longest[: config.train.pairs_per_step]]
     base = load_base(config.model, device)
-    shape = shape_of(base.model.config.to_dict(), config.model.name)
+    known = loaded(config.model.name, base.model)
     card = card_of(device)
     if auto:
-        config, choices = choose(config, shape, card, lengths_from(config, data.train, data.heldout))
+        config, choices = choose(config, known, card, lengths_from(config, data.train, data.heldout))
         for choice in choices:
             console.note(f"{choice.setting}: {choice.reason}")
     policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
     disable_dropout(policy)
-    wanted = settings_for(config, card, lengths_from(config, pairs, []))
-    found = estimate(shape, Settings(config, _bytes(base.dtype), wanted.train_packs, [], wanted.several, wanted.cuda))
+    lengths = lengths_from(config, pairs, pairs)
+    found = estimate_for(as_it_will_run(config, known, card, lengths), known, card, lengths)
     step = make_step(policy, base.dtype, device, config, pairs)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
-    loaded = tensor_bytes(policy)
+    frozen = tensor_bytes(policy)
     state = _optimizer_state(step)
-    peak = loaded + state + peak_bytes(step, device.torch)
-    frozen = sum(size for name, size in found.parts.items() if name in _LOADED)
+    peak = frozen + state + peak_bytes(step, device.torch)
+    estimated = sum(size for name, size in plays_for(known, config, card).model.static.items())
     stepping = max(found.phases[name] for name in ("forward", "backward", "step"))
     tokens = sum(packed_tokens(pair) for pair in pairs)
-    return Calibration(loaded, frozen, peak, stepping, len(pairs), tokens, device.name)
-
-
-_LOADED = (
-    "linear weights",
-    "NF4 weights",
-    "NF4 scales (8 bit)",
-    "NF4 scales (fp32)",
-    "scales of the scales",
-    "embedding, head, norms",
-    "LoRA weights (fp32)",
-)
-
-
-def _bytes(dtype: torch.dtype) -> int:
-    return dtype.itemsize
+    return Calibration(frozen, estimated, peak, stepping, len(pairs), tokens, device.name)
 
 
 @dataclass

@@ -87,16 +87,30 @@ class Lengths:
             return [full_pack(self.limit, budget, config.train.pairs_per_step)]
         return [pack for batch in self.batches(config) for pack in cut(batch, budget)]
 
-    def scoring_packs(self, config: RunConfig) -> list[PackShape]:
-        """Packs of the reference pass and of evaluations."""
+    def reference_packs(self, config: RunConfig) -> list[PackShape]:
+        """Packs of the reference pass, which takes 256 pairs at a time."""
+        budget = config.packing.tokens_without_grad
+        seen = budget if self.rows is None else self.rows
+        if (steps := self.steps(config)) is not None:
+            seen = min(seen, steps * config.train.pairs_per_step)
+        if not self.real:
+            return [full_pack(self.limit, budget, min(seen, 256))]
+        # in the order of first use, which is not known: any order
+        blocks = [self.train[i : min(i + 256, seen)] for i in range(0, min(seen, 4096), 256)]
+        return [pack for block in [*blocks, self.heldout] if block for pack in cut(block, budget)]
+
+    def heldout_packs(self, config: RunConfig) -> list[PackShape]:
+        """Packs of an evaluation."""
         budget = config.packing.tokens_without_grad
         if not self.real:
-            # the reference pass takes 256 pairs at a time, an evaluation all held-out ones
-            most = budget if self.rows is None else max(min(self.rows, 256), self.heldout_rows)
-            return [full_pack(self.limit, budget, most)]
-        # in the order of first use
-        blocks = [self.train[i : i + 256] for i in range(0, min(len(self.train), 4096), 256)]
-        return [pack for block in [*blocks, self.heldout] if block for pack in cut(block, budget)]
+            return [full_pack(self.limit, budget, budget if self.rows is None else max(self.heldout_rows, 1))]
+        return cut(self.heldout, budget)
+
+    def longest_prompt(self, config: RunConfig) -> int:
+        """Tokens of the longest prompt that an evaluation may answer."""
+        if not self.real or config.samples.prompts:
+            return config.data.max_prompt_length
+        return max((pair.prompt for pair in self.heldout), default=config.data.max_prompt_length)
 
     def several(self, config: RunConfig) -> bool:
         """Whether some step has more than one pack."""

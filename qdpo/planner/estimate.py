@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from qdpo.config.schema import RunConfig
-from qdpo.engine.sizes import PROBED
 from qdpo.planner import parts
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
-from qdpo.planner.ledger import Ledger
-from qdpo.planner.lengths import PackShape, PairLengths, heaviest
+from qdpo.planner.find import Base
+from qdpo.planner.lengths import PackShape, heaviest
 from qdpo.planner.optimizer import is_paged, optimizer_bytes, step_temporaries
-from qdpo.planner.passes import Pass
-from qdpo.planner.sampling import answers_peak
-from qdpo.planner.settings import Settings, settings_for, with_changes
-from qdpo.planner.shapes import Shape
+from qdpo.planner.plays import Plays, plays_for
+from qdpo.planner.settings import Settings, settings_for
+from qdpo.planner.spans import Bytes, Span, Sum, plus, total
 
 CONTEXT = 0.5e9
 """Bytes of a CUDA context with its libraries (cuBLAS, bitsandbytes), which torch does not count; an assumption."""
 
 SLACK = 0.05
 """Share that the caching allocator holds beyond what is used: rounding and fragments; an assumption."""
+
+PASSES = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Estimate:
         slack: what the allocator holds beyond the peak.
     """
 
-    parts: dict[str, float]
+    parts: Bytes
     phases: dict[str, float]
     peak: float
     when: str
@@ -53,94 +53,130 @@ class Estimate:
         return self.peak + self.context + self.slack
 
 
-def estimate_for(config: RunConfig, shape: Shape, card: Card, lengths: Lengths) -> Estimate:
-    """Peak memory of a run on a card."""
-    return estimate(shape, settings_for(config, card, lengths))
+@dataclass
+class Level:
+    """Highest levels by phase, and of what they were made."""
+
+    kinds: dict[str, Bytes] = field(default_factory=dict)
+
+    def see(self, phase: str, *kinds: Bytes) -> None:
+        """Take a moment in."""
+        found: Bytes = {}
+        for some in kinds:
+            found = plus(found, some)
+        if sum(found.values()) > sum(self.kinds.get(phase, {}).values()):
+            self.kinds[phase] = found
+
+    def see_all(self, seen: Sum, *below: Bytes) -> None:
+        """Take the peaks of passes in, above what was there."""
+        for phase, kinds in seen.kinds.items():
+            self.see(phase, kinds, *below)
 
 
-def estimate(shape: Shape, settings: Settings) -> Estimate:
-    """Peak memory of loading, the reference pass, training and merging."""
-    config, b = settings.config, settings.b
-    weights = parts.weight_parts(shape, config.model.quantization, config.model.double_quant, b)
-    loaded = sum(weights.values())
-    if kept := parts.kept_bytes(shape, config, b):
-        weights["weights kept dequantized"] = kept
+def estimate_for(config: RunConfig, base: Base, card: Card, lengths: Lengths, kernel: str | None = None) -> Estimate:
+    """Peak memory of a run on a card; `kernel` is that of attention, see `Plays`.
+
+    Raises:
+        UnavailableError: the base cannot be played.
+    """
+    return estimate(plays_for(base, config, card, kernel), settings_for(config, card, lengths))
+
+
+def estimate(plays: Plays, settings: Settings) -> Estimate:
+    """Peak memory of loading, checks, the reference pass, training, samples and merging."""
+    config, b, model = settings.config, settings.b, plays.model
+    shape, stand_in = model.shape, model.stand_in
+    loaded = {kind: size for kind, size in model.static.items() if kind != parts.ADAPTER}
     trained = parts.adapter_weights(shape, config)
-    gradient = float(parts.LORA * trained)
-    casts = parts.adapter_casts(config, trained, b)
-    adapter = gradient + casts
-    state = optimizer_bytes(config.train.optim, trained)
-    paged = settings.cuda and is_paged(config.train.optim)
-    resident = 0.0 if paged else state
-    gradients = gradient if settings.several else 0.0
-    always = loaded + kept + adapter + resident
+    adapter = {parts.ADAPTER: parts.LORA * trained}
+    if model.cast:
+        adapter[parts.CASTS] = b * trained
+    kept = {parts.KEPT: int(size)} if (size := parts.kept_bytes(shape, config, b)) else {}
+    state, paged = optimizer_bytes(config.train.optim, trained), settings.cuda and is_paged(config.train.optim)
+    resident = {} if paged else {parts.STATE: int(state)}
+    gradient = {parts.GRADIENTS: parts.LORA * trained}
 
-    scoring = _play(shape, settings, settings.scoring_packs, _score)
-    training = _play(shape, settings, settings.train_packs, Pass.train)
-    phases = {"load": loaded + shape.largest_linear * (2 if config.model.quantization == "nf4" else 0)}
-    if scoring:
-        phases["reference"] = loaded + adapter + _highest(scoring, "reference")
-        phases["evaluation"] = always + _highest(scoring, "evaluation")
-    if training:
-        phases |= {name: always + gradients + _highest(training, name) for name in ("forward", "backward")}
-    phases["gradient check"] = loaded + 2 * adapter + _gradient_check(shape, settings)
-    phases["samples"] = always + answers_peak(shape, config, b)
-    phases["step"] = loaded + kept + adapter + gradient + resident + step_temporaries(config.train.optim, trained)
-    phases["merge"] = 0.0 if settings.cuda else parts.memory_of_merge(shape)
-    when = max(phases, key=lambda name: phases[name])
-    found = {**weights, "LoRA weights (fp32)": gradient, "LoRA weights (half precision)": casts}
-    if when in ("forward", "backward"):
-        found |= {"gradients": gradients, "optimizer state": resident}
-        for kind, size in _kinds(training).items():
-            found[kind] = found.get(kind, 0.0) + size
-    elif when in ("reference", "evaluation"):
-        found |= _kinds(scoring)
-        found["optimizer state"] = resident if when == "evaluation" else 0.0
-    elif when == "step":
-        found |= {"gradients": gradient, "optimizer state": resident}
-    if config.model.quantization == "nf4" and "activations" in found:
-        # the part of the activations that is one layer's weights, dequantized where they are used
-        size = min(shape.largest_linear * (b + 4 / parts.BLOCK), found["activations"])
-        found |= {"dequantized weights": size, "activations": found["activations"] - size}
-    peak = phases[when]
+    all_kept = parts.kept_layers(shape, config) == shape.layers
+    level = Level()
+    quantized = config.model.quantization == "nf4"
+    level.see("load", loaded, {"being quantized": shape.largest_linear * 2} if quantized else {})
+    for pack in heaviest(settings.reference_packs):
+        level.see_all(total(plays.score(pack, adapters=False), stand_in), loaded, adapter)
+    for pack in heaviest(settings.heldout_packs):
+        level.see_all(total(plays.score(pack, adapters=True, kept=all_kept), stand_in), loaded, adapter, kept, resident)
+    for pack in heaviest(settings.train_packs):
+        seen = trained_on(plays, config, pack, settings.several)
+        there = gradient if settings.several else {}
+        level.see_all(seen, loaded, adapter, kept, resident, there)
+    for phase, kinds in answered(plays, config, settings.prompt):
+        level.see(phase, kinds, loaded, adapter, kept, resident)
+    temporaries = {"update": int(step_temporaries(config.train.optim, trained))}
+    level.see("step", loaded, adapter, kept, resident, gradient, temporaries)
+    if not settings.cuda:
+        level.see("merge", {"merge": int(parts.memory_of_merge(shape))})
+    if _check_may_be_highest(level, loaded, adapter, gradient, shape.largest_linear):
+        level.see_all(total(plays.check(), stand_in), loaded, adapter)
+    phases = {phase: float(sum(kinds.values())) for phase, kinds in level.kinds.items()}
+    when = max(phases, key=lambda phase: phases[phase])
     return Estimate(
-        {name: size for name, size in found.items() if size},
+        {kind: size for kind, size in level.kinds[when].items() if size},
         phases,
-        peak,
+        phases[when],
         when,
         paged=state if paged else 0.0,
         context=CONTEXT if settings.cuda else 0.0,
-        slack=SLACK * peak if settings.cuda else 0.0,
+        slack=SLACK * phases[when] if settings.cuda else 0.0,
     )
 
 
-def _play(shape: Shape, settings: Settings, packs: Sequence[PackShape], run: Callable[[Pass], None]) -> list[Ledger]:
-    """What the heaviest of some packs take."""
-    ledgers = []
-    for pack in heaviest(packs):
-        ledgers.append(Ledger())
-        run(Pass(shape, pack, settings, ledgers[-1]))
-    return ledgers
+CHECK_ROOM = 256e6
+"""Bytes that the gradients' comparison takes at the most beside gradients and dequantized weights (two short pairs)."""
 
 
-def _score(of: Pass) -> None:
-    of.score(adapters=False)
-    of.score(adapters=True)
+def _check_may_be_highest(level: Level, loaded: Bytes, adapter: Bytes, gradient: Bytes, largest: int) -> bool:
+    """Whether the comparison of gradients, whose play takes long, could be the peak of a run."""
+    most = sum(sum(kinds.values()) for kinds in (loaded, adapter, gradient, gradient)) + 8 * largest + CHECK_ROOM
+    return most > max(sum(kinds.values()) for kinds in level.kinds.values())
 
 
-def _highest(ledgers: Sequence[Ledger], phase: str) -> float:
-    return max(ledger.peaks[phase] for ledger in ledgers)
+def trained_on(plays: Plays, config: RunConfig, pack: PackShape, several: bool) -> Sum:
+    """Forward and backward over a pack through all layers, each computed twice or not as the configuration says.
+
+    Args:
+        plays: of the base.
+        config: the run's configuration, with numbers in place of `auto`.
+        pack: what the pass is over.
+        several: gradients of an earlier pack are there.
+    """
+    shape, stand_in = plays.model.shape, plays.model.stand_in
+    again, keep = parts.checkpointed_layers(shape, config), parts.kept_layers(shape, config)
+
+    def form(layer: int) -> Sequence[Span]:
+        return plays.step(
+            pack,
+            all_recomputed=again == shape.layers,
+            recomputed=layer < again,
+            kept=layer < keep,
+            several=several,
+        )
+
+    # what is outside of the layers is the same in every form
+    return total(form(0), stand_in, form)
 
 
-def _kinds(ledgers: Sequence[Ledger]) -> dict[str, float]:
-    """Of what the highest of all levels was made."""
-    return max(ledgers, key=lambda ledger: max(ledger.peaks.values())).kinds
+def answered(plays: Plays, config: RunConfig, prompt: int) -> Iterator[tuple[str, Bytes]]:
+    """Peaks of the written answers: the pass over the prompts, and the last token's with the whole cache.
+
+    Beyond a sliding window the latter is an upper bound: it is played behind a prompt of that length.
+    """
+    rows, new = sample_rows(config), config.samples.max_new_tokens
+    if not rows:
+        return
+    stand_in = plays.model.stand_in
+    for length, phase in ((prompt, "prompts"), (prompt + max(new - 2, 0), "tokens")):
+        yield "samples", total(plays.answers(rows, length), stand_in).kinds[phase]
 
 
-def _gradient_check(shape: Shape, settings: Settings) -> float:
-    """The engine's pass and the plain one, of which the plain one keeps more: nothing fused, nothing computed twice."""
-    unfused = {"fused_lora": False, "fused_mlp": False, "fused_norm": False, "skip_unscored": False}
-    plain = with_changes(settings.config, "packing", checkpoint_layers=0, **unfused)
-    pack = PackShape(tuple(PairLengths(*lengths) for lengths in PROBED))
-    (ledger,) = _play(shape, replace(settings, config=plain), [pack], Pass.train)
-    return max(ledger.peaks.values())
+def sample_rows(config: RunConfig) -> int:
+    """Prompts of an evaluation, which are answered as one batch."""
+    return len(config.samples.prompts) or config.samples.count

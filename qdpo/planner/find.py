@@ -1,4 +1,4 @@
-"""The shape of a base without its weights: the shipped presets' table, a local config.json, or one small download."""
+"""A base's config.json, without its weights: from the shipped presets' table, a local folder, or one small download."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from qdpo.errors import DataError, UnavailableError
 from qdpo.model.source import EMBEDDED, find, is_local
-from qdpo.planner.shapes import SHIPPED, Shape, shape_of
+from qdpo.planner.shapes import SHIPPED, Shape
 
 
 @dataclass(frozen=True)
@@ -18,27 +18,31 @@ class Base:
     """A base as far as a plan needs it.
 
     Attributes:
-        shape: its shape.
+        name: as it was given.
+        config: content of its config.json.
         origin: where that comes from.
-        stored: bytes of its weight files; None where only the shape is known.
+        stored: bytes of its weight files; None where only the configuration is known.
+        counted: weights in them, by their headers; 0 where they are not known.
     """
 
-    shape: Shape
+    name: str
+    config: dict[str, Any]
     origin: str
     stored: int | None = None
+    counted: int = 0
 
 
 def find_base(name: str, revision: str | None = None) -> Base:
-    """The shape of a base: of a hub model's revision, a local folder, or `quickstart`.
+    """A base: a hub model's revision, a local folder, or `quickstart`.
 
     Raises:
-        UnavailableError: the hub cannot be reached, or the planner does not know this kind of model.
+        UnavailableError: the hub cannot be reached.
         DataError: config.json cannot be read.
     """
     if is_local(name):
         return _local(find(name).folder, name, "embedded" if name == EMBEDDED else "local")
-    if (shape := SHIPPED.get(name)) is not None and revision is None:
-        return Base(shape, "known shape, nothing downloaded")
+    if (config := SHIPPED.get(name)) is not None and revision is None:
+        return Base(name, config, "known, nothing downloaded")
     return _hub(name, revision)
 
 
@@ -46,9 +50,7 @@ def _local(folder: Path, name: str, origin: str) -> Base:
     files = list(folder.glob("*.safetensors"))
     stored = sum(path.stat().st_size for path in files) if files else None
     config = _read(folder / "config.json", name)
-    shape = shape_of(config, name)
-    counted = sum(map(_weights_in, files))
-    return Base(_checked(shape, counted, name), f"{origin} config.json", stored)
+    return Base(name, config, f"{origin} config.json", stored, sum(map(_weights_in, files)))
 
 
 def _hub(name: str, revision: str | None) -> Base:
@@ -58,7 +60,7 @@ def _hub(name: str, revision: str | None) -> Base:
 
     try:
         path = hf_hub_download(name, "config.json", revision=revision)
-        shape = shape_of(_read(Path(path), name), name)
+        config = _read(Path(path), name)
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as error:
         raise UnavailableError(
             f"the hub cannot be reached and config.json of {name} is not in the local cache",
@@ -70,9 +72,9 @@ def _hub(name: str, revision: str | None) -> Base:
         counts = HfApi().get_safetensors_metadata(name, revision=revision).parameter_count
     except Exception:
         # the header only confirms what config.json says; a repository without safetensors fails later, with a reason
-        return Base(shape, "config.json from the hub; its weights' header could not be read")
+        return Base(name, config, "config.json from the hub; its weights' header could not be read")
     stored = sum(count * {"F32": 4, "F64": 8}.get(kind, 2) for kind, count in counts.items())
-    return Base(_checked(shape, sum(counts.values()), name), "config.json and header from the hub", stored)
+    return Base(name, config, "config.json and header from the hub", stored, sum(counts.values()))
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
@@ -95,17 +97,21 @@ def _weights_in(path: Path) -> int:
     return sum(math.prod(entry.get("shape", [0])) for name, entry in header.items() if name != "__metadata__")
 
 
-def _checked(shape: Shape, counted: int, name: str) -> Shape:
-    """The shape, if the weights that are stored agree with it to 2 %.
+def loaded(name: str, model: Any) -> Base:
+    """A base whose model is there."""
+    return Base(name, model.config.get_text_config().to_dict(), "loaded")
+
+
+def check_counted(base: Base, shape: Shape) -> None:
+    """Refuse a base whose stored weights do not agree with its configuration to 2 %.
 
     Raises:
-        UnavailableError: the model has parts that the planner does not know.
+        UnavailableError: they do not.
     """
     # a tied head may be stored all the same
     untied = shape.parameters + (shape.embedding if shape.tied else 0)
-    if counted and not any(abs(counted - wanted) <= 0.02 * wanted for wanted in (shape.parameters, untied)):
+    if base.counted and not any(abs(base.counted - n) <= 0.02 * n for n in (shape.parameters, untied)):
         raise UnavailableError(
-            f"{name} has {counted:,} weights, its config.json describes {shape.parameters:,}",
-            "the model has parts that the planner does not know; training itself does not need the plan",
+            f"{base.name} has {base.counted:,} weights, its config.json describes {shape.parameters:,}",
+            "the model has parts that transformers' causal language model leaves out; training does not need the plan",
         )
-    return shape

@@ -54,6 +54,10 @@ class PairLengths(NamedTuple):
         return self.shared + (max(self.chosen, self.rejected) > self.shared) + sum(self.rests)
 
 
+SMALL = PairLengths(4, 3, 3)
+"""A pair of a pass in which little but the weights counts."""
+
+
 @dataclass(frozen=True)
 class PackShape:
     """A packed row by its lengths.

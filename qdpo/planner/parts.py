@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
@@ -12,11 +12,9 @@ from qdpo.planner.shapes import Shape
 BLOCK = 64
 """Weights that share an NF4 scale (bitsandbytes)."""
 
-NESTED_BLOCK = 256
-"""Scales that share a scale of their own under double quantization."""
-
-CODE = (16 + 256) * 4
-"""Bytes of the code books that every 4-bit layer brings."""
+ADAPTER, CASTS = "LoRA weights (fp32)", "LoRA weights (half precision)"
+GRADIENTS, STATE, KEPT = "gradients", "optimizer state", "weights kept dequantized"
+"""Parts of a run's memory."""
 
 LORA = 4
 """Bytes of an adapter weight and of its gradient: fp32, whatever the base computes in."""
@@ -28,38 +26,9 @@ SMALL_FILES = 5e6
 """Tokenizer, metrics, plots, card and reports of a run."""
 
 
-def weight_parts(shape: Shape, quantization: str, double_quant: bool, b: int) -> dict[str, float]:
-    """Bytes of the frozen weights by part.
-
-    Args:
-        shape: the model's.
-        quantization: `nf4` or `none`.
-        double_quant: the scales are quantized too.
-        b: bytes of a weight that is not quantized.
-    """
-    rest = {"embedding, head, norms": float(shape.unquantized * b)}
-    if quantization == "none":
-        return {"linear weights": float(shape.linear * b), **rest}
-    blocks = shape.linear / BLOCK
-    books = CODE * len(shape.projections) * shape.layers
-    parts = {"NF4 weights": shape.linear / 2}
-    if double_quant:
-        parts["NF4 scales (8 bit)"] = blocks
-        parts["scales of the scales"] = 4 * blocks / NESTED_BLOCK + books
-    else:
-        parts["NF4 scales (fp32)"] = 4 * blocks + books / 17  # without the larger of the two books
-    return {**parts, **rest}
-
-
 def adapter_weights(shape: Shape, config: RunConfig) -> int:
     """Trained weights of a run."""
     return shape.lora(config.lora.r, list(config.lora.target_modules))
-
-
-def adapter_casts(config: RunConfig, weights: int, b: int) -> float:
-    """Bytes of the adapter's weights in half precision, which fused functions take, see `qdpo.engine.casts`."""
-    fused = config.packing.fused_lora or config.packing.fused_mlp
-    return float(b * weights) if fused and b < LORA else 0.0
 
 
 def checkpointed_layers(shape: Shape, config: RunConfig) -> int:
@@ -83,13 +52,14 @@ def kept_bytes(shape: Shape, config: RunConfig, b: int) -> float:
     return shape.linear * b * count / shape.layers + rest / BLOCK * (4 - 1)
 
 
-def host_loading(shape: Shape, quantization: str, b: int, *, cpu: bool) -> dict[str, float]:
+def host_loading(shape: Shape, static: Mapping[str, int], quantization: str, b: int, *, cpu: bool) -> dict[str, float]:
     """Peak of the host's memory while the base is loaded, above the libraries' own; the files' pages do not count.
 
     The loader takes one tensor after the other from the mapped files, so the 16-bit model is never there as a whole.
 
     Args:
         shape: the model's.
+        static: bytes of base and adapter by part.
         quantization: `nf4` or `none`.
         b: bytes of a weight in the compute type.
         cpu: the model stays in the host's memory.
@@ -98,7 +68,7 @@ def host_loading(shape: Shape, quantization: str, b: int, *, cpu: bool) -> dict[
     if not cpu:
         # one tensor on its way, once as it is stored and once in the compute type
         return {"one tensor on its way to the card": float(largest * 2 * b)}
-    parts = {f"model: {name}": size for name, size in weight_parts(shape, quantization, True, b).items()}
+    parts = {f"model: {name}": float(size) for name, size in static.items() if name != ADAPTER}
     if quantization == "nf4":
         # fp32 copies, indices and codes, as bitsandbytes' CPU quantizer has them side by side
         parts["one layer being quantized"] = 11.0 * shape.largest_linear
@@ -107,7 +77,7 @@ def host_loading(shape: Shape, quantization: str, b: int, *, cpu: bool) -> dict[
 
 def memory_of_merge(shape: Shape) -> float:
     """Peak of the host's memory of `qdpo merge-export`: a few fp32 copies of the largest tensor; no GPU memory."""
-    return 4.0 * 4 * max(math.prod(part) for part in (*shape.projections.values(), (shape.vocab, shape.hidden)))
+    return 4.0 * 4 * max(shape.largest_linear, shape.embedding)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from qdpo.planner.estimate import Estimate, estimate_for
 from qdpo.planner.find import Base
 from qdpo.planner.optimizer import optimizer_bytes
 from qdpo.planner.parts import Disk, adapter_weights, checkpointed_layers, disk, host_loading, kept_layers
+from qdpo.planner.plays import plays_for
 from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import Duration, duration
@@ -27,7 +28,8 @@ class Plan:
 
     Attributes:
         config: the run's configuration, with numbers in place of `auto`.
-        base: the base's shape, and where it was found.
+        base: the base, and where it was found.
+        shape: its sizes.
         card: the card that it is for.
         card_reason: why this one.
         dtype: the compute type, and why.
@@ -42,6 +44,7 @@ class Plan:
 
     config: RunConfig
     base: Base
+    shape: Shape
     card: Card
     card_reason: str
     dtype: tuple[str, str]
@@ -61,7 +64,7 @@ class Plan:
 
     def as_dict(self, gguf: Mapping[str, int]) -> dict[str, Any]:
         """For JSON; bytes, seconds, tokens. `gguf` are the bytes of the GGUF files by kind."""
-        config, shape, time = self.config, self.base.shape, self.duration
+        config, shape, time = self.config, self.shape, self.duration
         return {
             "name": config.name,
             "base": {
@@ -97,21 +100,23 @@ class Plan:
 def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: Lengths) -> Plan:
     """The plan of a run with a base, on a card and with the lengths of its data."""
     dtype, reason, b = compute_type(config, card)
-    shape = base.shape
-    config = as_it_will_run(config, shape, card, lengths)
-    found = estimate_for(config, shape, card, lengths)
+    config = as_it_will_run(config, base, card, lengths)
+    model = plays_for(base, config, card).model
+    shape = model.shape
+    found = estimate_for(config, base, card, lengths)
     return Plan(
         config,
         base,
+        shape,
         card,
         card_reason,
         (dtype, reason),
         lengths,
         found,
-        judge(config, card, found, lambda changed: estimate_for(changed, shape, card, lengths)),
-        duration(shape, config, card, b, lengths),
+        judge(config, card, found, lambda changed: estimate_for(changed, base, card, lengths)),
+        duration(config, base, card, lengths),
         disk(shape, config, base.stored),
-        host_loading(shape, config.model.quantization, b, cpu=card.is_cpu),
+        host_loading(shape, model.static, config.model.quantization, b, cpu=card.is_cpu),
         about_optimizer(shape, config, card, found),
     )
 

@@ -20,7 +20,9 @@ class Settings:
         config: the run's configuration.
         b: bytes of an activation, and of a weight where it is used: 2 in half precision, 4 in fp32.
         train_packs: packs of forward and backward passes; the heaviest decide.
-        scoring_packs: packs of passes without gradients.
+        reference_packs: packs of the reference pass.
+        heldout_packs: packs of evaluations.
+        prompt: tokens of the longest prompt that is answered.
         several: a step has more than one pack, so that gradients are there when the second begins.
         cuda: on a GPU: with a context and a caching allocator.
     """
@@ -28,7 +30,9 @@ class Settings:
     config: RunConfig
     b: int
     train_packs: Sequence[PackShape]
-    scoring_packs: Sequence[PackShape]
+    reference_packs: Sequence[PackShape]
+    heldout_packs: Sequence[PackShape]
+    prompt: int
     several: bool = True
     cuda: bool = True
 
@@ -39,7 +43,9 @@ def settings_for(config: RunConfig, card: Card, lengths: Lengths) -> Settings:
         config,
         compute_type(config, card)[2],
         lengths.train_packs(config),
-        lengths.scoring_packs(config),
+        lengths.reference_packs(config),
+        lengths.heldout_packs(config),
+        lengths.longest_prompt(config),
         lengths.several(config),
         cuda=not card.is_cpu,
     )

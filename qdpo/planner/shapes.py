@@ -1,87 +1,51 @@
-"""The shape of a decoder: everything about a model that its memory, time and disk depend on."""
+"""The sizes of a base, and the configurations of the shipped presets' bases."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from qdpo.errors import UnavailableError
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like decoder.
+    """What disk, time and files depend on, of a model of any architecture.
 
     Attributes:
         kind: transformers' `model_type`.
         hidden: width of the residual stream.
-        layers: decoder layers.
-        heads: query heads.
-        kv_heads: key and value heads.
-        head_dim: width of a head.
-        intermediate: width of the gated MLP.
         vocab: rows of the embedding.
         tied: the embedding is the output head too.
-        qkv_bias: q, k and v have a bias.
-        qk_norm: queries and keys are normalised per head (Qwen 3, Gemma 3).
-        sandwich: norms behind attention and MLP too (Gemma 2).
-        score_cap: attention scores are soft-capped, so they are formed in full (Gemma 2).
-        logit_cap: logits are soft-capped.
-        window: tokens that a sliding window sees; None for full attention everywhere.
-        full_every: of that many layers the last one has full attention; 1 for all windowed. Without a window: unused.
+        parameters: all weights.
+        matrices: of each decoder layer the linear layers by name: (rows, columns).
     """
 
     kind: str
     hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
     vocab: int
-    tied: bool = False
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    sandwich: bool = False
-    score_cap: bool = False
-    logit_cap: bool = False
-    window: int | None = None
-    full_every: int = 1
+    tied: bool
+    parameters: int
+    matrices: tuple[dict[str, tuple[int, int]], ...]
 
     @property
-    def q(self) -> int:
-        """Width of all query heads."""
-        return self.heads * self.head_dim
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.matrices)
 
-    @property
-    def kv(self) -> int:
-        """Width of all key (or value) heads."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def projections(self) -> dict[str, tuple[int, int]]:
-        """The linear layers of one decoder layer: (rows, columns)."""
-        h, q, kv, i = self.hidden, self.q, self.kv, self.intermediate
-        return {
-            "q_proj": (q, h),
-            "k_proj": (kv, h),
-            "v_proj": (kv, h),
-            "o_proj": (h, q),
-            "gate_proj": (i, h),
-            "up_proj": (i, h),
-            "down_proj": (h, i),
-        }
+    def _matrices(self) -> Iterator[tuple[int, int]]:
+        for layer in self.matrices:
+            yield from layer.values()
 
     @property
     def linear(self) -> int:
-        """Weights of all decoder layers' linear layers."""
-        return self.layers * sum(math.prod(shape) for shape in self.projections.values())
+        """Weights of all decoder layers' linear layers, which are kept in 4 bits."""
+        return sum(map(math.prod, self._matrices()))
 
     @property
     def largest_linear(self) -> int:
         """Weights of the largest of them."""
-        return max(math.prod(shape) for shape in self.projections.values())
+        return max(map(math.prod, self._matrices()))
 
     @property
     def embedding(self) -> int:
@@ -90,88 +54,61 @@ class Shape:
 
     @property
     def unquantized(self) -> int:
-        """Weights that stay in 16 bits: embedding, output head, norms, biases."""
-        norms = self.hidden * (1 + self.layers * (4 if self.sandwich else 2))
-        norms += 2 * self.head_dim * self.layers if self.qk_norm else 0
-        biases = (self.q + 2 * self.kv) * self.layers if self.qkv_bias else 0
-        return self.embedding * (1 if self.tied else 2) + norms + biases
-
-    @property
-    def parameters(self) -> int:
-        """All weights."""
-        return self.linear + self.unquantized
+        """Weights that are not in linear layers: embedding, output head, norms, biases, experts that are one tensor."""
+        return self.parameters - self.linear
 
     def lora(self, rank: int, targets: list[str]) -> int:
         """Weights of an adapter."""
-        return self.layers * sum(
-            rank * (rows + columns) for name, (rows, columns) in self.projections.items() if name in targets
-        )
+        parts = ((path.rsplit(".", 1)[-1], part) for layer in self.matrices for path, part in layer.items())
+        return sum(rank * (rows + columns) for name, (rows, columns) in parts if name in targets)
 
-    def window_of(self, layer: int) -> int | None:
-        """Tokens that a layer's sliding window sees; None for full attention."""
-        return self.window if self.full_every == 1 or (layer + 1) % self.full_every else None
-
-
-# model_type -> what differs from Llama and does not stand in config.json
-KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
-    "gemma": {"tied": True},
-    "gemma2": {"tied": True, "sandwich": True, "full_every": 2},
-}
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Shape:
+        """From what `dataclasses.asdict` made of one, by way of JSON."""
+        matrices = tuple({name: (part[0], part[1]) for name, part in layer.items()} for layer in stored["matrices"])
+        return cls(**{**stored, "matrices": matrices})
 
 
-def shape_of(config: dict[str, Any], name: str) -> Shape:
-    """The shape that the content of a config.json describes; `name` is the model's, for messages.
-
-    Raises:
-        UnavailableError: a kind of model that the planner does not know, or numbers are missing.
-    """
-    kind = str(config.get("model_type"))
-    if kind not in KINDS:
-        raise UnavailableError(
-            f"the planner does not know models of type {kind} ({name}); it knows {', '.join(KINDS)}",
-            "`qdpo train --preset ... --dry-run` checks everything else; training itself does not need the plan",
-        )
-    known = {"tied": False, "qkv_bias": False, **KINDS[kind]}
-    known["tied"] = bool(config.get("tie_word_embeddings", known["tied"]))
-    known["qkv_bias"] = bool(config.get("attention_bias", known["qkv_bias"]))
-    try:
-        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        window = config.get("sliding_window")
-        if kind in ("qwen2", "qwen3") and not config.get("use_sliding_window"):
-            window = None
-        return Shape(
-            kind=kind,
-            hidden=hidden,
-            layers=int(config["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            intermediate=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            score_cap=config.get("attn_logit_softcapping") is not None,
-            logit_cap=config.get("final_logit_softcapping") is not None,
-            window=None if window is None else int(window),
-            **known,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnavailableError(f"{name}: config.json lacks what a plan needs: {error}") from error
+def _mistral(**changes: Any) -> dict[str, Any]:
+    return {
+        "model_type": "mistral",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+        "sliding_window": 4096,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+        **changes,
+    }
 
 
-MISTRAL_7B = Shape("mistral", 4096, 32, 32, 8, 128, 14336, 32000, window=4096)
+MISTRAL_7B = _mistral()
 """config.json of mistralai/Mistral-7B-v0.1: 7,241,732,096 weights."""
 
-GEMMA_7B = Shape("gemma", 3072, 28, 16, 16, 256, 24576, 256000, tied=True)
+GEMMA_7B: dict[str, Any] = {
+    "model_type": "gemma",
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "intermediate_size": 24576,
+    "vocab_size": 256000,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 """config.json of google/gemma-7b: 8,537,680,896 weights."""
 
 # The bases of the shipped presets: fine-tunes of these two. Those that bring two ChatML tokens have two rows more.
-SHIPPED: dict[str, Shape] = {
+SHIPPED: dict[str, dict[str, Any]] = {
     "mlabonne/NeuralMarcoro14-7B": MISTRAL_7B,
     "mlabonne/Marcoro14-7B-slerp": MISTRAL_7B,
-    "teknium/OpenHermes-2.5-Mistral-7B": Shape("mistral", 4096, 32, 32, 8, 128, 14336, 32002, window=4096),
+    "teknium/OpenHermes-2.5-Mistral-7B": _mistral(vocab_size=32002),
     "alignment-handbook/zephyr-7b-sft-full": MISTRAL_7B,
     "HuggingFaceH4/mistral-7b-sft-alpha": MISTRAL_7B,
     "HuggingFaceH4/mistral-7b-sft-beta": MISTRAL_7B,

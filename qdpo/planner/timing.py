@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
 from qdpo.planner.cards import LAUNCH_SECONDS, Card
 from qdpo.planner.data import Lengths
-from qdpo.planner.lengths import PackShape, cut
-from qdpo.planner.parts import adapter_weights, checkpointed_layers, kept_layers
-from qdpo.planner.sampling import answers_seconds
-from qdpo.planner.shapes import Shape
+from qdpo.planner.estimate import sample_rows, trained_on
+from qdpo.planner.find import Base
+from qdpo.planner.lengths import SMALL, PackShape, PairLengths, cut, heaviest
+from qdpo.planner.parts import kept_layers
+from qdpo.planner.plays import Plays, plays_for
+from qdpo.planner.settings import settings_for
+from qdpo.planner.spans import Sum, total
 
 TIMED_STEPS = 20
 
@@ -64,67 +67,82 @@ class Duration:
         return self.training.seconds + self.reference.seconds + self.evaluation.seconds + self.samples.seconds
 
 
-def duration(shape: Shape, config: RunConfig, card: Card, b: int, lengths: Lengths) -> Duration:
-    """Estimate the time of a run; `b` are the bytes of an activation."""
+def duration(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Duration:
+    """Estimate the time of a run."""
+    plays = plays_for(base, config, card)
+    settings = settings_for(config, card, lengths)
+    stand_in, layers = plays.model.stand_in, plays.model.shape.layers
     batches = lengths.batches(config)[:TIMED_STEPS]
-    budget, wide = config.packing.tokens_per_micro_batch, config.packing.tokens_without_grad
-    again = checkpointed_layers(shape, config) / shape.layers
-    passes = [pass_work(shape, config, card, b, pack, again) for batch in batches for pack in cut(batch, budget)]
-    step = sum(passes, Work()).times(1 / len(batches))
+    kept = kept_layers(plays.model.shape, config) == layers
+    train = heaviest(settings.train_packs)[0]
+    most, least = (trained_on(plays, config, pack, settings.several) for pack in (train, PackShape((SMALL,))))
+    trained = fitted(train, most, least, card, layers)
+    packs = [pack for batch in batches for pack in cut(batch, config.packing.tokens_per_micro_batch)]
+    step = sum(map(trained, packs), Work()).times(1 / len(batches))
     steps = lengths.steps(config)
     rows = lengths.rows or config.train.pairs_per_step
     visited = min(rows, (steps or 1) * config.train.pairs_per_step)
 
-    def scoring(pairs: int, like: Sequence) -> Work:
+    small = total(plays.score(PackShape((SMALL,)), adapters=True), stand_in)
+
+    def scoring(pairs: int, like: Sequence[PairLengths], adapters: bool) -> Work:
         if not pairs:
             return Work()
+        wide = heaviest(settings.heldout_packs if adapters else settings.reference_packs)[0]
         sample = list(like[:512]) if lengths.real else [like[0]] * max(min(pairs, 512), 1)
-        packs = cut(sample, wide)
-        return sum((pass_work(shape, config, card, b, p, None) for p in packs), Work()).times(pairs / len(sample))
 
-    heldout = scoring(lengths.heldout_rows, lengths.heldout)
+        most = total(plays.score(wide, adapters=adapters, kept=adapters and kept), stand_in)
+        work = fitted(wide, most, small, card, layers)
+        packs = cut(sample, config.packing.tokens_without_grad)
+        return sum(map(work, packs), Work()).times(pairs / len(sample))
+
+    heldout = scoring(lengths.heldout_rows, lengths.heldout, True)
+    reference = scoring(visited, lengths.train, False)
+    reference += scoring(lengths.heldout_rows, lengths.heldout, False)
     evaluations = 2 + (steps or 1) // config.train.eval_every
-    answered = answers_seconds(shape, config, card, b, adapter=True) * evaluations
     # the base answers once
-    answered += answers_seconds(shape, config, card, b, adapter=False)
-    return Duration(
-        steps,
-        step,
-        step.times(steps or 1),
-        scoring(visited, lengths.train) + heldout,
-        heldout.times(evaluations),
-        Work(seconds=answered),
-    )
+    answers = answers_work(plays, config, card, settings.prompt).times(evaluations + 1)
+    return Duration(steps, step, step.times(steps or 1), reference, heldout.times(evaluations), answers)
 
 
-def pass_work(shape: Shape, config: RunConfig, card: Card, b: int, pack: PackShape, again: float | None) -> Work:
-    """One pass over a pack.
+def fitted(heavy: PackShape, most: Sum, least: Sum, card: Card, layers: int) -> Callable[[PackShape], Work]:
+    """The work of a pass over any pack, from that over a heavy one and over one of a few tokens: a fixed part for the
+    weights, and one for each token.
 
     Args:
-        b: bytes of an activation.
-        again: share of the layers that are computed a second time; None is a pass without gradients.
+        heavy: of a run's packs one with the most tokens.
+        most: a pass over it.
+        least: the same kind of pass over `SMALL`.
+        card: what computes.
+        layers: of the model.
     """
-    tokens = pack.tokens
-    scores = sum(own * (prefix + own / 2) for own, prefix in pack.segments)
-    forward = 2.0 * shape.linear * tokens + 4.0 * shape.q * scores * shape.layers
-    # backward: the gradient of the activations only, and of the adapter
-    runs = 1.0 if again is None else 2.0 + again
-    adapter = adapter_weights(shape, config)
-    flops = runs * (forward + 2.0 * adapter * tokens) + (0 if again is None else 4.0 * adapter * tokens)
-    flops += (2.0 if again is None else 4.0) * shape.embedding * pack.scored
-    quantized = config.model.quantization == "nf4"
-    # a 4-bit weight is read, written in the compute type, and read again; one that is kept is read
-    fresh = 1 - kept_layers(shape, config) / shape.layers if quantized else 0.0
-    moved = runs * shape.linear * (fresh * (0.5 + b) + b)
-    moved += (runs if again is None else runs + 1) * tokens * shape.layers * _elementwise(shape, b)
+    sweeps = len(most.peaks)
+
+    def work(pack: PackShape) -> Work:
+        share = (pack.tokens - SMALL.packed) / max(heavy.tokens - SMALL.packed, 1)
+        flops, moved = (
+            sum(one.values()) + share * (sum(other.values()) - sum(one.values()))
+            for one, other in ((least.flops, most.flops), (least.moved, most.moved))
+        )
+        return worked(pack.tokens, flops, moved, card, sweeps * layers)
+
+    return work
+
+
+def worked(tokens: float, flops: float, moved: float, card: Card, layers: int) -> Work:
+    """Operations and bytes in seconds; no pass is faster than its layers' kernels are launched."""
     seconds = flops / card.flops + moved / card.copied
-    if not card.is_cpu:
-        seconds = max(seconds, runs * shape.layers * LAUNCH_SECONDS)
-    return Work(tokens, flops, seconds)
+    return Work(tokens, flops, seconds if card.is_cpu else max(seconds, layers * LAUNCH_SECONDS))
 
 
-def _elementwise(shape: Shape, b: int) -> float:
-    """Bytes that norms, rotation, copies, activation, residuals and adapters move per token and layer."""
-    h, q, kv, i = shape.hidden, shape.q, shape.kv, shape.intermediate
-    outputs = 2 * q + 2 * kv + 2 * i + h
-    return 2 * h * (2 * b + 16) + 8 * (q + kv) * b + 6 * q * b + 4 * i * b + 6 * h * b + 3 * outputs * b
+def answers_work(plays: Plays, config: RunConfig, card: Card, prompt: int) -> Work:
+    """The work of answering a run's prompts once, each of `prompt` tokens, to the last token that is allowed."""
+    rows, new = sample_rows(config), config.samples.max_new_tokens
+    if not rows:
+        return Work()
+    layers, stand_in = plays.model.shape.layers, plays.model.stand_in
+    first, last = (total(plays.answers(rows, length), stand_in) for length in (prompt, prompt + max(new - 2, 0)))
+    prompts = worked(rows * prompt, first.flops["prompts"], first.moved["prompts"], card, layers)
+    tokens = [worked(rows, each.flops["tokens"], each.moved["tokens"], card, layers) for each in (first, last)]
+    # the cache grows from token to token
+    return prompts + (tokens[0] + tokens[1]).times(max(new - 1, 0) / 2)

@@ -15,7 +15,7 @@ def lines(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
 
 
 def _head(plan: Plan) -> list[str]:
-    config, shape = plan.config, plan.base.shape
+    config, shape = plan.config, plan.shape
     layers = f"{checkpointed_layers(shape, config)} of {shape.layers} layers computed twice"
     if kept := kept_layers(shape, config):
         layers += f", weights of {kept} kept dequantized"

@@ -16,7 +16,6 @@ Decoding is greedy and leaves every random number generator alone: a run trains 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -31,7 +30,7 @@ from torch import nn
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import Message, TokenPair
-from qdpo.engine.decoding import decoding
+from qdpo.engine.decoding import greedy
 from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
 from qdpo.files import append
@@ -111,58 +110,6 @@ def samples_of(
         run.config.samples.max_new_tokens,
         autocast,
     )
-
-
-def greedy(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    ends: frozenset[int],
-    new_tokens: int,
-    advance: Callable[[int], object] = lambda tokens: None,
-) -> list[tuple[list[int], bool]]:
-    """The likeliest continuations of n prompts, token by token and all at once, with a cache where the model has one.
-
-    Prompts are padded on the left, so that every one's next token is predicted in the last column. A model that carries
-    a state from token to token, or cannot be told positions, would take padding for text: there it is one by one.
-
-    Args:
-        model: the *ForCausalLM, in evaluation mode.
-        prompts: their ids.
-        ends: ids that end an answer.
-        new_tokens: tokens of an answer at the most.
-        advance: told how many tokens were made, after each step.
-
-    Returns:
-        Of each prompt the tokens without the one that ended them, and whether one did.
-    """
-    known = inspect.signature(model.forward).parameters
-    if len(prompts) > 1 and (getattr(model, "_is_stateful", False) or "position_ids" not in known):
-        return [greedy(model, [prompt], ends, new_tokens, advance)[0] for prompt in prompts]
-    device, width = next(model.parameters()).device, max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    made: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    step, cache = ids, None
-    with decoding():
-        for _ in range(new_tokens):
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
-            settings = {"position_ids": positions, "logits_to_keep": 1}
-            settings = {name: value for name, value in settings.items() if name in known}
-            out = model(input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True, **settings)
-            tokens, cache = out.logits[:, -1].argmax(-1), getattr(out, "past_key_values", None)
-            for number, token in enumerate(tokens.tolist()):
-                # an answer that has ended goes along with the others, and nobody looks at it
-                ended[number] = ended[number] or token in ends
-                if not ended[number]:
-                    made[number].append(token)
-            advance(len(prompts))
-            if all(ended):
-                break
-            ids = torch.cat([ids, tokens[:, None]], 1)
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
-            step = tokens[:, None] if cache is not None else ids
-    return list(zip(made, ended, strict=True))
 
 
 class Samples:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from gpu.bases import random_model
+from qdpo.planner.sampling import answers_peak, answers_seconds
 
 from benchmarks import measure
 from qdpo.config.schema import RunConfig
@@ -18,7 +19,6 @@ from qdpo.hardware import Device, mixed_precision
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.planner.cards import card_of
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.sampling import answers_peak, answers_seconds
 from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.training.samples import Prompt, Samples

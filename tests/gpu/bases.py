@@ -18,48 +18,54 @@ from qdpo.data.pairs import TokenPair
 from qdpo.hardware import GIB
 from qdpo.model.source import ASSETS
 from qdpo.planner.lengths import PairLengths
-from qdpo.planner.shapes import Shape
 
-TOY = Shape("mistral", 256, 2, 4, 2, 64, 512, 1600)
+Settings = dict[str, Any]
+"""Content of a base's config.json, as far as it is not the default of its kind."""
+
+
+def mistral(
+    hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int
+) -> Settings:
+    """A Mistral of other sizes."""
+    return {
+        "model_type": "mistral",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": intermediate,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        "sliding_window": None,
+    }
+
+
+TOY = mistral(256, 2, 4, 2, 64, 512, 1600)
 """For rehearsals; more rows than the tokenizer has tokens, as in the real shapes."""
 
-MIDDLE = Shape("mistral", 1024, 8, 16, 4, 64, 3072, 32000)
+MIDDLE = mistral(1024, 8, 16, 4, 64, 3072, 32000)
 """0.16 B weights: seconds on any card, and activations that are large beside them."""
 
 SPREAD = 0.02
 """Standard deviation of the weights; Mistral's own before training."""
 
 
-def config_of(shape: Shape) -> Any:
-    """transformers' configuration of a shape."""
+def config_of(base: Settings) -> Any:
+    """transformers' configuration of a base."""
     from transformers import AutoConfig
 
-    window = {"sliding_window": shape.window} if shape.kind == "mistral" else {}
-    return AutoConfig.for_model(
-        shape.kind,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=32768,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-        **window,
-    )
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    return AutoConfig.for_model(**{"max_position_embeddings": 32768, **base, **ends})
 
 
-def empty_model(shape: Shape, dtype: torch.dtype) -> Any:
+def empty_model(base: Settings, dtype: torch.dtype) -> Any:
     """The model without weights: its parameters have shapes only, its buffers are real."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config_of(shape), dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa")
 
 
 class Weights:
@@ -82,17 +88,19 @@ class Weights:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0, SPREAD, generator=self.generator)
 
 
-def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool) -> Any:
+def random_model(
+    base: Settings, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool
+) -> Any:
     """A frozen model with random weights on its device; its decoder's linear layers in NF4 if asked.
 
     Args:
-        shape: the model's.
+        base: the model's configuration.
         device: where it is made, layer by layer.
         dtype: compute type.
         quantization: `nf4` or `none`.
         double_quant: quantize the scales too.
     """
-    model, weights = empty_model(shape, dtype), Weights(device, dtype)
+    model, weights = empty_model(base, dtype), Weights(device, dtype)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and quantization == "nf4" and "layers." in path:
             model.set_submodule(path, _nf4(module, weights, double_quant))
@@ -132,19 +140,19 @@ def require_space(folder: Path, size: float) -> None:
 
 
 def write_base(
-    folder: Path, shape: Shape, device: torch.device, dtype: torch.dtype, shard_bytes: float = 4 * GIB
+    folder: Path, base: Settings, device: torch.device, dtype: torch.dtype, shard_bytes: float = 4 * GIB
 ) -> None:
     """Write a base as the hub has them: config, shards with their index, and the quickstart's tokenizer.
 
     Args:
         folder: where to.
-        shape: the model's.
+        base: the model's configuration.
         device: where the weights are made.
         dtype: they are stored in.
         shard_bytes: of a shard; a larger tensor is a shard of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = empty_model(shape, dtype)
+    model = empty_model(base, dtype)
     model.config.dtype = dtype
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)

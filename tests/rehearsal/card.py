@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from qdpo.hardware import GIB
 
+_WHOLE = torch.library.Library("aten", "IMPL")
 DEVICE = torch.device("cuda", 0)
 
 
@@ -83,7 +84,18 @@ def pretend(card: Card, watch: Watch) -> None:
     torch.cuda.memory.reset_peak_memory_stats = forget_peak  # type: ignore[assignment]
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     F.scaled_dot_product_attention = _attention(card)
+    _as_one(_WHOLE)
     nn.Module._apply = _moved_once(nn.Module._apply)  # type: ignore[method-assign]
+
+
+FUSED_ON_CUDA = ("silu_backward",)
+"""Operations that are one kernel on a card, and that a build without CUDA takes apart."""
+
+
+def _as_one(library: torch.library.Library) -> None:
+    """Let them stay whole; nothing is computed, so it does not matter by what."""
+    for name in FUSED_ON_CUDA:
+        library.impl(name, lambda *args: None, "CUDA")
 
 
 def _moved_once(real: Any) -> Any:

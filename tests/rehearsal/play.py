@@ -32,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="layers of the base; default: as many as it has")
     parser.add_argument("--long", action="store_true", help="pairs of the longest length that the preset allows")
     parser.add_argument("--kernel", choices=["sdpa", "varlen"], default="sdpa")
+    parser.add_argument("--base", help="config.json of another base than the preset's, as JSON")
     parser.add_argument("--fault", help="break it on purpose, see rehearsal.broken")
     parser.add_argument("--set", action="append", default=[], help="as of `qdpo train`")
     parser.add_argument("--sites", action="store_true", help="list the lines that hold the peak")
@@ -67,6 +68,7 @@ def main() -> None:
             torch.autograd.set_multithreading_enabled(False),
         ):
             record = played(prepared, Path(folder) / "run")
+        lengths = lengths_seen(prepared)
     print(
         json.dumps(
             {
@@ -74,6 +76,7 @@ def main() -> None:
                 "dtypes": sorted(watch.dtypes),
                 "left": watch.bytes,
                 "record": record,
+                "lengths": lengths,
             }
         )
     )
@@ -87,17 +90,28 @@ def prepare(options: argparse.Namespace, folder: Path) -> Any:
     from qdpo.config.resolve import resolve
     from qdpo.planner.find import find_base
 
-    shape = find_base(resolve(options.preset, []).config.model.name).shape
-    shape = dataclasses.replace(shape, layers=options.layers or shape.layers)
+    settings_of_base = find_base(resolve(options.preset, []).config.model.name).config
+    if options.base:
+        settings_of_base = json.loads(options.base)
+    if options.layers:
+        settings_of_base = {**settings_of_base, "num_hidden_layers": options.layers}
     base = folder / "base"
-    write_base_without_weights(base, shape)
+    write_base_without_weights(base, settings_of_base)
     data = write_pairs(folder, rows=16, heldout=4, long_every=1 if options.long else 17)
     settings = ("train.warmup_ratio=0.0", *options.set)
-    use_shape(shape)
+    use_settings(settings_of_base)
     return configured(options.preset, base, data, 2, *settings)
 
 
-def write_base_without_weights(folder: Path, shape: Any) -> None:
+def lengths_seen(resolved: Any) -> dict[str, list[Any]]:
+    """Lengths of the pairs that were trained on, as the planner takes them."""
+    from qdpo.planner.data import lengths_for
+
+    found = lengths_for(resolved.config)
+    return {"train": list(found.train), "heldout": list(found.heldout)}
+
+
+def write_base_without_weights(folder: Path, base: Any) -> None:
     """Configuration and tokenizer of a base, and one small file in place of its weights."""
     import shutil
 
@@ -108,14 +122,14 @@ def write_base_without_weights(folder: Path, shape: Any) -> None:
     from qdpo.model.source import ASSETS
 
     folder.mkdir()
-    config = config_of(shape)
+    config = config_of(base)
     config.save_pretrained(folder)
     save_file({"nothing": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ASSETS / "base" / name, folder / name)
 
 
-def use_shape(shape: Any) -> None:
+def use_settings(base: Any) -> None:
     """Let the base be loaded without values."""
     import torch
     from gpu.bases import empty_model
@@ -127,15 +141,19 @@ def use_shape(shape: Any) -> None:
 
     def load_base(config: Any, device: Device) -> load.Base:
         dtype, reason = choose_dtype(config.dtype, device)
-        model = empty_model(shape, dtype)
+        model = empty_model(base, dtype)
+        model.tie_weights()
+        made: dict[int, Any] = {}  # a tied head is the same parameter
         for path, module in list(model.named_modules()):
             if isinstance(module, nn.Linear) and config.quantization == "nf4" and "layers." in path:
                 model.set_submodule(path, nf4(module, device.torch, dtype, config.double_quant))
                 continue
             for name, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.is_meta:
-                    value = torch.empty(parameter.shape, dtype=dtype, device=device.torch)
-                    setattr(module, name, nn.Parameter(value, requires_grad=False))
+                    if id(parameter) not in made:
+                        value = torch.empty(parameter.shape, dtype=dtype, device=device.torch)
+                        made[id(parameter)] = nn.Parameter(value, requires_grad=False)
+                    setattr(module, name, made[id(parameter)])
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device.torch))
         model.tie_weights()

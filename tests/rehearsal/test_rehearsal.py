@@ -18,6 +18,14 @@ from typing import Any
 import pytest
 from rehearsal import guard
 
+from qdpo.config.resolve import resolve
+from qdpo.planner.cards import CARDS
+from qdpo.planner.data import Lengths
+from qdpo.planner.estimate import estimate_for
+from qdpo.planner.find import Base, find_base
+from qdpo.planner.lengths import PairLengths
+from qdpo.planner.settings import with_changes
+
 ROOT = Path(__file__).resolve().parents[2]
 
 WAITS = 3
@@ -124,6 +132,36 @@ def faults_in(seen: dict[str, Any], case: Case, layers: int) -> list[str]:
     return found
 
 
+PLANNED = 0.02
+"""What the plan may be off by, relative to the rehearsal."""
+
+
+def off_plan(seen: dict[str, Any], case: Case, layers: int, base: dict[str, Any] | None = None) -> list[str]:
+    """Phases whose peak the plan misses."""
+    record = seen["record"]
+    settings = [option.removeprefix("--set=") for option in case.options if option.startswith("--set=")]
+    config = resolve(
+        case.preset, ["samples.count=1", "samples.max_new_tokens=8", "train.max_steps=2", *settings]
+    ).config
+    known = {**(base or find_base(config.model.name).config), "num_hidden_layers": layers}
+    engine = record["engine"]
+    numbers = {"checkpoint_layers": engine["checkpointed_layers"], "keep_dequantized": engine["kept_layers"]}
+    config = with_changes(with_changes(config, "packing", **numbers), "train", optim=record["optimizer"]["name"])
+    train, heldout = ([PairLengths(*pair) for pair in seen["lengths"][part]] for part in ("train", "heldout"))
+    longest = max(train, key=lambda pair: pair.packed)
+    lengths = Lengths(train, heldout, len(train), len(heldout), True, "rehearsed", longest)
+    found = estimate_for(config, Base("base", known, "rehearsed"), CARDS[case.card], lengths, engine["kernel"]).phases
+    planned = {
+        "reference": found["reference"],
+        "evaluation": found["evaluation"],
+        "answers": found["samples"],
+        "step": max(found[phase] for phase in ("forward", "backward", "step")),
+    }
+    off = {name: size / seen["phases"][name]["peak"] - 1 for name, size in planned.items()}
+    print("  plan: " + ", ".join(f"{name} {error:+.2%}" for name, error in off.items()))
+    return [f"{name} {error:+.1%}" for name, error in off.items() if abs(error) > PLANNED]
+
+
 def say(case: Case, seen: dict[str, Any]) -> None:
     """Print what each phase would ask of the card."""
     print(f"\n{case}\n{'phase':12}{'times':>6}{'launches':>10}{'GB moved':>10}{'TFLOP':>8}{'peak GiB':>10}{'waits':>7}")
@@ -142,6 +180,7 @@ def test_a_run_is_right_on_every_kind_of_card(case: Case, library: Path) -> None
     seen = rehearse(library, case, 2, "--sites")
     say(case, seen)
     assert faults_in(seen, case, 2) == []
+    assert off_plan(seen, case, 2) == []
 
 
 @pytest.mark.slow
@@ -166,6 +205,39 @@ def test_a_fault_is_seen(fault: str, words: str, library: Path) -> None:
     found = faults_in(rehearse(library, case, 2, "--fault", fault), case, 2)
     assert found, "nothing was seen"
     assert any(words in line for line in found), found
+
+
+FAMILIES = {
+    "qwen3": {"model_type": "qwen3", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 8}
+    | {"head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936, "tie_word_embeddings": True},
+    "gemma2": {"model_type": "gemma2", "hidden_size": 2304, "num_attention_heads": 8, "num_key_value_heads": 4}
+    | {"head_dim": 256, "intermediate_size": 9216, "vocab_size": 256000, "sliding_window": 512},
+    "llama": {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    | {"intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False},
+    "qwen2": {"model_type": "qwen2", "hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+    | {"intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
+}
+LAYERS = 6
+SHORT = ("--set=packing.keep_dequantized=0", "--set=packing.checkpoint_layers=5")
+FORMS = [
+    ("qwen3", "a40", (*SHORT, "--long", FEW)),
+    ("gemma2", "a40", (*SHORT, "--long", FEW)),
+    ("llama", "h200", ("--kernel=varlen", "--set=lora.r=128", "--set=packing.checkpoint_layers=0", "--long", FEW)),
+    ("qwen2", "t4", (*SHORT, "--set=lora.r=8", "--set=model.dtype=float16")),
+    ("llama", "a100", ("--set=packing.checkpoint_layers=2", "--set=packing.keep_dequantized=0", "--long")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "card", "options"), FORMS, ids=lambda value: str(value)[:20])
+def test_the_plan_of_every_family_is_what_a_run_asks_for(
+    family: str, card: str, options: tuple[str, ...], library: Path
+) -> None:
+    case = Case(card, "garrulus-a40", "", options)
+    base = FAMILIES[family]
+    seen = rehearse(library, case, LAYERS, "--base", json.dumps(base))
+    say(case, seen)
+    assert off_plan(seen, case, LAYERS, base) == []
 
 
 def test_free_memory_is_used(library: Path) -> None:

@@ -35,6 +35,9 @@ FOREACH_TENSORS = 48
 READS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "masked_select", "bincount"}
 """Operations whose result's shape or value the host needs: it waits for all that was launched before."""
 
+FUSED_ROWS = 4
+"""Rows up to which bitsandbytes reads a 4-bit weight as it is stored, on every card."""
+
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 
 PACKAGE = str(Path(str(qdpo.__file__)).parent) + os.sep
@@ -139,6 +142,8 @@ class Watch(TorchDispatchMode):
             return copied
         result = func(*args, **kwargs)
         self._count(name, str(func), inputs, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
+        if name == "gemm_4bit" and args[0].numel() // args[0].shape[-1] > FUSED_ROWS:
+            self._briefly(args[0].shape[-1] * result.shape[-1] * result.element_size())
         return result
 
     def _made_up(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -196,6 +201,12 @@ class Watch(TorchDispatchMode):
                 kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in (left, right)})
                 where = "head" if self._in_head() else "layers"
                 phase.products[f"{where}: {' x '.join(kinds)}"] += 1
+
+    def _briefly(self, size: int) -> None:
+        """Inside of bitsandbytes' product a weight is dequantized where there are more than a few rows."""
+        self.bytes += size
+        self._see_level()
+        self.bytes -= size
 
     def _hold(self, tensor: Tensor) -> None:
         if tensor.device.type != "cuda":

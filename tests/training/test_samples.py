@@ -20,6 +20,7 @@ from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tin
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import load_template
 from qdpo.engine import attention
+from qdpo.engine.decoding import greedy
 from qdpo.engine.fuse import fuse
 from qdpo.evaluation.chat import Sampling, answer
 from qdpo.hardware import Device
@@ -27,7 +28,7 @@ from qdpo.model.load import load_base
 from qdpo.model.lora import attach
 from qdpo.run.folder import SAMPLES
 from qdpo.run.trained import load_trained
-from qdpo.training.samples import Samples, choose_prompts, greedy
+from qdpo.training.samples import Samples, choose_prompts
 
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 

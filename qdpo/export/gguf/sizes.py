@@ -18,6 +18,8 @@ _NAMES = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
+    "qkv_proj": "attn_qkv",
+    "gate_up_proj": "ffn_up",
 }
 
 
@@ -31,8 +33,10 @@ def gguf_bytes(shape: Shape, kind: str) -> int:
     tensors = [("token_embd.weight", (shape.vocab, shape.hidden))]
     if not shape.tied:
         tensors.append(("output.weight", (shape.vocab, shape.hidden)))
-    for layer in range(shape.layers):
-        tensors += [(f"blk.{layer}.{_NAMES[name]}.weight", part) for name, part in shape.projections.items()]
+    for number, layer in enumerate(shape.matrices):
+        for path, part in layer.items():
+            name = path.rsplit(".", 1)[-1]
+            tensors.append((f"blk.{number}.{_NAMES.get(name, name)}.weight", part))
     total = BYTES_PER_TOKEN * shape.vocab
     counted = 0
     for name, part in tensors:

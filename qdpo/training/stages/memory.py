@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.hardware import GIB, available_memory, is_out_of_memory
@@ -302,17 +302,16 @@ def fill_host(run: RunState, longest: Longest, layers: Layers, data: Prepared) -
     from qdpo.planner.auto import CPU_SHARE, fewest_recomputed
     from qdpo.planner.cards import card_of
     from qdpo.planner.data import lengths_from
-    from qdpo.planner.shapes import shape_of
+    from qdpo.planner.find import loaded
 
     tried = f"{longest.text()} fits, " if longest.batch else ""
     if not layers.automatic[0]:
         return f"{tried}layers as configured"
-    config: Any = layers.model.config
-    try:
-        shape = shape_of(config.get_text_config().to_dict(), run.config.model.name)
-    except UnavailableError as unknown:
-        return f"{tried}no estimate ({unknown.message})"
     room = int(CPU_SHARE * available_memory())
     lengths = lengths_from(run.config, data.train, data.heldout)
-    layers.set(recomputed=fewest_recomputed(run.config, shape, card_of(run.device), lengths, room))
+    base = loaded(run.config.model.name, layers.model)
+    try:
+        layers.set(recomputed=fewest_recomputed(run.config, base, card_of(run.device), lengths, room))
+    except UnavailableError as unknown:
+        return f"{tried}no estimate ({unknown.message})"
     return f"{tried}activations within {room / GIB:.1f} GiB by estimate, half of what is available"
