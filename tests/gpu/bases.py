@@ -17,13 +17,17 @@ from torch import Tensor, nn
 from qdpo.data.pairs import TokenPair
 from qdpo.hardware import GIB
 from qdpo.model.source import ASSETS
+from qdpo.planner.bare import shape_of
 from qdpo.planner.lengths import PairLengths
+from qdpo.planner.shapes import Shape
 
 Settings = dict[str, Any]
 """Content of a base's config.json, as far as it is not the default of its kind."""
 
 
-def mistral(hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int) -> Settings:
+def mistral(
+    hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int
+) -> Settings:
     """A Mistral of other sizes."""
     return {
         "model_type": "mistral",
@@ -63,7 +67,14 @@ def empty_model(base: Settings, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa")
+    model.tie_weights()
+    return model
+
+
+def sizes_of(base: Settings) -> Shape:
+    """How many weights it has, and where."""
+    return shape_of(empty_model(base, torch.bfloat16))
 
 
 class Weights:
@@ -86,7 +97,9 @@ class Weights:
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0, SPREAD, generator=self.generator)
 
 
-def random_model(base: Settings, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool) -> Any:
+def random_model(
+    base: Settings, device: torch.device, dtype: torch.dtype, quantization: str, double_quant: bool
+) -> Any:
     """A frozen model with random weights on its device; its decoder's linear layers in NF4 if asked.
 
     Args:
