@@ -58,7 +58,8 @@ def test_twenty_steps_in_the_memory_of_its_card(
         done = run(resolved, tmp_path / "run", device)
     # the plan of what the run chose for itself
     config = as_it_ran(config, done.record)
-    plan = estimate_for(config, find_base(str(mistral_7b)), card_of(find_device()), lengths_for(config))
+    base, kernel = find_base(str(mistral_7b)), done.record["engine"]["kernel"]
+    plan = estimate_for(config, base, card_of(find_device()), lengths_for(config), kernel)
     numbers: dict[str, Any] = {
         "context_gib": in_gib(context),
         "context_planned_gib": in_gib(plan.context),

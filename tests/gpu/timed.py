@@ -77,20 +77,21 @@ def utilization(done: Done, config: RunConfig, base: Settings, rate: float, skip
         computed twice included; the planner's seconds for the same steps.
     """
     ran, card, engine = as_it_ran(config, done.record), card_of(find_device()), done.record["engine"]
-    plays = plays_for(Base(config.model.name, base, ""), ran, card, engine["kernel"])
+    known, kernel = Base(config.model.name, base, ""), engine["kernel"]
     every = timed_steps(done, config)
     steps = every[skip:]
     packs = [pack for step in steps for pack in step.packs]
     seconds = sum(step.seconds for step in steps)
     heavy = max(packs, key=lambda pack: pack.tokens)
 
-    def work(again: int) -> tuple[float, float]:
-        form = with_changes(ran, "packing", checkpoint_layers=again)
+    def work(again: int, kernel: str | None) -> tuple[float, float]:
+        plays, form = plays_for(known, ran, card, kernel), with_changes(ran, "packing", checkpoint_layers=again)
         most, least = (trained_on(plays, form, pack, several=True) for pack in (heavy, PackShape((SMALL,))))
         passes = list(map(fitted(heavy, most, least, card, plays.model.shape.layers), packs))
         return sum(each.flops for each in passes), sum(each.seconds for each in passes)
 
-    (needed, _), (made, planned) = work(0), work(engine["checkpointed_layers"])
+    # where SDPA reads keys that a query does not see, the mathematics does not ask for it
+    (needed, _), (made, planned) = work(0, None), work(engine["checkpointed_layers"], kernel)
     return {
         "steps": len(steps),
         "tokens_of_all_steps": sum(step.tokens for step in every),
