@@ -122,9 +122,14 @@ def _keep(model: Any, layers: list[Any], left: list[int], config: Any) -> None:
 
 def quantizable(model: Any, double_quant: bool, dtype: torch.dtype) -> None:
     """Put bitsandbytes' layers in the place of the linear ones of a model on `meta`."""
+    from bitsandbytes import functional
     from bitsandbytes.nn import Linear4bit
 
     from qdpo.model.load import keep_weights_unpacked
+
+    # bitsandbytes keeps this table for the whole process: it must not be made of tensors without values
+    if "dynamic" not in functional.name2qmap:
+        functional.name2qmap["dynamic"] = functional.create_dynamic_map()
 
     for layer in decoder_layers(model):
         for path, part in list(layer.named_modules()):

@@ -165,7 +165,10 @@ def trained_on(plays: Plays, config: RunConfig, pack: PackShape, several: bool) 
 
 
 def answered(plays: Plays, config: RunConfig, prompt: int) -> Iterator[tuple[str, Bytes]]:
-    """Peaks of the written answers: the pass over the prompts, and the last token's with the whole cache."""
+    """Peaks of the written answers: the pass over the prompts, and the last token's with the whole cache.
+
+    Beyond a sliding window the latter is an upper bound: it is played behind a prompt of that length.
+    """
     rows, new = sample_rows(config), config.samples.max_new_tokens
     if not rows:
         return

@@ -23,13 +23,13 @@ from qdpo.engine import attention
 from qdpo.engine.fuse import fuse
 from qdpo.engine.layout import build_pack
 from qdpo.engine.recompute import checkpoint_layers
-from qdpo.planner.estimate import estimate
+from qdpo.planner.cards import this_machine
+from qdpo.planner.estimate import trained_on
+from qdpo.planner.find import loaded
 from qdpo.planner.lengths import PackShape, lengths_of
 from qdpo.planner.meter import peak_bytes
-from qdpo.planner.optimizer import optimizer_bytes
-from qdpo.planner.parts import adapter_weights, weight_parts
-from qdpo.planner.settings import Settings
-from qdpo.planner.shapes import shape_of
+from qdpo.planner.plays import Plays, plays_for
+from qdpo.planner.spans import total
 
 VOCAB = 2000
 SHAPE: dict[str, Any] = {
@@ -118,6 +118,11 @@ def config_of(rank: int, checkpointed: int | None) -> RunConfig:
     )
 
 
+def plays_of(policy: Any, case: Case) -> Plays:
+    """Of the case's base, on a CPU."""
+    return plays_for(loaded("grid", policy.get_base_model()), config_of(case.rank, case.checkpointed), this_machine())
+
+
 def compare(policy: Any, case: Case) -> tuple[int, float]:
     """Bytes above base and adapter at the peak of forward and backward: measured, estimated."""
     model, pairs = policy.get_base_model(), pairs_of(case.batch)
@@ -130,13 +135,9 @@ def compare(policy: Any, case: Case) -> tuple[int, float]:
 
     step()
     measured = peak_bytes(step, CPU)
-    shape, config = shape_of(model.config.to_dict(), case.kind), config_of(case.rank, case.checkpointed)
     pack = PackShape(tuple(lengths_of(pairs)))
-    found = estimate(shape, Settings(config, 4, [pack], [], several=False, cuda=False))
-    adapter = adapter_weights(shape, config)
-    resident = sum(weight_parts(shape, "none", True, 4).values()) + 4 * adapter
-    resident += optimizer_bytes(config.train.optim, adapter)
-    return measured, max(found.phases["forward"], found.phases["backward"]) - resident
+    found = trained_on(plays_of(policy, case), config_of(case.rank, case.checkpointed), pack, several=False)
+    return measured, max(found.peaks.values())
 
 
 def compare_scoring(policy: Any, case: Case) -> tuple[int, float]:
@@ -150,10 +151,9 @@ def compare_scoring(policy: Any, case: Case) -> tuple[int, float]:
     policy.eval()
     measured = peak_bytes(score, CPU)
     policy.train()
-    shape, config = shape_of(model.config.to_dict(), case.kind), config_of(case.rank, case.checkpointed)
-    found = estimate(shape, Settings(config, 4, [], [PackShape(tuple(lengths_of(pairs)))], several=False, cuda=False))
-    resident = sum(weight_parts(shape, "none", True, 4).values()) + 4 * adapter_weights(shape, config)
-    return measured, found.phases["reference"] - resident
+    plays = plays_of(policy, case)
+    spans = plays.score(PackShape(tuple(lengths_of(pairs))), adapters=False)
+    return measured, max(total(spans, plays.model.stand_in).peaks.values())
 
 
 def table() -> list[str]:

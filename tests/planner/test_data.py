@@ -33,7 +33,9 @@ def test_local_data_is_read(tiny: Tiny) -> None:
     assert list(found.train) == lengths_of(data.train)
     assert found.steps(config) == 20
     assert all(len(batch) == config.train.pairs_per_step for batch in found.batches(config))
-    assert max(pack.tokens for pack in found.scoring_packs(config)) <= config.packing.tokens_without_grad
+    packs = [*found.reference_packs(config), *found.heldout_packs(config)]
+    assert max(pack.tokens for pack in packs) <= config.packing.tokens_without_grad
+    assert found.longest_prompt(config) == max(pair.prompt for pair in found.heldout)
 
 
 def test_without_data_the_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:

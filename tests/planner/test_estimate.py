@@ -1,4 +1,4 @@
-"""The estimate is within 10 % of the tensors that really exist at the peak."""
+"""The estimate is within 3 % of the tensors that really exist at the peak."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from planner.grid import ARCHITECTURES, BATCHES, Case, cases, compare, compare_scoring, policy_of
 
-from qdpo.planner.ledger import Ledger
-
-LIMIT = 0.10
+LIMIT = 0.03
 
 cached_policy = cache(policy_of)
 
@@ -40,17 +38,3 @@ def test_the_whole_grid(case: Case) -> None:
 def test_passes_without_gradients(kind: str, batch: tuple[int, int, int]) -> None:
     measured, estimated = compare_scoring(cached_policy(kind, 64), Case(kind, 64, batch, None))
     assert abs(estimated / measured - 1) <= LIMIT
-
-
-def test_the_ledger_knows_its_highest_level_and_of_what_it_was_made() -> None:
-    ledger = Ledger()
-    with ledger.phase("one"):
-        ledger.hold(5)
-        with ledger.kind("other"):
-            ledger.briefly(10)
-        ledger.drop(5)
-    with ledger.phase("two"):
-        ledger.hold(3)
-    assert ledger.peaks == {"one": 15, "two": 3}
-    assert ledger.kinds == {"activations": 5, "other": 10}
-    assert ledger.level == 3

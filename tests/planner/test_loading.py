@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from qdpo.config.resolve import resolve
+from qdpo.planner.cards import CARDS
 from qdpo.planner.find import find_base
 from qdpo.planner.parts import host_loading
+from qdpo.planner.plays import plays_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 4
@@ -96,8 +99,9 @@ def check(folder: Path, layers: int) -> None:
     stored = sharded_base(folder, layers)
     found = load_in_a_process(folder)
     assert found["layers"] == 7 * layers
-    shape = find_base(str(folder)).shape
-    parts = host_loading(shape, "nf4", 2, cpu=True)
+    config = resolve("garrulus-a40", [f"model.name={folder}"]).config
+    model = plays_for(find_base(str(folder)), config, CARDS["a40"]).model
+    parts = host_loading(model.shape, model.static, "nf4", 2, cpu=True)
     planned = sum(parts.values())
     print(f"{stored / 1e6:.0f} MB stored, peak {found['peak'] / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB")
     assert found["peak"] < 0.7 * stored

@@ -150,6 +150,6 @@ def test_garrulus_t4_fits_15_gib(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.estimate.total < 15.0 * GIB
         assert found.dtype[0] == "float16"
     # embeddings and head are counted in 16 bits, not in 4
-    assert found.estimate.parts["embedding, head, norms"] == 2 * base.shape.unquantized
+    assert found.estimate.parts["weights not in 4 bits"] == pytest.approx(2 * found.shape.unquantized, rel=1e-5)
     assert found.config.train.optim == "adamw_torch_fused"  # paging is not needed
     assert found.optimizer == "both Adam states are 0.34 GB, on the card"
