@@ -10,17 +10,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from gpu.bases import random_model
-from qdpo.planner.sampling import answers_peak, answers_seconds
+from gpu.bases import Settings, random_model
 
 from benchmarks import measure
 from qdpo.config.schema import RunConfig
 from qdpo.hardware import Device, mixed_precision
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.planner.cards import card_of
+from qdpo.planner.estimate import answered
+from qdpo.planner.find import Base
 from qdpo.planner.meter import peak_bytes
+from qdpo.planner.plays import plays_for
 from qdpo.planner.settings import compute_type
-from qdpo.planner.shapes import Shape
+from qdpo.planner.timing import answers_work
 from qdpo.training.samples import Prompt, Samples
 from qdpo.training.stages.model import set_up_engine
 from qdpo.training.stages.state import RunState
@@ -34,26 +36,27 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str, Any]:
+def beside_estimate(config: RunConfig, base: Settings, device: Device) -> dict[str, Any]:
     """Answer as many prompts as a run does, of the longest length that it allows, to the last token that it allows.
 
     Args:
         config: a preset's.
-        shape: of its base, which is made of random weights.
+        base: configuration of its base, which is made of random weights.
         device: where.
 
     Returns:
         Seconds and peak bytes above the model, measured and estimated: of the first evaluation, in which the base
         answers too, and of a later one; its tokens a second.
     """
-    dtype = getattr(torch, compute_type(config, card_of(device))[0])
-    base = random_model(shape, device.torch, dtype, config.model.quantization, config.model.double_quant)
-    policy = attach(base, config.lora, config.train.seed)
+    card = card_of(device)
+    dtype = getattr(torch, compute_type(config, card)[0])
+    model = random_model(base, device.torch, dtype, config.model.quantization, config.model.double_quant)
+    policy = attach(model, config.lora, config.train.seed)
     disable_dropout(policy)
     rows, new = config.samples.count, config.samples.max_new_tokens
     draw = random.Random(0)
     length = config.data.max_prompt_length
-    prompts = [Prompt([draw.randrange(8, shape.vocab) for _ in range(length)]) for _ in range(rows)]
+    prompts = [Prompt([draw.randrange(8, base["vocab_size"]) for _ in range(length)]) for _ in range(rows)]
     with TemporaryDirectory() as folder:
         set_up_engine(RunState(Path(folder), config, device), policy, dtype)
         tokenizer: Any = Numbers()
@@ -67,18 +70,18 @@ def beside_estimate(config: RunConfig, shape: Shape, device: Device) -> dict[str
         later = measure.timed(evaluation, device.torch).wall
         peak = peak_bytes(evaluation, device.torch)
         lines = evaluation()
-    plan = partial(answers_seconds, shape, config, card_of(device), dtype.itemsize)
-    of_policy = plan(adapter=True)
+    plays = plays_for(Base("random weights", base, ""), config, card)
+    once = answers_work(plays, config, card, length).seconds
     return {
         "prompts": rows,
         "prompt_tokens": length,
         "answer_tokens": [len(line["policy"].split()) for line in lines],
         "at_once": callback.at_once,
         "first_seconds": first,
-        "first_seconds_estimated": plan(adapter=False) + of_policy,
+        "first_seconds_estimated": 2 * once,
         "seconds": later,
-        "seconds_estimated": of_policy,
+        "seconds_estimated": once,
         "tokens_per_second": rows * new / later,
         "peak_bytes": peak,
-        "peak_bytes_estimated": round(answers_peak(shape, config, dtype.itemsize)),
+        "peak_bytes_estimated": max(sum(kinds.values()) for _, kinds in answered(plays, config, length)),
     }

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from qdpo.data.pairs import TokenPair
 from qdpo.hardware import GIB
 from qdpo.model.source import ASSETS
+from qdpo.planner.bare import shape_of
 from qdpo.planner.lengths import PairLengths
+from qdpo.planner.shapes import Shape
 
 Settings = dict[str, Any]
 """Content of a base's config.json, as far as it is not the default of its kind."""
@@ -65,7 +67,14 @@ def empty_model(base: Settings, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config_of(base), dtype=dtype, attn_implementation="sdpa")
+    model.tie_weights()
+    return model
+
+
+def sizes_of(base: Settings) -> Shape:
+    """How many weights it has, and where."""
+    return shape_of(empty_model(base, torch.bfloat16))
 
 
 class Weights:

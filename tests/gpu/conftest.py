@@ -64,14 +64,14 @@ def mistral_7b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     Many runs load it, and a card's minutes are few: its 14.5 GB are hashed once.
     """
-    from gpu.bases import require_space, write_base
+    from gpu.bases import require_space, sizes_of, write_base
 
     from qdpo.model import weights
     from qdpo.planner.shapes import MISTRAL_7B
 
     folder = tmp_path_factory.mktemp("mistral-7b-random")
     # the shards, and one export of the same size with its GGUF beside it
-    require_space(folder, 2.5 * 2 * MISTRAL_7B.parameters)
+    require_space(folder, 2.5 * 2 * sizes_of(MISTRAL_7B).parameters)
     write_base(folder, MISTRAL_7B, torch.device("cuda"), torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "weights_sha256", functools.cache(weights.weights_sha256))

@@ -7,23 +7,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpu.bases import random_model
+from gpu.bases import Settings, random_model
 from gpu.precision import SeenProducts
 from torch import Tensor
 
 from benchmarks import models, packed, stock
 from qdpo.data.pairs import TokenPair
-from qdpo.planner.shapes import Shape
 from qdpo.training.metrics import Metrics
 
 
 def beside_trl(
-    shape: Shape, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
+    base: Settings, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
 ) -> dict[str, Any]:
     """Loss and gradient of one global batch, by stock TRL and by the packed engine.
 
     Args:
-        shape: the model's.
+        base: the model's configuration.
         device: where to compare; on a GPU TRL's head is its own Triton kernel, on a CPU what stands for it.
         half: `bf16` or `fp16`: autocast over a base in NF4; None: float32 throughout.
         pairs: the batch.
@@ -34,15 +33,15 @@ def beside_trl(
         which is what padding alone changes; and how many matrix products each did in which type.
     """
     with stock.stand_in() if device.type == "cpu" else contextlib.nullcontext():
-        return _beside(shape, device, half, pairs, budget)
+        return _beside(base, device, half, pairs, budget)
 
 
 def _beside(
-    shape: Shape, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
+    base: Settings, device: torch.device, half: str | None, pairs: list[TokenPair], budget: int
 ) -> dict[str, Any]:
     dtype = {None: torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[half]
-    base = random_model(shape, device, dtype, "none" if half is None else "nf4", True)
-    trainer = stock.make_trainer(base, 16, checkpointing=True, half=half)
+    model = random_model(base, device, dtype, "none" if half is None else "nf4", True)
+    trainer = stock.make_trainer(model, 16, checkpointing=True, half=half)
     models.give_lora_b_values(trainer.model)
     policy = trainer.model
 

@@ -10,21 +10,22 @@ import torch
 from gpu.memory import free_up, host_peak
 from safetensors import safe_open
 
-from qdpo.config.schema import ModelSection
+from qdpo.config.resolve import resolve
 from qdpo.hardware import Device, choose_dtype
 from qdpo.model.load import NF4_BLOCKSIZE, load_base
 from qdpo.model.nf4 import Quantization
 from qdpo.planner.calibrate import tensor_bytes
-from qdpo.planner.parts import host_loading, weight_parts
-from qdpo.planner.shapes import Shape
+from qdpo.planner.cards import card_of
+from qdpo.planner.find import find_base
+from qdpo.planner.parts import ADAPTER, host_loading
+from qdpo.planner.plays import plays_for
 
 
-def load_nf4(folder: Path, shape: Shape, device: Device, compared: int) -> dict[str, Any]:
+def load_nf4(folder: Path, device: Device, compared: int) -> dict[str, Any]:
     """Load, measure, and compare some layers with their stored weights and with what an export takes them for.
 
     Args:
         folder: the base.
-        shape: its shape.
         device: where to.
         compared: layers of each projection that are compared.
 
@@ -34,10 +35,11 @@ def load_nf4(folder: Path, shape: Shape, device: Device, compared: int) -> dict[
     """
     from bitsandbytes.functional import dequantize_4bit
 
+    config = resolve("garrulus-a40", [f"model.name={folder}"]).config
     free_up(device.torch)
     begin = time.monotonic()
     with host_peak() as host:
-        base = load_base(ModelSection(name=str(folder)), device)
+        base = load_base(config.model, device)
     seconds = time.monotonic() - begin
     on_card = device.kind == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_card else 0
@@ -51,16 +53,18 @@ def load_nf4(folder: Path, shape: Shape, device: Device, compared: int) -> dict[
         original = read(folder, f"{name}.weight")
         error = max(error, float((values - original.float()).norm() / original.float().norm()))
         gap = max(gap, float((values - stored.as_trained(f"{name}.weight", original)).abs().max()))
+    planned = plays_for(find_base(str(folder)), config, card_of(device)).model
+    shape, static = planned.shape, planned.static
     return {
         "seconds": seconds,
         "layers_in_4_bits": len(base.quantized),
         "rounding_error": error,
         "export_difference": gap,
         "tensor_bytes": tensor_bytes(base.model),
-        "tensor_bytes_planned": round(sum(weight_parts(shape, "nf4", True, b).values())),
+        "tensor_bytes_planned": sum(size for kind, size in static.items() if kind != ADAPTER),
         "peak_bytes": peak,
         "host_bytes": host.peak,
-        "host_bytes_planned": round(sum(host_loading(shape, "nf4", b, cpu=not on_card).values())),
+        "host_bytes_planned": round(sum(host_loading(shape, static, "nf4", b, cpu=not on_card).values())),
         "stored_bytes": 2 * shape.parameters,
     }
 

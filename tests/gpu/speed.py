@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu.bases import Settings, sizes_of
 
 from benchmarks import engine, measure
-from qdpo.planner.shapes import Shape
 
 VARIANTS = "TRL;TRL cached;packed;packed cached;packed cached, no checkpointing"
 
@@ -34,12 +34,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int, rounds: int
     return 10 * 2 * size**3 / best
 
 
-def benchmark(out: Path, shape: Shape, device: torch.device, rate: float, *options: str) -> dict[str, Any]:
+def benchmark(out: Path, base: Settings, device: torch.device, rate: float, *options: str) -> dict[str, Any]:
     """Run `python -m benchmarks.engine` and add to each variant its tokens a second and its share of `rate`.
 
     Args:
         out: where the benchmark writes.
-        shape: of its base.
+        base: configuration of its base.
         device: where it runs.
         rate: operations a second of the card, from `matmul_rate`.
         options: further options of the benchmark.
@@ -47,11 +47,12 @@ def benchmark(out: Path, shape: Shape, device: torch.device, rate: float, *optio
     engine.main(["--device", device.type, "--nf4", "--memory", "--out", str(out), "--variants", VARIANTS, *options])
     record: dict[str, Any] = json.loads(out.read_text())
     record["matmul_flops"] = rate
+    linear = sizes_of(base).linear
     for result in record["workloads"].values():
         tokens = result["tokens"]
         for name, variant in result["variants"].items():
             # the floor: forward, and the gradient of the activations, each token of a shared prompt once
-            useful = 2 * 2 * shape.linear * tokens["packed"]
+            useful = 2 * 2 * linear * tokens["packed"]
             seconds = variant["wall"]["seconds"]
             variant["real_tokens_per_second"] = tokens["real"] / seconds
             variant["share_of_matmul_rate"] = useful / seconds / rate

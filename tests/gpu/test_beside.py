@@ -7,7 +7,6 @@ a process of its own, since unsloth changes the libraries for all.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 
-SLICE = replace(MISTRAL_7B, layers=4)
+SLICE = {**MISTRAL_7B, "num_hidden_layers": 4}
 
 UNSLOTH = pytest.mark.skipif(importlib.util.find_spec("unsloth") is None, reason="needs unsloth (docs/backends.md)")
 

@@ -18,6 +18,8 @@ from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
 
+LAYERS = MISTRAL_7B["num_hidden_layers"]
+
 SIZES = (15, 24)
 """GiB of a T4, an RTX 3090 or 4090."""
 
@@ -37,12 +39,12 @@ def test_auto_takes_what_is_free_and_changes_nothing(
     found = auto_under_caps(mistral_7b, data, tmp_path, device, sizes, 6, wide)
     results.add("auto under a cap", found)
     least = found["least"]
-    assert least["recomputed_layers"] == MISTRAL_7B.layers
+    assert least["recomputed_layers"] == LAYERS
     for size in sizes:
         auto = found[f"auto in {size:g} GiB"]
         assert auto["peak_bytes"] <= auto["reserved_bytes"] <= auto["limit_bytes"]
         assert not auto["halved"]
-        assert auto["recomputed_layers"] < MISTRAL_7B.layers
+        assert auto["recomputed_layers"] < LAYERS
         assert auto["seconds_of_steps"] <= SLOWER * least["seconds_of_steps"]
         # bitwise where two identical runs are
         for name in ("loss_difference", "adapter_difference"):
@@ -50,5 +52,5 @@ def test_auto_takes_what_is_free_and_changes_nothing(
     if len(sizes) > 1:
         smaller, larger = (found[f"auto in {size:g} GiB"]["recomputed_layers"] for size in sizes)
         # all but the last is what `auto` begins with
-        assert larger < MISTRAL_7B.layers - 1
+        assert larger < LAYERS - 1
         assert larger <= smaller

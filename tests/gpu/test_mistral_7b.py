@@ -19,8 +19,8 @@ from gpu.runs import as_it_ran, configured, export, run
 from qdpo.hardware import GIB, find_device
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_for
-from qdpo.planner.estimate import estimate
-from qdpo.planner.settings import settings_for
+from qdpo.planner.estimate import estimate_for
+from qdpo.planner.find import find_base
 from qdpo.planner.shapes import MISTRAL_7B
 
 pytestmark = needs.CUDA
@@ -34,9 +34,9 @@ CARDS: dict[str, tuple[float, str, tuple[str, ...]]] = {
 
 @needs.gib(8)
 def test_loads_in_nf4(mistral_7b: Path, device: torch.device, results: Results) -> None:
-    found = load_nf4(mistral_7b, MISTRAL_7B, find_device(), compared=2)
+    found = load_nf4(mistral_7b, find_device(), compared=2)
     results.add("NF4 load", found)
-    assert found["layers_in_4_bits"] == 7 * MISTRAL_7B.layers
+    assert found["layers_in_4_bits"] == 7 * MISTRAL_7B["num_hidden_layers"]
     assert 0 < found["rounding_error"] < 0.12
     assert found["export_difference"] == 0.0
     assert found["tensor_bytes"] == pytest.approx(found["tensor_bytes_planned"], rel=0.01)
@@ -58,7 +58,8 @@ def test_twenty_steps_in_the_memory_of_its_card(
         done = run(resolved, tmp_path / "run", device)
     # the plan of what the run chose for itself
     config = as_it_ran(config, done.record)
-    plan = estimate(MISTRAL_7B, settings_for(config, card_of(find_device()), lengths_for(config)))
+    base, kernel = find_base(str(mistral_7b)), done.record["engine"]["kernel"]
+    plan = estimate_for(config, base, card_of(find_device()), lengths_for(config), kernel)
     numbers: dict[str, Any] = {
         "context_gib": in_gib(context),
         "context_planned_gib": in_gib(plan.context),

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 import torch
 from gpu import answers
-from gpu.bases import TOY, config_of, random_model, token_pairs, write_base, write_pairs
+from gpu.bases import (
+    TOY,
+    Settings,
+    config_of,
+    mistral,
+    random_model,
+    sizes_of,
+    token_pairs,
+    write_base,
+    write_pairs,
+)
 from gpu.beside import PEERS, in_turns
 from gpu.caps import auto_under_caps, difference
 from gpu.equality import beside_trl
@@ -35,16 +45,24 @@ from qdpo.config.resolve import resolve
 from qdpo.hardware import Device, find_device
 from qdpo.model.lora import attach, lora_layers
 from qdpo.planner import calibrate
+from qdpo.planner.bare import bare, shape_of
 from qdpo.planner.data import lengths_from
 from qdpo.planner.lengths import PairLengths, lengths_of
-from qdpo.planner.shapes import GEMMA_7B, MISTRAL_7B, Shape, shape_of
+from qdpo.planner.shapes import GEMMA_7B, MISTRAL_7B
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the tests themselves run")
 
 CPU = torch.device("cpu")
 SMALL = ("data.max_length=96", "data.max_prompt_length=64", "lora.r=4", "train.learning_rate=1e-3")
-BENCHMARKED = Shape("mistral", 64, 2, 4, 2, 16, 128, 32000)
+BENCHMARKED = mistral(64, 2, 4, 2, 16, 128, 32000)
 """The benchmark's own toy."""
+
+TOY_GEMMA = {
+    **{key: value for key, value in TOY.items() if key != "sliding_window"},
+    "model_type": "gemma",
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+}
 
 toy_of_the_benchmark = partial(models.random_base, "mistral-toy-random", CPU, torch.float32, True)
 
@@ -67,9 +85,12 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdpo.report.plots.draw_plots", lambda folder: None)
 
 
-@pytest.mark.parametrize("shape", [TOY, MISTRAL_7B, GEMMA_7B])
-def test_the_bases_have_the_shapes_that_are_planned_for(shape: Shape) -> None:
-    assert shape_of(config_of(shape).to_dict(), "base") == shape
+@pytest.mark.parametrize("base", [TOY, MISTRAL_7B, GEMMA_7B], ids=["toy", "mistral-7b", "gemma-7b"])
+def test_the_bases_have_the_shapes_that_are_planned_for(base: Settings) -> None:
+    planned, stored = (
+        shape_of(bare(config, "base", "sdpa", torch.bfloat16)) for config in (base, config_of(base).to_dict())
+    )
+    assert planned == stored == sizes_of(base)
 
 
 def test_a_run_and_its_exports(base: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -177,7 +198,7 @@ def test_the_share_of_matrix_products(base: Path, data: tuple[Path, Path], tmp_p
     assert found["tokens_per_second"] > found["packed_tokens_per_second"] > 0
     # forward and the activations' gradient; a second forward where layers are computed twice
     assert found["hfu"] / found["mfu"] == pytest.approx(1.4, abs=0.1)
-    floor = 4 * TOY.linear * found["packed_tokens_per_second"] * found["seconds_per_step"]
+    floor = 4 * sizes_of(TOY).linear * found["packed_tokens_per_second"] * found["seconds_per_step"]
     assert floor < found["flops_per_step"] < 2 * floor
     assert found["mfu"] == pytest.approx(found["flops_per_step"] / found["seconds_per_step"] / 1e12)
 
@@ -196,7 +217,7 @@ def test_runs_in_turns(base: Path, data: tuple[Path, Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("half", [None, "bf16"])
 def test_equality_with_trl(half: str | None) -> None:
-    found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)
+    found = beside_trl(TOY, CPU, half, workloads.synthetic("W3", 4, vocabulary=TOY["vocab_size"]), 256)
     assert found["head"] == "benchmarks.stock"
     assert found["loss_difference"] < (1e-5 if half is None else 2e-2)
     assert found["gradient_difference"] < (1e-4 if half is None else 0.1)
@@ -204,7 +225,7 @@ def test_equality_with_trl(half: str | None) -> None:
 
 
 def test_both_sides_are_compared_in_mixed_precision() -> None:
-    products = beside_trl(TOY, CPU, "bf16", workloads.synthetic("W3", 4, vocabulary=TOY.vocab), 256)["products"]
+    products = beside_trl(TOY, CPU, "bf16", workloads.synthetic("W3", 4, vocabulary=TOY["vocab_size"]), 256)["products"]
     for name, seen in products.items():
         # the gradient of the stand-in head is the only product in fp32
         assert seen["bfloat16"] > 100, name
@@ -241,16 +262,16 @@ def test_the_planners_step_is_made_in_the_precision_of_training(monkeypatch: pyt
 @pytest.mark.parametrize("preset", ["garrulus-a40", "zephyr-7b-gemma"])
 def test_the_planner(preset: str) -> None:
     config = resolve(preset, [*SMALL, "packing.tokens_per_micro_batch=512", "model.dtype=float32"]).config
-    shape = TOY if preset == "garrulus-a40" else Shape("gemma", 256, 2, 4, 4, 64, 512, 1600, tied=True)
-    pairs = token_pairs([PairLengths(64, 32, 32)] * 8, shape.vocab)
+    base = TOY if preset == "garrulus-a40" else TOY_GEMMA
+    pairs = token_pairs([PairLengths(64, 32, 32)] * 8, base["vocab_size"])
     assert lengths_of(pairs) == [PairLengths(64, 32, 32)] * 8
-    found = beside_plan(config, shape, lengths_from(config, pairs, pairs[:4]), find_device())
+    found = beside_plan(config, base, lengths_from(config, pairs, pairs[:4]), find_device())
     for part in ("loaded", "step", "scoring", "peak"):
         assert abs(found[part]["error"]) < 0.1, (part, found[part])
 
 
 def test_loading(base: Path) -> None:
-    found = load_nf4(base, TOY, find_device(), compared=1)
+    found = load_nf4(base, find_device(), compared=1)
     assert found["layers_in_4_bits"] == 14
     assert 0 < found["rounding_error"] < 0.12
     assert found["export_difference"] == 0.0

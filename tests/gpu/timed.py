@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpu.bases import Settings
 from gpu.runs import Done, as_it_ran
 
 from qdpo.config.schema import RunConfig
@@ -13,9 +14,12 @@ from qdpo.config.steps import steps_per_epoch
 from qdpo.hardware import find_device
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_for
-from qdpo.planner.lengths import PackShape, cut
-from qdpo.planner.shapes import Shape
-from qdpo.planner.timing import pass_work
+from qdpo.planner.estimate import trained_on
+from qdpo.planner.find import Base
+from qdpo.planner.lengths import SMALL, PackShape, cut
+from qdpo.planner.plays import plays_for
+from qdpo.planner.settings import with_changes
+from qdpo.planner.timing import fitted
 from qdpo.training.order import permutation
 
 WARM_UP = 3
@@ -58,13 +62,13 @@ def timed_steps(done: Done, config: RunConfig) -> list[TimedStep]:
     return found
 
 
-def utilization(done: Done, config: RunConfig, shape: Shape, rate: float, skip: int = WARM_UP) -> dict[str, Any]:
+def utilization(done: Done, config: RunConfig, base: Settings, rate: float, skip: int = WARM_UP) -> dict[str, Any]:
     """Which share of a card's matrix products a run has reached.
 
     Args:
         done: a run that logged every step.
         config: with which it ran.
-        shape: of its base.
+        base: configuration of its base.
         rate: operations a second of the card's large matrix products.
         skip: steps at the beginning that are left out.
 
@@ -72,19 +76,22 @@ def utilization(done: Done, config: RunConfig, shape: Shape, rate: float, skip: 
         Seconds and tokens; `mfu` by the operations that the mathematics takes, `hfu` by those that were done, layers
         computed twice included; the planner's seconds for the same steps.
     """
-    ran, card = as_it_ran(config, done.record), card_of(find_device())
-    b = 4 if done.record["dtype"]["compute"] == "float32" else 2
+    ran, card, engine = as_it_ran(config, done.record), card_of(find_device()), done.record["engine"]
+    known, kernel = Base(config.model.name, base, ""), engine["kernel"]
     every = timed_steps(done, config)
     steps = every[skip:]
     packs = [pack for step in steps for pack in step.packs]
     seconds = sum(step.seconds for step in steps)
-    recomputed = done.record["engine"]["checkpointed_layers"] / shape.layers
+    heavy = max(packs, key=lambda pack: pack.tokens)
 
-    def work(again: float) -> tuple[float, float]:
-        passes = [pass_work(shape, ran, card, b, pack, again) for pack in packs]
+    def work(again: int, kernel: str | None) -> tuple[float, float]:
+        plays, form = plays_for(known, ran, card, kernel), with_changes(ran, "packing", checkpoint_layers=again)
+        most, least = (trained_on(plays, form, pack, several=True) for pack in (heavy, PackShape((SMALL,))))
+        passes = list(map(fitted(heavy, most, least, card, plays.model.shape.layers), packs))
         return sum(each.flops for each in passes), sum(each.seconds for each in passes)
 
-    (needed, _), (made, planned) = work(0.0), work(recomputed)
+    # where SDPA reads keys that a query does not see, the mathematics does not ask for it
+    (needed, _), (made, planned) = work(0, None), work(engine["checkpointed_layers"], kernel)
     return {
         "steps": len(steps),
         "tokens_of_all_steps": sum(step.tokens for step in every),

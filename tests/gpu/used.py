@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from gpu.bases import Settings
 
 from qdpo.engine.engine import Engine
-from qdpo.planner.shapes import Shape
 from qdpo.training.recipe import Recipe
 
 LORA_OUTSIDE_THE_MLP = 4
@@ -44,12 +44,12 @@ def counted_passes() -> Iterator[list[int]]:
         yield counts
 
 
-def faults_in(record: dict[str, Any], shape: Shape, passes: int) -> list[str]:
+def faults_in(record: dict[str, Any], base: Settings, passes: int) -> list[str]:
     """What the first step of a run did otherwise than promised.
 
     Args:
         record: its run.json.
-        shape: of its base, all seven projections of which are adapted.
+        base: configuration of its base, all seven projections of which are adapted.
         passes: with gradients, of the first step.
 
     Returns:
@@ -58,7 +58,7 @@ def faults_in(record: dict[str, Any], shape: Shape, passes: int) -> list[str]:
     engine, compute = record["engine"], record["dtype"]["compute"]
     used = engine["used"]
     # a layer that is computed twice runs forward twice
-    runs = passes * (shape.layers + engine["checkpointed_layers"])
+    runs = passes * (base["num_hidden_layers"] + engine["checkpointed_layers"])
     promised = {"lora": LORA_OUTSIDE_THE_MLP * runs, "mlp": runs}
     found = [f"{used['plain']} ran outside of their fused functions"] if used["plain"] else []
     if used["fused"] != promised:
