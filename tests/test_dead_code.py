@@ -23,6 +23,8 @@ OTHERS = {
     *("base_model_name_or_path", "_name_or_path", "group_size"),
     # by transformers' loader
     "get_dtype",
+    # by PEFT and torch's modes
+    *("is_loaded_in_4bit", "quant_storage", "_should_skip_dynamo"),
     # by TRL's trainer
     "_prepare_dataset",
     # by jinja2

@@ -65,7 +65,7 @@ def as_it_will_run(config: RunConfig, base: Base, card: Card, lengths: Lengths) 
 
 def fewest_recomputed(config: RunConfig, base: Base, card: Card, lengths: Lengths, extra: float) -> int:
     """Layers that must be computed twice so that the activations of the others take no more than `extra` bytes."""
-    plays, settings = plays_for(base, config, card), settings_for(config, card, lengths)
+    plays, settings = plays_for(base, config, card), settings_for(config, base, card, lengths)
     most = max(plays.model.shape.layers - 1, 0)
 
     def highest(layers: int) -> float:

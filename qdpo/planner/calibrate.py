@@ -17,6 +17,7 @@ from qdpo.planner.find import loaded
 from qdpo.planner.meter import peak_bytes
 from qdpo.planner.optimizer import choose_optimizer
 from qdpo.planner.plays import plays_for
+from qdpo.planner.settings import with_changes
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,7 @@ def calibrate(config: RunConfig, *, auto: bool = False) -> Calibration:
     base = load_base(config.model, device)
     known = loaded(config.model.name, base.model)
     card = card_of(device)
+    config = with_changes(config, "model", dtype=str(base.dtype).removeprefix("torch."))
     if auto:
         config, choices = choose(config, known, card, lengths_from(config, data.train, data.heldout))
         for choice in choices:

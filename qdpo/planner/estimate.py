@@ -79,7 +79,7 @@ def estimate_for(config: RunConfig, base: Base, card: Card, lengths: Lengths, ke
     Raises:
         UnavailableError: the base cannot be played.
     """
-    return estimate(plays_for(base, config, card, kernel), settings_for(config, card, lengths))
+    return estimate(plays_for(base, config, card, kernel), settings_for(config, base, card, lengths))
 
 
 def estimate(plays: Plays, settings: Settings) -> Estimate:

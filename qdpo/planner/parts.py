@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
+from qdpo.model.stream_memory import PROCESS_BYTES, Sizes, verification_memory
 from qdpo.planner.optimizer import optimizer_bytes
 from qdpo.planner.shapes import Shape
 
@@ -78,6 +79,13 @@ def host_loading(shape: Shape, static: Mapping[str, int], quantization: str, b: 
 def memory_of_merge(shape: Shape) -> float:
     """Peak of the host's memory of `qdpo merge-export`: a few fp32 copies of the largest tensor; no GPU memory."""
     return 4.0 * 4 * max(shape.largest_linear, shape.embedding)
+
+
+def memory_of_verify(shape: Shape, b: int, *, cpu: bool) -> float:
+    """Peak of the host's memory of `qdpo verify`, above the libraries' own."""
+    layer = max(sum(rows * columns for rows, columns in parts.values()) for parts in shape.matrices)
+    sizes = Sizes(layer, shape.largest_linear, shape.embedding, shape.parameters)
+    return float(verification_memory(sizes, b, on_card=not cpu) - PROCESS_BYTES)
 
 
 @dataclass(frozen=True)

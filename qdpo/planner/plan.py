@@ -14,8 +14,17 @@ from qdpo.planner.data import Lengths
 from qdpo.planner.estimate import Estimate, estimate_for
 from qdpo.planner.find import Base
 from qdpo.planner.optimizer import optimizer_bytes
-from qdpo.planner.parts import Disk, adapter_weights, checkpointed_layers, disk, host_loading, kept_layers
-from qdpo.planner.plays import plays_for
+from qdpo.planner.parts import (
+    Disk,
+    adapter_weights,
+    checkpointed_layers,
+    disk,
+    host_loading,
+    kept_layers,
+    memory_of_merge,
+    memory_of_verify,
+)
+from qdpo.planner.plays import Model, plays_for
 from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import Duration, duration
@@ -38,7 +47,7 @@ class Plan:
         verdict: whether it fits, and what to change.
         duration: of time.
         disk: of disk space.
-        host: peak of the host's memory while loading, by part.
+        host: peaks of the host's memory above the libraries' own, by stage.
         optimizer: what is to be said of the optimizer's state.
     """
 
@@ -99,7 +108,7 @@ class Plan:
 
 def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: Lengths) -> Plan:
     """The plan of a run with a base, on a card and with the lengths of its data."""
-    dtype, reason, b = compute_type(config, card)
+    dtype, reason, b = compute_type(config, base, card)
     config = as_it_will_run(config, base, card, lengths)
     model = plays_for(base, config, card).model
     shape = model.shape
@@ -116,9 +125,22 @@ def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: L
         judge(config, card, found, lambda changed: estimate_for(changed, base, card, lengths)),
         duration(config, base, card, lengths),
         disk(shape, config, base.stored),
-        host_loading(shape, model.static, config.model.quantization, b, cpu=card.is_cpu),
+        host_peaks(config, model, b, found, cpu=card.is_cpu),
         about_optimizer(shape, config, card, found),
     )
+
+
+def host_peaks(config: RunConfig, model: Model, b: int, found: Estimate, *, cpu: bool) -> dict[str, float]:
+    """Bytes of the host's memory above the libraries' own, by stage; on a CPU it holds the run too."""
+    shape = model.shape
+    loading = sum(host_loading(shape, model.static, config.model.quantization, b, cpu=cpu).values())
+    training = {"training": found.peak} if cpu else {}
+    return {
+        "loading": loading,
+        **training,
+        "export": memory_of_merge(shape),
+        "verify": memory_of_verify(shape, b, cpu=cpu),
+    }
 
 
 def about_optimizer(shape: Shape, config: RunConfig, card: Card, found: Estimate) -> str:

@@ -80,7 +80,7 @@ class Plays:
 
     def __init__(self, base: Base, config: RunConfig, card: Card, kernel: str | None = None) -> None:
         self.base, self.config, self.card, self.kernel = base, config, card, kernel
-        self.dtype = compute_type(config, card)[0]
+        self.dtype = compute_type(config, base, card)[0]
         packing = config.packing
         self.about = {
             "base": base.config,

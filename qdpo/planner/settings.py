@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdpo.config.schema import RunConfig
+from qdpo.cpu import ENOUGH_BYTES
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
+from qdpo.planner.find import Base
 from qdpo.planner.lengths import PackShape
 
 
@@ -37,11 +39,11 @@ class Settings:
     cuda: bool = True
 
 
-def settings_for(config: RunConfig, card: Card, lengths: Lengths) -> Settings:
+def settings_for(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Settings:
     """What the estimate needs to know of a run on a card."""
     return Settings(
         config,
-        compute_type(config, card)[2],
+        compute_type(config, base, card)[2],
         lengths.train_packs(config),
         lengths.reference_packs(config),
         lengths.heldout_packs(config),
@@ -51,8 +53,9 @@ def settings_for(config: RunConfig, card: Card, lengths: Lengths) -> Settings:
     )
 
 
-def compute_type(config: RunConfig, card: Card) -> tuple[str, str, int]:
-    """The compute type on a card, why, and its bytes: `qdpo.hardware.choose_dtype` without torch."""
+def compute_type(config: RunConfig, base: Base, card: Card) -> tuple[str, str, int]:
+    """The compute type on a card, why, and its bytes: `qdpo.hardware.choose_dtype` without torch, and, on a CPU,
+    without the measurement that a run makes."""
     wanted = config.model.dtype
     if wanted != "auto":
         why = "set by model.dtype"
@@ -60,7 +63,11 @@ def compute_type(config: RunConfig, card: Card) -> tuple[str, str, int]:
             why += ", which this card only emulates: --set model.dtype=float16"
         return wanted, why, 4 if wanted == "float32" else 2
     if card.capability is None:
-        return "float32", "CPU", 4
+        if not card.bfloat16:
+            return "float32", "CPU without instructions for bfloat16", 4
+        if base.stored is not None and base.stored < ENOUGH_BYTES:
+            return "float32", "CPU, and a small model", 4
+        return "bfloat16", "CPU with instructions for bfloat16, whose speed a run measures", 2
     version = f"{card.capability[0]}.{card.capability[1]}"
     if card.capability >= (8, 0):
         return "bfloat16", f"compute capability {version}", 2

@@ -70,7 +70,7 @@ class Duration:
 def duration(config: RunConfig, base: Base, card: Card, lengths: Lengths) -> Duration:
     """Estimate the time of a run."""
     plays = plays_for(base, config, card)
-    settings = settings_for(config, card, lengths)
+    settings = settings_for(config, base, card, lengths)
     stand_in, layers = plays.model.stand_in, plays.model.shape.layers
     batches = lengths.batches(config)[:TIMED_STEPS]
     kept = kept_layers(plays.model.shape, config) == layers

@@ -39,13 +39,13 @@ def _memory(plan: Plan) -> list[str]:
     if found.context:
         parts |= {"CUDA context (assumed)": found.context, "allocator's slack (assumed)": found.slack}
     parts["needed"] = found.total
-    host = _gib(sum(plan.host.values()))
+    host = ", ".join(f"{stage} {_gib(size)}" for stage, size in plan.host.items())
     return [
         f"memory at the peak ({found.when})",
         *(f"  {name:30}{_gib(size):>14}" for name, size in parts.items()),
         "peaks       " + ", ".join(f"{name} {_gib(size)}" for name, size in found.phases.items() if size),
         f"optimizer   {plan.optimizer}",
-        f"loading     takes {host} of the host's memory beside the libraries, tensor by tensor",
+        f"host        {host} of the host's memory, beside the libraries",
     ]
 
 

@@ -41,8 +41,9 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(memory["parts"].values()) == pytest.approx(memory["peak"], rel=0.01)
     assert memory["peak"] == max(memory["phases"].values()) == memory["phases"][memory["when"]]
     assert memory["total"] == pytest.approx(memory["peak"] + memory["context"] + memory["slack"])
-    passes = {"reference", "evaluation", "forward", "backward", "gradient check", "samples"}
-    assert set(memory["phases"]) == {"load", *passes, "step", "merge"}
+    passes = {"reference", "evaluation", "forward", "backward", "samples"}
+    assert set(memory["phases"]) == {"load", *passes, "step"}
+    assert set(plan["host_memory"]) == {"loading", "export", "verify"}
     assert plan["time"]["seconds"] > 0
     assert plan["disk"]["gguf"]["f16"] == pytest.approx(plan["disk"]["merged"], rel=0.02)
     assert plan["verdict"]["kind"] == "fits"

@@ -49,7 +49,7 @@ def beside_estimate(config: RunConfig, base: Settings, device: Device) -> dict[s
         answers too, and of a later one; its tokens a second.
     """
     card = card_of(device)
-    dtype = getattr(torch, compute_type(config, card)[0])
+    dtype = getattr(torch, compute_type(config, Base("random weights", base, ""), card)[0])
     model = random_model(base, device.torch, dtype, config.model.quantization, config.model.double_quant)
     policy = attach(model, config.lora, config.train.seed)
     disable_dropout(policy)

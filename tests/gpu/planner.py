@@ -35,11 +35,12 @@ def beside_plan(config: RunConfig, base: Settings, lengths: Lengths, device: Dev
         these; with each its relative error.
     """
     card = card_of(device)
-    settings, plays = settings_for(config, card, lengths), plays_for(Base("random weights", base, ""), config, card)
+    known = Base("random weights", base, "")
+    settings, plays = settings_for(config, known, card, lengths), plays_for(known, config, card)
     found = estimate(plays, settings)
     on_card = device.kind == "cuda"
     start = torch.cuda.memory_allocated() if on_card else 0
-    dtype = getattr(torch, compute_type(config, card)[0])
+    dtype = getattr(torch, compute_type(config, known, card)[0])
     model = random_model(base, device.torch, dtype, config.model.quantization, config.model.double_quant)
     policy = attach(model, config.lora, config.train.seed)
     disable_dropout(policy)

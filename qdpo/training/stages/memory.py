@@ -303,15 +303,16 @@ def fill_host(run: RunState, longest: Longest, layers: Layers, data: Prepared) -
     from qdpo.planner.cards import card_of
     from qdpo.planner.data import lengths_from
     from qdpo.planner.find import loaded
+    from qdpo.planner.settings import with_changes
 
     tried = f"{longest.text()} fits, " if longest.batch else ""
     if not layers.automatic[0]:
         return f"{tried}layers as configured"
     room = int(CPU_SHARE * available_memory())
-    lengths = lengths_from(run.config, data.train, data.heldout)
-    base = loaded(run.config.model.name, layers.model)
+    config = with_changes(run.config, "model", dtype=run.record.dtype.compute)
+    lengths, base = lengths_from(config, data.train, data.heldout), loaded(config.model.name, layers.model)
     try:
-        layers.set(recomputed=fewest_recomputed(run.config, base, card_of(run.device), lengths, room))
+        layers.set(recomputed=fewest_recomputed(config, base, card_of(run.device), lengths, room))
     except UnavailableError as unknown:
         return f"{tried}no estimate ({unknown.message})"
     return f"{tried}activations within {room / GIB:.1f} GiB by estimate, half of what is available"
