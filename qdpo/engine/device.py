@@ -44,6 +44,11 @@ def playing(card: Played) -> Iterator[None]:
         _played = before
 
 
+def is_played() -> bool:
+    """Whether a plan plays the passes of the code that asks."""
+    return _played is not None
+
+
 def kind_of(device: torch.device) -> str:
     """`cuda`, `cpu` or another type of torch's."""
     return _played.kind if _played is not None and device == CARD else device.type

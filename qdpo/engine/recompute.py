@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from qdpo.engine.device import is_played
 from qdpo.errors import TrainingError
 from qdpo.progress import Progress
 
@@ -50,13 +51,16 @@ def decoder_layers(model: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def counted(model: nn.Module, what: str, passes: int) -> Iterator[None]:
-    """Tell how far the passes inside the block are, layer by layer.
+    """Tell how far the passes inside the block are, layer by layer; those that a plan plays are nobody's work.
 
     Args:
         model: that runs.
         what: they are for, in a few words.
         passes: through all layers, second runs included.
     """
+    if is_played():
+        yield
+        return
     layers = decoder_layers(model)
     with Progress(what, passes * len(layers), unit="layers") as progress:
         hooks = [layer.register_forward_hook(lambda *found: progress.advance()) for layer in layers]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.hardware import GIB, Device, find_device, mixed_precision
-from qdpo.planner.auto import as_it_will_run, choose
+from qdpo.planner.auto import choose
 from qdpo.planner.cards import card_of
 from qdpo.planner.data import lengths_from
 from qdpo.planner.estimate import estimate_for
@@ -104,7 +104,7 @@ def calibrate(config: RunConfig, *, auto: bool = False) -> Calibration:
     policy = attach(base.model, config.lora, config.train.seed, config.model.adapter)
     disable_dropout(policy)
     lengths = lengths_from(config, pairs, pairs)
-    found = estimate_for(as_it_will_run(config, known, card, lengths), known, card, lengths)
+    found = estimate_for(config, known, card, lengths)
     step = make_step(policy, base.dtype, device, config, pairs)
     step()  # the optimizer's state and the libraries' workspaces exist from the second step on
     frozen = tensor_bytes(policy)

@@ -29,6 +29,7 @@ from qdpo.planner.settings import compute_type
 from qdpo.planner.shapes import Shape
 from qdpo.planner.timing import Duration, duration
 from qdpo.planner.verdict import Verdict, judge
+from qdpo.progress import waiting
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class Plan:
 
 def plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: Lengths) -> Plan:
     """The plan of a run with a base, on a card and with the lengths of its data."""
+    with waiting("playing the run on tensors without values"):
+        return _plan(config, base, card, card_reason, lengths)
+
+
+def _plan(config: RunConfig, base: Base, card: Card, card_reason: str, lengths: Lengths) -> Plan:
     dtype, reason, b = compute_type(config, base, card)
     config = as_it_will_run(config, base, card, lengths)
     model = plays_for(base, config, card).model

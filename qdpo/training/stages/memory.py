@@ -8,6 +8,7 @@ memory runs out later.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,6 +109,11 @@ class Longest:
     def text(self) -> str:
         """In words, once it was run."""
         return f"the longest micro-batch ({self._tokens(self.batch):,} tokens, {len(self.batch)} pairs)"
+
+    def most_tokens(self) -> int:
+        """Tokens that no micro-batch exceeds."""
+        longest = max((self._tokens([number]) for number in range(len(self.recipe.train_split.pairs))), default=0)
+        return max(longest, self.recipe.budgets.tokens_per_micro_batch)
 
     def peak(self) -> int | None:
         """Peak bytes of tensors on the card in it, None where it does not fit."""
@@ -292,8 +298,23 @@ def card_limit() -> int:
     return min(free + torch.cuda.memory_reserved(), capped) - int(RESERVE * min(total, capped))
 
 
+def activations_at_most(model: nn.Module, tokens: int) -> float:
+    """Bytes that one pass keeps at the most for its backward pass, far above what it really keeps: four copies in fp32
+    of what goes into every linear layer and comes out of it; with soft-capped attention there is no such bound."""
+    from torch import nn
+
+    from qdpo.engine.recompute import decoder_layers
+
+    settings = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    if getattr(settings, "attn_logit_softcapping", None) is not None:
+        return math.inf
+    parts = [part for layer in decoder_layers(model) for part in layer.modules() if isinstance(part, nn.Linear)]
+    return 16.0 * tokens * sum(part.in_features + part.out_features for part in parts)
+
+
 def fill_host(run: RunState, longest: Longest, layers: Layers, data: Prepared) -> str:
-    """Choose by the planner's estimate: a CPU has no memory of its own, and what does not fit would be swapped.
+    """Choose by a bound, else by the planner's estimate: a CPU has no memory of its own, and what does not fit would be
+    swapped.
 
     Returns:
         What the choice goes by, in words.
@@ -309,6 +330,9 @@ def fill_host(run: RunState, longest: Longest, layers: Layers, data: Prepared) -
     if not layers.automatic[0]:
         return f"{tried}layers as configured"
     room = int(CPU_SHARE * available_memory())
+    if activations_at_most(layers.model, longest.most_tokens()) <= room:
+        layers.set(recomputed=0)
+        return f"{tried}all activations fit {room / GIB:.1f} GiB, half of what is available"
     config = with_changes(run.config, "model", dtype=run.record.dtype.compute)
     lengths, base = lengths_from(config, data.train, data.heldout), loaded(config.model.name, layers.model)
     try:
