@@ -133,11 +133,11 @@ class _Later:
 
 
 class Held(dict[str, torch.Tensor]):
-    """Tensors in memory."""
+    """Tensors in memory, each given away once: the model may need a copy of another type."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One of them."""
-        return self[name]
+        """One of them, which goes."""
+        return self.pop(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Its type."""
