@@ -33,6 +33,12 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases of this size are kept under the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def wide_run(folder: Path, layers: int, vocabulary: int) -> Path:
     """A run on a base with the layers of a 7B, with held-out pairs."""
     run = large_run(folder, layers, vocabulary)
