@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from notebooks.kernel import FOLDER, execute, parameters, pretend, read, text_of, values
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 # What CI puts in the place of the cell tagged `parameters`: everything is real, and short.
@@ -23,6 +19,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "quickstart_cpu": {"OVERRIDES": FEW_STEPS, "QUANT": "q8_0"},
     "garrulus_t4": {
         "PRESET": "quickstart",
+        "MODEL": "quickstart",
         "DATA": "quickstart",
         "OVERRIDES": FEW_STEPS,
         "QUICKSTART_STEPS": 2,
@@ -31,49 +28,6 @@ SHORT: dict[str, dict[str, Any]] = {
         "MIRROR": "mirror",
     },
 }
-
-
-def read(path: Path) -> Any:
-    """A notebook."""
-    return nbformat.read(path, as_version=4)
-
-
-def parameters(notebook: Any) -> Any:
-    """The one cell that says what the others do."""
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(cells) == 1
-    return cells[0]
-
-
-def values(source: str) -> dict[str, Any]:
-    """What a cell of assignments assigns."""
-    body = ast.parse(source).body
-    assert all(isinstance(node, ast.Assign) for node in body)
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}  # type: ignore[attr-defined]
-
-
-def substitute(notebook: Any, changed: dict[str, Any]) -> None:
-    """Give parameters other values; nothing else is touched."""
-    cell = parameters(notebook)
-    given = values(cell.source)
-    assert changed.keys() <= given.keys()
-    cell.source = "\n".join(f"{name} = {value!r}" for name, value in (given | changed).items())
-
-
-def execute(name: str, folder: Path, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run all cells in a fresh kernel, in an empty folder; the first failing one raises."""
-    notebook = read(FOLDER / f"{name}.ipynb")
-    substitute(notebook, changed)
-    # `!qdpo` is the command beside this interpreter
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}})
-    return client.execute()
-
-
-def text_of(notebook: Any) -> str:
-    """Everything that the cells printed."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.get("text", "") for output in outputs)
 
 
 def assert_whole(run: Path, notebook: Any) -> None:
@@ -104,9 +58,12 @@ def test_outputs_are_stripped(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_installs_once_and_pinned(path: Path) -> None:
-    installs = [line for cell in read(path).cells for line in cell.source.splitlines() if "pip install" in line]
-    assert len(installs) == 1
-    assert "-c qdpo-source/constraints.txt" in installs[0]
+    lines = [line for cell in read(path).cells for line in cell.source.splitlines()]
+    [install] = [line for line in lines if "pip install" in line]
+    assert "-c kept.txt" in install
+    [kept] = [line for line in lines if line.endswith("> kept.txt")]
+    assert "qdpo-source/notebooks/keep_installed.py" in kept
+    assert lines.index(kept) < lines.index(install)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -141,6 +98,7 @@ def test_quickstart_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_t4_notebook_runs_with_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path / "bin", monkeypatch, gpu=True)
     notebook = execute("garrulus_t4", tmp_path, SHORT["garrulus_t4"], monkeypatch)
     assert_whole(tmp_path / "runs" / "garrulus", notebook)
     assert (tmp_path / "mirror" / "run.json").is_file()
