@@ -25,10 +25,10 @@ from typing import Any
 
 import pytest
 import torch
-from gpu.bases import require_space, write_base, write_pairs
+from gpu.bases import require_space, sizes_of, write_base, write_pairs
 from notebooks.kernel import Session, pretend, session
 
-from qdpo.planner.shapes import MISTRAL_7B, Shape
+from qdpo.planner.shapes import MISTRAL_7B
 
 GB, GIB = 10**9, 1 << 30
 MEMORY, CORES, DISK = 12.7 * GB, 2, 78 * GB
@@ -36,9 +36,7 @@ ALLOWED = 11 * GIB
 """Of host memory, for every cell at 32 layers; the rest of the 12.7 GB is the system's."""
 
 LAYERS = 4
-SHAPE = Shape("mistral", 4096, LAYERS, 32, 8, 128, 14336, 32000, window=4096)
-LAYER = (MISTRAL_7B.parameters - SHAPE.parameters) / (MISTRAL_7B.layers - LAYERS)
-"""Weights of a layer."""
+BASE = {**MISTRAL_7B, "num_hidden_layers": LAYERS}
 NF4 = 0.52
 """Bytes of a weight in NF4 with doubly quantized scales."""
 
@@ -140,8 +138,9 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_every_cell_fits_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_space(tmp_path, 6 * 2 * SHAPE.parameters)
-    write_base(tmp_path / "base", SHAPE, torch.device("cpu"), torch.bfloat16, shard_bytes=GIB)
+    whole, walked = sizes_of(MISTRAL_7B).parameters, sizes_of(BASE).parameters
+    require_space(tmp_path, 6 * 2 * walked)
+    write_base(tmp_path / "base", BASE, torch.device("cpu"), torch.bfloat16, shard_bytes=GIB)
     write_pairs(tmp_path, rows=8, heldout=4, long_every=100)
     cache = tmp_path / "cache"
     monkeypatch.setenv("QDPO_CACHE", str(cache))
@@ -181,9 +180,9 @@ def test_every_cell_fits_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
         finally:
             watched.end()
         assert "passed" in notebook.insert("print(proof.word)")
-    more = (MISTRAL_7B.layers - LAYERS) * LAYER * NF4
+    more = (whole - walked) * NF4
     for cell, _, peak, _, disk in rows:
         assert peak < MEMORY, cell
         # a layer more is its NF4 weights more, in every cell that has a model at all
         assert peak + more < ALLOWED, cell
-        assert disk * MISTRAL_7B.parameters / SHAPE.parameters < DISK, cell
+        assert disk * whole / walked < DISK, cell
