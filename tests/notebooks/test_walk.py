@@ -58,7 +58,7 @@ class Watched:
 
     def begin(self) -> None:
         """Count anew."""
-        self.peak = 0
+        self.peak = self._now()
         Path(f"/proc/{self.process}/clear_refs").write_text("5")  # the kernel process's VmHWM
 
     def own_peak(self) -> int:
@@ -72,7 +72,10 @@ class Watched:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self.peak = max(self.peak, sum(status(process, "RssAnon:") for process in tree(self.process)))
+            self.peak = max(self.peak, self._now())
+
+    def _now(self) -> int:
+        return sum(status(process, "RssAnon:") for process in tree(self.process))
 
 
 def status(process: int, name: str) -> int:
