@@ -2,6 +2,9 @@
 
 `COLAB` is what Colab publishes of its GPU image (googlecolab/backend-info, pip-freeze.gpu.txt, June 2026; Python 3.12),
 as far as qdpo's own needs reach. pip's resolver sees it as installed, by records without packages behind them.
+
+Tried by hand: Python 3.12.1 with the image's torch 2.11.0, numpy, pandas, matplotlib, huggingface_hub, IPython 7.34.0
+and ipykernel 6.17.1, and the rest as `keep_installed.py` has it: both notebooks ran through there, on a CPU.
 """
 
 from __future__ import annotations
