@@ -39,7 +39,8 @@ def telling(name: str) -> Iterator[type[tqdm]]:
 
             def _tell(self) -> None:
                 # there may be two: of bytes that came, and of bytes that were written
-                if self.unit == "B" and self.total:
+                # tqdm refreshes a bar before it is whole
+                if getattr(self, "unit", None) == "B" and self.total:
                     progress.total = max(progress.total or 0, int(self.total))
                     progress.done = max(progress.done, self.n)
 

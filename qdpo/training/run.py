@@ -225,6 +225,7 @@ def as_it_began(run: RunState, resolved: Resolved) -> RunConfig:
     found = {}
     if record.base.name == config.model.name and resolved.origins["model.revision"] != SET and record.base.revision:
         found["revision"] = record.base.revision
-    if run.device.kind == record.hardware.kind == "cpu" and config.model.dtype == "auto" and record.dtype.compute:
+    on_cpu = run.device.kind == record.hardware.kind == "cpu"
+    if on_cpu and config.model.dtype == "auto" and record.dtype.compute in ("float32", "bfloat16"):
         found["dtype"] = record.dtype.compute
     return config.model_copy(update={"model": config.model.model_copy(update=found)})

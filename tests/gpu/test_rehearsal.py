@@ -167,7 +167,7 @@ def test_runs_that_differ_are_seen_to() -> None:
 
 
 def test_answers_beside_their_estimate() -> None:
-    small = ("samples.count=2", "samples.max_new_tokens=4", *SMALL)
+    small = ("samples.count=2", "samples.max_new_tokens=4", "model.dtype=float32", *SMALL)
     found = answers.beside_estimate(resolve("garrulus-a40", small).config, TOY, find_device())
     assert found["answer_tokens"] == [4, 4]
     assert found["at_once"] == 2

@@ -110,7 +110,7 @@ def config_of(rank: int, checkpointed: int | None) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "grid",
-            "model": {"name": "random", "quantization": "none"},
+            "model": {"name": "random", "quantization": "none", "dtype": "float32"},
             "lora": {"r": rank},
             "data": {"name": "random"},
             "packing": {"checkpoint_layers": "auto" if checkpointed is None else checkpointed},

