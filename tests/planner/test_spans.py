@@ -71,9 +71,10 @@ def test_every_pass_of_a_deep_model_is_that_of_a_short_one(base: dict[str, Any],
         same(short, short.step(PACK, **form), deep.step(PACK, **form))
     for adapters in (False, True):
         same(short, short.score(PACK, adapters), deep.score(PACK, adapters))
-    same(short, short.answers(3, 40), deep.answers(3, 40))
-    checks = total(short.check(), short.stand_in), total(deep.check(), list(range(len(short.stand_in))))
-    assert checks[0].peaks == pytest.approx(checks[1].peaks, rel=3e-3, abs=32768)
+    # what these leave behind is dropped outside of the layers, so that only their peaks are a deep model's
+    for few, all_ in ((short.answers(3, 40), deep.answers(3, 40)), (short.check(), deep.check())):
+        wanted = total(all_, list(range(len(short.stand_in)))).peaks
+        assert total(few, short.stand_in).peaks == pytest.approx(wanted, rel=3e-3, abs=32768)
     whole = {}
     for number in short.stand_in:
         whole = plus(whole, short.static[number])
