@@ -247,6 +247,19 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[None]:
+    """A folder that is there inside the block; named like a staging folder, it is swept when this process is killed."""
+    folder.mkdir(parents=True)
+    _staging.append(folder)
+    try:
+        with _held(folder):
+            yield
+    finally:
+        _staging.remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def drop_staging() -> None:
     """Remove what this process has begun to write: it ends now, whatever its threads are doing."""
     for _ in range(3):  # they may still be writing

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from qdpo.export.formats import Request
 from qdpo.export.gguf.format import chosen_kinds, write_gguf
 from qdpo.export.verify.parity import limits_of
 from qdpo.export.verify.run import verify_export
-from qdpo.files import STAGING_PREFIX
+from qdpo.files import STAGING_PREFIX, scratch_folder
 
 CANDIDATES = ("q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0")
 
@@ -44,7 +43,7 @@ def picked(request: Request, pairs: int | None) -> Iterator[tuple[Request, list[
     limits = limits_of(request.run)
     # Named like a staging folder: if this process is killed, the next export to the same place sweeps it away.
     scratch = request.out.with_name(f"{STAGING_PREFIX}{request.out.name}-pick-{os.getpid()}")
-    try:
+    with scratch_folder(scratch):
         folder = write_gguf(dataclasses.replace(request, out=scratch / "gguf", quants=quants))
         verdict = verify_export(folder, request.run.folder, pairs)
         table = [_row(folder, artefact, limits) for artefact in verdict["artefacts"]]
@@ -52,8 +51,6 @@ def picked(request: Request, pairs: int | None) -> Iterator[tuple[Request, list[
         chosen = _smallest(table, quants, limits)
         good(f"picked {chosen}: the smallest that is good enough")
         yield dataclasses.replace(request, quants=(chosen,), ready=folder), table
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _smallest(table: list[dict[str, Any]], quants: tuple[str, ...], limits: VerifySection) -> str:

@@ -22,26 +22,31 @@ def telling(name: str) -> Iterator[type[tqdm]]:
     with Progress(f"downloading {name}", None) as progress:
 
         class Bar(tqdm):
-            """A bar that is not drawn; what counts bytes is told."""
+            """A bar that is not drawn, and that counts although transformers has switched the hub's bars off."""
 
             def __init__(self, *args: Any, **options: Any) -> None:
+                self._of_bytes, self._came = options.get("unit") == "B", options.get("initial") or 0
                 super().__init__(*args, **(options | {"file": io.StringIO(), "disable": False}))
 
             def display(self, *args: Any, **options: Any) -> None:
-                """Draw nothing; the client refreshes its bar when it learns of another file."""
+                """Draw nothing."""
+
+            def refresh(self, *args: Any, **options: Any) -> bool | None:
+                """The client has learned of another file."""
                 self._tell()
+                return super().refresh(*args, **options)
 
             def update(self, n: float | None = 1) -> bool | None:
                 """Count."""
+                self._came += n or 0
                 told = super().update(n)
                 self._tell()
                 return told
 
             def _tell(self) -> None:
                 # there may be two: of bytes that came, and of bytes that were written
-                # tqdm refreshes a bar before it is whole
-                if getattr(self, "unit", None) == "B" and self.total:
+                if self._of_bytes and getattr(self, "total", None):
                     progress.total = max(progress.total or 0, int(self.total))
-                    progress.done = max(progress.done, self.n)
+                    progress.done = max(progress.done, int(self._came))
 
         yield Bar

@@ -57,7 +57,7 @@ def section(folder: Path, **settings: Any) -> ModelSection:
 def reference(config: ModelSection) -> Base:
     """The base as transformers' own loader has it, reading the shards."""
     source = find(config.name)
-    dtype, reason = load.choose_dtype(config.dtype, CPU)
+    dtype, reason = load.choose_dtype(config.dtype, CPU, source.weight_bytes)
     return load.frozen(load_by_transformers(source, config, dtype, CPU), source, dtype, reason)
 
 

@@ -125,12 +125,14 @@ def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
     """The run's tokenizer, for the rows of the merged embedding.
 
     A tokenizer's class may do otherwise than its tokenizer.json says (Llama's puts spaces by settings of its own); what
-    transformers saves of it is what it does.
+    transformers saves of it is what it does. A lone tokenizer.model says all itself.
     """
-    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_files()[0].parent)
+    files = run.tokenizer_files()[0].parent
+    rows, settings = model.shape(EMBEDDING)[0], generation_config(run, model.config)
+    if not (files / "tokenizer.json").is_file():
+        return read_vocabulary(files, rows, model.config, settings)
     with tempfile.TemporaryDirectory(prefix="qdpo-tokenizer-") as folder:
-        tokenizer.save_pretrained(folder)
-        rows, settings = model.shape(EMBEDDING)[0], generation_config(run, model.config)
+        AutoTokenizer.from_pretrained(files).save_pretrained(folder)
         return read_vocabulary(Path(folder), rows, model.config, settings)
 
 
