@@ -58,7 +58,7 @@ def in_little_memory(*arguments: str, limit: int = LIMIT) -> tuple[int, str]:
     while process.poll() is None:
         if found := re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text()):
             peak = max(peak, int(found[1]) * 1024)
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.stdout is not None
     said = process.stdout.read()
     assert process.returncode in (0, 1), said[-3000:]  # random weights may not reach a limit of their precision
