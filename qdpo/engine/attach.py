@@ -13,7 +13,7 @@ from torch import nn
 from qdpo.config.schema import PackingSection
 from qdpo.engine import attention
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import Fusion, fuse
+from qdpo.engine.fuse import Fusion, fuse_as_configured
 from qdpo.engine.probe import Decision, decide
 from qdpo.engine.recompute import checkpoint_layers
 from qdpo.errors import UnavailableError
@@ -52,13 +52,7 @@ def attach(
         raise UnavailableError(f"the engine cannot run this model: {decision.reason}", "set engine: trl")
     fusion = Fusion()
     if packing is not None:
-        fusion = fuse(
-            model,
-            linear=packing.fused_lora,
-            mlp=packing.fused_mlp,
-            norm=packing.fused_norm,
-            skip_unscored=packing.skip_unscored,
-        )
+        fusion = fuse_as_configured(model, packing)
         if checkpointing is not None:
             # `auto` begins with the least memory
             wanted = None if packing.checkpoint_layers == "auto" else packing.checkpoint_layers

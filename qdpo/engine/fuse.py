@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qdpo.config.schema import PackingSection
 from qdpo.engine.casts import Casts
 from qdpo.engine.frozen import Frozen, is_frozen_linear
 from qdpo.engine.fused_linear import FusedLora
@@ -123,6 +124,18 @@ def fuse(
         fusion._hooks.append(_cast_before_each_pass(model, fusion.casts))
     fusion.calls.clear()
     return fusion
+
+
+def fuse_as_configured(model: nn.Module, packing: PackingSection, *, compare: bool = True) -> Fusion:
+    """`fuse` what a configuration asks for."""
+    return fuse(
+        model,
+        linear=packing.fused_lora,
+        mlp=packing.fused_mlp,
+        norm=packing.fused_norm,
+        skip_unscored=packing.skip_unscored,
+        compare=compare,
+    )
 
 
 def _cast_before_each_pass(model: Any, casts: Casts) -> RemovableHandle:

@@ -21,7 +21,7 @@ from qdpo.engine import attention, varlen
 from qdpo.engine.decoding import greedy
 from qdpo.engine.device import CARD, Played, playing
 from qdpo.engine.engine import Engine
-from qdpo.engine.fuse import fuse
+from qdpo.engine.fuse import fuse_as_configured
 from qdpo.engine.gradient_check import check_gradients
 from qdpo.engine.kept import keep_dequantized
 from qdpo.engine.layouts import Layout, Packed, Separate
@@ -96,7 +96,7 @@ class Player:
 
     def _attach(self) -> Engine:
         """The engine as `qdpo.engine.attach` sets it up, whose checks need values: here structure decides."""
-        model, packing = self.policy.get_base_model(), self.config.packing
+        model = self.policy.get_base_model()
         own = attention.install(model) or "sdpa"
         why = refusal(model.config, bool(getattr(model, "_is_stateful", False)))
         layout: Layout = Packed() if why is None else Separate()
@@ -105,14 +105,7 @@ class Player:
         elif self._takes_varlen(model):
             varlen.register()
             attention.install(model, varlen.NAME)
-        fusion = fuse(
-            model,
-            linear=packing.fused_lora,
-            mlp=packing.fused_mlp,
-            norm=packing.fused_norm,
-            skip_unscored=packing.skip_unscored,
-            compare=False,
-        )
+        fusion = fuse_as_configured(model, self.config.packing, compare=False)
         return Engine(model, CARD, self._autocast(), layout, fusion, own)
 
     def _autocast(self) -> Callable[[], contextlib.AbstractContextManager[object]]:
@@ -156,8 +149,7 @@ class Player:
     def _enter(self, number: int, module: nn.Module, args: Any) -> None:
         if running_again():
             return
-        phase = self.watch.phase
-        self.watch.border(phase, number)
+        self.watch.border(self.watch.phase, number)
         if number and args[0].requires_grad:
             args[0].register_hook(lambda grad: self.watch.border(self.watch.phase, number - 1))
 
@@ -192,8 +184,6 @@ class Player:
             self.static[:-1],
             self.static[-1],
             bool(self.engine.fusion.casts._copies),
-            self.engine.fusion.describe(),
-            self.engine.layout.name,
         )
 
     def step(self, pack: Sequence[PairLengths], *, recomputed: bool | None, kept: bool, several: bool) -> list[Span]:

@@ -45,8 +45,6 @@ class Model:
         layers: bytes of base and adapter of each played layer, by kind.
         rest: of what is outside of the layers.
         cast: the adapter is copied in half precision.
-        fused: what was fused, in words.
-        layout: how pairs are laid out.
     """
 
     shape: Shape
@@ -54,8 +52,6 @@ class Model:
     layers: list[Bytes]
     rest: Bytes
     cast: bool
-    fused: str
-    layout: str
 
     @property
     def static(self) -> Bytes:
