@@ -22,12 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG_AGO = 1_600_000_000 * 10**9
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that nobody has written to, and a process that knows nothing yet."""
-    monkeypatch.setenv("QDPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "_known", {})
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -29,12 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG_AGO = 1_600_000_000 * 10**9
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that knows no hash yet."""
-    monkeypatch.setenv("QDPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "_known", {})
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
