@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter
 
 from qdpo.errors import InputMissingError
-from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
 from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
+from qdpo.export.gguf.rounding import Rounding
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
 from qdpo.model.merged import EMBEDDING, HEAD, MergedModel
@@ -118,10 +118,10 @@ class GgufFile:
         if self._factors is not None:
             writer.write_tensor_data(self._factors)
 
-    def add(self, name: str, values: Any) -> None:
+    def add(self, tensor: Mapped, values: Any, rounding: Rounding) -> None:
         """Encode and write one tensor; tensors come in the order of `mapped_tensors`."""
-        values = to_gguf(self._family, self._config, name, values)
-        self._writer.write_tensor_data(encode(name, values, self._types[name]))
+        values = to_gguf(self._family, self._config, tensor.name, values)
+        self._writer.write_tensor_data(rounding.encode(tensor.name, tensor.gguf_name, values, self._types[tensor.name]))
 
     def finish(self) -> None:
         """Close the file."""

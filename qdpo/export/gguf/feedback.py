@@ -43,6 +43,10 @@ class Feedback:
     given: Tensor
     taken: Tensor
 
+    def to(self, device: torch.device) -> Feedback:
+        """The same on a device."""
+        return Feedback(self.given.to(device), self.taken.to(device))
+
 
 def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
     """U of H + damping * mean(diagonal), in time of columns times the rank's square."""
@@ -73,13 +77,13 @@ def round_columns(
     given, taken = feedback.given, feedback.taken
     target = weight.T.contiguous()
     rows, columns = weight.shape
-    levels = torch.empty(columns, rows, dtype=torch.uint8)
-    state = torch.zeros(given.shape[1], rows)
+    levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    state = weight.new_zeros(given.shape[1], rows)
     for begin in range(0, columns, WIDTH):
         end = min(begin + WIDTH, columns)
         wanted = torch.addmm(target[begin:end], taken[begin:end], state)
         near = (given[begin:end] @ taken[begin:end].T).T.contiguous()  # near[j, i] = U_ij
-        error = torch.empty(end - begin, rows)
+        error = weight.new_empty(end - begin, rows)
         for column in range(begin, end):
             here = column - begin
             value = wanted[here]

@@ -18,6 +18,7 @@ from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.kinds import KINDS, Kind
+from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.output import export_folder, kept_files, link_or_copy
@@ -37,7 +38,7 @@ def write_gguf(request: Request) -> Path:
         DiskError, OutputError: the export cannot be written.
     """
     batch = plan_batch(request)
-    record = request.record("gguf", files=batch.files)
+    record = request.record("gguf", files=batch.files, rounding=batch.rounding.record())
     kept = kept_files(request.out, record)
     record["files"] = kept | batch.files
     with export_folder(request.out, batch.needed, record) as folder:
@@ -56,6 +57,7 @@ class Batch:
     Attributes:
         files: file name -> type.
         needed: bytes of disk.
+        rounding: how tensors are rounded.
         ready: a folder that may hold some of the files already.
     """
 
@@ -64,6 +66,7 @@ class Batch:
     model: MergedModel
     vocabulary: Vocabulary
     general: dict[str, Any]
+    rounding: Rounding
     ready: Path | None
 
     def write(self, folder: Path) -> None:
@@ -84,7 +87,7 @@ class Batch:
             for tensor in tensors:
                 values = self.model.read(tensor.name)  # merged once, encoded for each file
                 for file in files:
-                    file.add(tensor.name, values)
+                    file.add(tensor, values, self.rounding)
                 del values  # else it would live beside the next one while that is merged
                 progress.advance(math.prod(tensor.shape) * 2)
         for file in files:
@@ -104,6 +107,7 @@ def plan_batch(request: Request) -> Batch:
         model=model,
         vocabulary=vocabulary_of(request.run, model),
         general=general_of(request),
+        rounding=rounding_of(request.run, request.rounding, request.imatrix),
         ready=request.ready,
     )
 
