@@ -7,16 +7,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from qdpo.export.gguf.encode import round_to_nearest
+from qdpo.errors import InputMissingError
+from qdpo.export.gguf.encode import decode, encode, round_to_nearest
 
 # Relative RMS error of llama.cpp's own encoder on Gaussian rows.
 LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}
+LLAMA_CPP |= {Type.IQ4_NL: 0.0761, Type.IQ4_XS: 0.0767, Type.Q3_K: 0.1508, Type.Q2_K: 0.2971}
 KINDS = list(LLAMA_CPP)
 
 
 def round_trip(x: torch.Tensor, kind: Type) -> torch.Tensor:
     stored = round_to_nearest(x, kind, device=torch.device("cpu")).numpy()
-    assert stored.shape == (x.shape[0], x.shape[1] // 256 * gguf.GGML_QUANT_SIZES[kind][1])
+    assert stored.shape == gguf.quant_shape_to_byte_shape(x.shape, kind)
     return torch.from_numpy(gguf.quants.dequantize(stored, kind))
 
 
@@ -66,6 +68,18 @@ def test_one_sided_and_mixed_blocks(kind: Type) -> None:
 def test_values_that_do_not_fit_are_refused(kind: Type) -> None:
     with pytest.raises(OverflowError, match="do not fit"):
         round_to_nearest(torch.full((1, 256), 3e38), kind, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("kind", "most"), [(Type.Q4_1, 65504), (Type.Q5_1, 65504), (Type.Q4_0, 8 * 65504)])
+def test_a_block_beyond_float16_is_refused_by_name(kind: Type, most: float, weighted: bool) -> None:
+    importance = torch.ones(64) if weighted else None
+    x = torch.zeros(2, 64)
+    x[1, 40] = -0.8 * most
+    assert torch.isfinite(decode(encode("x", x, kind, importance), kind, (2, 64))).all()
+    x[1, 40] = -1.3 * most
+    with pytest.raises(InputMissingError, match=f"blk.0.*{kind.name}"):
+        encode("blk.0", x, kind, importance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -77,12 +77,15 @@ def test_importance_moves_the_error_to_columns_that_count_less(kind: Type) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_that_count_nothing_still_get_a_scale(kind: Type) -> None:
-    x, counts = matrix(), importance()
-    counts[:256] = 0
-    values = decoded(torch.from_numpy(encode("x", x, kind, counts)), kind)
-    assert ((values - x)[:, :256].norm() / x[:, :256].norm()) < 0.15
-    for nothing in (torch.zeros(512), torch.full((512,), 1e-30)):
-        assert ((decoded(torch.from_numpy(encode("x", x, kind, nothing)), kind) - x).norm() / x.norm()) < 0.15
+    x = matrix()
+
+    def error(counts: torch.Tensor | None) -> float:
+        values = decoded(torch.from_numpy(encode("x", x, kind, counts)), kind)
+        return float((values - x)[:, :256].norm() / x[:, :256].norm())
+
+    for counts in (importance(), torch.zeros(512), torch.full((512,), 1e-30)):
+        counts[:256] = 0
+        assert error(counts) < 1.25 * error(None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

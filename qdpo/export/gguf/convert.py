@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.families import Family, family_of, to_gguf
-from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
+from qdpo.export.gguf.kinds import Kind, Traits, stored_bytes, tensor_type
 from qdpo.export.gguf.rounding import Rounding
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
@@ -52,16 +52,31 @@ def mapped_tensors(family: Family, model: MergedModel) -> list[Mapped]:
     return mapped
 
 
-def types_of(kind: Kind, tensors: Sequence[Mapped], layers: int) -> dict[str, Type]:
-    """The GGUF type of each tensor (by its transformers name) in a file of a kind."""
-    shared_head = HEAD not in {tensor.name for tensor in tensors}
-    return {t.name: tensor_type(kind, t.gguf_name, t.shape, layers, shared_head) for t in tensors}
+def types_of(
+    kind: Kind, tensors: Sequence[Mapped], config: Mapping[str, Any], importance: bool = False
+) -> dict[str, Type]:
+    """The GGUF type of each tensor (by its transformers name) in a file of a kind.
+
+    Args:
+        kind: of the file.
+        tensors: all that are written.
+        config: the model's.
+        importance: whether there is an importance matrix.
+    """
+    heads = config["num_attention_heads"]
+    traits = Traits(
+        config["num_hidden_layers"],
+        shared_head=HEAD not in {tensor.name for tensor in tensors},
+        sharing=heads // (config.get("num_key_value_heads") or heads),
+        importance=importance,
+    )
+    return {t.name: tensor_type(kind, t.gguf_name, t.shape, traits) for t in tensors}
 
 
 def tensor_bytes(kind: Kind, model: MergedModel) -> int:
     """Bytes of all tensors of a file, with the padding between them."""
     tensors = mapped_tensors(family_of(model.config), model)
-    types = types_of(kind, tensors, model.config["num_hidden_layers"])
+    types = types_of(kind, tensors, model.config)
     total = 0
     for tensor in tensors:
         stored = stored_bytes(types[tensor.name], math.prod(tensor.shape))
@@ -86,7 +101,7 @@ class GgufFile:
         self.path, self.kind = path, kind
         self._family, self._config = family_of(model.config), model.config
         self._tensors = mapped_tensors(self._family, model)
-        self._types = types_of(kind, self._tensors, model.config["num_hidden_layers"])
+        self._types = types_of(kind, self._tensors, model.config)
         self._factors = frequency_factors(model.config)
         self._writer = GGUFWriter(path, self._family.name)
         for key, value in general.items():

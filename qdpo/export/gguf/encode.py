@@ -31,7 +31,8 @@ def encode(name: str, x: torch.Tensor, kind: Type, importance: torch.Tensor | No
         name: for messages.
         x: float32, finite.
         kind: any type of `kinds.KINDS`.
-        importance: float32 [columns], the mean square of each column's input (see `imatrix`); rounded types only.
+        importance: float32 [columns], the mean square of each column's input (see `imatrix`). It moves the scales of
+            types below Q8_0.
 
     Returns:
         float32 or float16 of the same shape, or the bytes of the quantised rows.
@@ -49,7 +50,7 @@ def encode(name: str, x: torch.Tensor, kind: Type, importance: torch.Tensor | No
         if (top := _largest(x)) > 65504:
             raise InputMissingError(f"{name} has values up to {top:.6g}, F16 ends at 65504", "export bf16")
         return x.half().contiguous().numpy()
-    if importance is None and kind in _PLAIN_LIMITS:
+    if kind in _PLAIN_LIMITS and (importance is None or kind is Type.Q8_0):
         if (top := _largest(x)) > _PLAIN_LIMITS[kind]:
             raise InputMissingError(f"{name} has values up to {top:.6g}, too large for {kind.name}", "export bf16")
         return gguf.quants.quantize(x.contiguous().numpy(), kind)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType as Type
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""The levels of IQ4_NL and IQ4_XS, closer together near 0."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,17 @@ class Layout:
         block: weights that share a scale.
         blocks: blocks in a super-block, whose scales are small integers times one float16; 1 where each is float16.
         top: the largest level.
+        largest: the largest integer scale, of either sign in types without minimums.
         zero: the level of the value 0 in a type without minimums, else 0.
-        codebook: the values of the levels in units of the scale, where they are not evenly spaced.
+        codebook: whether the values of the levels in units of the scale are those of `IQ4`, not evenly spaced.
     """
 
     block: int
     blocks: int
     top: int
+    largest: int = 0
     zero: int = 0
-    codebook: tuple[int, ...] | None = None
+    codebook: bool = False
 
 
 LAYOUTS = {
@@ -40,9 +46,13 @@ LAYOUTS = {
     Type.Q5_0: Layout(32, 1, 31, zero=16),
     Type.Q5_1: Layout(32, 1, 31),
     Type.Q8_0: Layout(32, 1, 255, zero=128),
-    Type.Q4_K: Layout(32, 8, 15),
-    Type.Q5_K: Layout(32, 8, 31),
-    Type.Q6_K: Layout(16, 16, 63, zero=32),
+    Type.IQ4_NL: Layout(32, 1, 15, codebook=True),
+    Type.IQ4_XS: Layout(32, 8, 15, 32, codebook=True),
+    Type.Q2_K: Layout(16, 16, 3, 15),
+    Type.Q3_K: Layout(16, 16, 7, 32, zero=4),
+    Type.Q4_K: Layout(32, 8, 15, 63),
+    Type.Q5_K: Layout(32, 8, 31, 63),
+    Type.Q6_K: Layout(16, 16, 63, 128, zero=32),
 }
 
 
@@ -135,28 +145,47 @@ def inverse_or_zero(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x != 0, 1 / x, torch.zeros_like(x))
 
 
-def nearest_of(codebook: Sequence[int], x: torch.Tensor) -> torch.Tensor:
-    """The number of the codebook's nearest value, the upper one of two equally near.
+@dataclass(frozen=True)
+class Codebook:
+    """Levels that are not evenly spaced, on a device.
 
-    Args:
-        codebook: ascending whole numbers, so that half-way points are multiples of 1/2 and a table of those serves.
-        x: float32.
-
-    Returns:
-        int32 of x's shape.
+    Attributes:
+        values: float32, of each level.
+        levels: int32: for each half-integer from the first value to the last the level nearest to it. Half-way points
+            between whole numbers are multiples of 1/2; of two equally near levels it is the upper one.
+        rounded: float32, the values of `levels`.
     """
-    first, last = 2 * codebook[0], 2 * codebook[-1]
-    halves = torch.arange(first, last + 1, device=x.device) / 2
-    values = torch.tensor(codebook, dtype=torch.float32, device=x.device)
-    table = torch.bucketize(halves, (values[1:] + values[:-1]) / 2, right=True, out_int32=True)
-    places = (x * 2).floor_().clamp_(first, last).sub_(first).to(torch.int32)
-    return table.index_select(0, places.view(-1)).view(x.shape)
+
+    values: torch.Tensor
+    levels: torch.Tensor
+    rounded: torch.Tensor
+
+    def nearest(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest level of each x, int32."""
+        return self.levels.index_select(0, self._places(x)).view(x.shape)
+
+    def round(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest value to each x."""
+        return self.rounded.index_select(0, self._places(x)).view(x.shape)
+
+    def _places(self, x: torch.Tensor) -> torch.Tensor:
+        first, last = 2 * IQ4[0], 2 * IQ4[-1]
+        return (x * 2).floor_().clamp_(first, last).sub_(first).to(torch.int32).view(-1)
+
+
+@cache
+def codebook(device: torch.device) -> Codebook:
+    """That of IQ4_NL and IQ4_XS."""
+    values = torch.tensor(IQ4, dtype=torch.float32)
+    halves = torch.arange(2 * IQ4[0], 2 * IQ4[-1] + 1) / 2
+    levels = torch.bucketize(halves, (values[1:] + values[:-1]) / 2, right=True, out_int32=True)
+    return Codebook(values.to(device), levels.to(device), values[levels].to(device))
 
 
 def _nearest(layout: Layout, x: torch.Tensor, inverse: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     """The nearest levels, as float32 or int32."""
     if layout.codebook:
-        return nearest_of(layout.codebook, x * inverse)
+        return codebook(x.device).nearest(x * inverse)
     if layout.zero:
         return (x * inverse).round_().clamp_(-layout.zero, layout.top - layout.zero).add_(layout.zero)
     return ((x - low) * inverse).round_().clamp_(0, layout.top)
@@ -164,7 +193,6 @@ def _nearest(layout: Layout, x: torch.Tensor, inverse: torch.Tensor, low: torch.
 
 def _values(layout: Layout, q: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
     if layout.codebook:
-        values = torch.tensor(layout.codebook, dtype=torch.float32, device=scale.device)
-        return scale * values.index_select(0, q.to(torch.int32).view(-1)).view(q.shape)
+        return scale * codebook(q.device).values.index_select(0, q.to(torch.int32).view(-1)).view(q.shape)
     levels = q.to(torch.float32)
     return scale * (levels - layout.zero) if layout.zero else scale * levels + low

@@ -145,12 +145,35 @@ def _q6_k(b: _Blocks) -> torch.Tensor:
     return torch.cat([ql, _pairs(b.q >> 4), b.scales.view(torch.uint8), b.d], dim=1)
 
 
+def _q2_k(b: _Blocks) -> torch.Tensor:
+    return torch.cat([b.scales | (b.minimums << 4), _pairs(b.q), b.d, b.dmin], dim=1)
+
+
+def _q3_k(b: _Blocks) -> torch.Tensor:
+    scales = (b.scales + 32).view(torch.uint8)
+    fours = (scales >> 4).view(-1, 4, 4)
+    high = fours[:, 0] | (fours[:, 1] << 2) | (fours[:, 2] << 4) | (fours[:, 3] << 6)
+    low = (scales[:, :8] & 15) | ((scales[:, 8:] & 15) << 4)
+    return torch.cat([_planes(b.q >> 2), _pairs(b.q & 3), low, high, b.d], dim=1)
+
+
+def _iq4_xs(b: _Blocks) -> torch.Tensor:
+    scales = (b.scales + 32).view(torch.uint8)
+    twos, fours = (scales & 15).view(-1, 4, 2), (scales >> 4).view(-1, 2, 4)
+    high = fours[:, :, 0] | (fours[:, :, 1] << 2) | (fours[:, :, 2] << 4) | (fours[:, :, 3] << 6)
+    return torch.cat([b.d, high, twos[:, :, 0] | (twos[:, :, 1] << 4), _halves(b.q)], dim=1)
+
+
 _PACKERS: dict[Type, Callable[[_Blocks], torch.Tensor]] = {
     Type.Q4_0: _q4_0,
     Type.Q4_1: _q4_1,
     Type.Q5_0: _q5_0,
     Type.Q5_1: _q5_1,
     Type.Q8_0: _q8_0,
+    Type.IQ4_NL: _q4_0,
+    Type.IQ4_XS: _iq4_xs,
+    Type.Q2_K: _q2_k,
+    Type.Q3_K: _q3_k,
     Type.Q4_K: _q4_k,
     Type.Q5_K: _q5_k,
     Type.Q6_K: _q6_k,

@@ -38,7 +38,7 @@ class GgufTarget(Target):
         found = {tensor.name: tensor for tensor in reader.tensors}
         family = family_of(model.config)
         tensors = mapped_tensors(family, model)
-        types = types_of(KINDS[self.kind], tensors, model.config["num_hidden_layers"])
+        types = types_of(KINDS[self.kind], tensors, model.config)
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
         with counted(lambda name: (values_of(present[name]), present[name].tensor_type.name), len(present)) as stored:
             comparison = compare_all(
