@@ -16,6 +16,7 @@ from gguf import GGUFWriter
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
+from qdpo.export.gguf.general import General, write_general
 from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
@@ -77,20 +78,19 @@ class GgufFile:
         kind: its type.
         model: what is converted.
         vocabulary: its tokenizer.
-        general: `general.*` entries: name, license.
+        general: further `general.*` entries, see `general_of`.
     """
 
-    def __init__(
-        self, path: Path, kind: Kind, model: MergedModel, vocabulary: Vocabulary, general: dict[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, kind: Kind, model: MergedModel, vocabulary: Vocabulary, general: General) -> None:
         self.path, self.kind = path, kind
         self._family, self._config = family_of(model.config), model.config
         self._tensors = mapped_tensors(self._family, model)
         self._types = types_of(kind, self._tensors, model.config["num_hidden_layers"])
         self._factors = frequency_factors(model.config)
         self._writer = GGUFWriter(path, self._family.name)
-        for key, value in general.items():
-            getattr(self._writer, f"add_{key}")(value)
+        self._writer.add_type(gguf.GGUFType.MODEL)
+        write_general(self._writer, general)
+        self._writer.add_size_label(gguf.size_label(sum(math.prod(t.shape) for t in self._tensors), 0, 0, 0))
         write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
         vocabulary.write(self._writer)
 
