@@ -23,25 +23,24 @@ class Proof:
     """What verifying an export has found.
 
     Attributes:
-        passed: no check failed.
-        scored: its preferences were compared with the trained model's.
+        verdict: `passed`; `lost`: it has lost what was trained; `cannot be told`: too little could be measured;
+            `failed`: it is damaged, or not what it should be.
         details: what verify.json holds; docs/export.md describes it.
     """
 
-    passed: bool
-    scored: bool
+    verdict: str
     details: dict[str, Any]
 
     def __bool__(self) -> bool:
-        return self.passed and self.scored
+        return self.passed
 
     def __repr__(self) -> str:
-        return f"<Proof: {self.word}>"
+        return f"<Proof: {self.verdict}>"
 
     @property
-    def word(self) -> str:
-        """`passed`, `failed` or `not scored`."""
-        return "failed" if not self.passed else "passed" if self.scored else "not scored"
+    def passed(self) -> bool:
+        """Whether it is whole and keeps what was trained."""
+        return self.verdict == "passed"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Export:
         with borrowed():
             found = verify_export(self.path, self.run, pairs)
             refresh(self.run or find_run(self.path))
-        return Proof(found["passed"], found["scored"], found)
+        return Proof(found["verdict"], found)
 
 
 def write(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qdpo.api.exporting import Proof
 
 EX_NOT_GOOD_ENOUGH = 1
-EX_NOT_SCORED = 2
+EX_CANNOT_BE_TOLD = 2
 HELP = "check an export: its bytes, its tensors, its tokens, and its preferences on held-out pairs"
 
 
@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     folder = args.artefact if args.artefact.is_dir() else args.artefact.parent
     proof = Export(folder, args.run).verify(args.pairs)
-    out().print(proof.word)
+    out().print(proof.verdict)
     return exit_code(proof)
 
 
 def exit_code(proof: Proof) -> int:
-    """0: everything ran that is needed, and passed. 1: a check failed. 2: none failed, but nothing could be scored."""
-    return EX_NOT_GOOD_ENOUGH if not proof.passed else 0 if proof.scored else EX_NOT_SCORED
+    """0: passed. 1: a check failed, or what was trained is lost. 2: it cannot be told."""
+    return {"passed": 0, "cannot be told": EX_CANNOT_BE_TOLD}.get(proof.verdict, EX_NOT_GOOD_ENOUGH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from qdpo.config.loss import STRICT, LossSettings
 
@@ -26,9 +26,6 @@ PRECISIONS = (
     *("q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s", "awq"),
 )
 """What exports are rounded to: dtypes of safetensors, types of GGUF, AWQ."""
-
-MAX_KL = {"float32": 1e-4, "float16": 1e-4, "bfloat16": 5e-4, "f32": 1e-4, "f16": 1e-4, "bf16": 5e-4, "q8_0": 2e-3}
-"""Precisions whose rounding is too small to be seen, in nats per token."""
 
 
 class Section(BaseModel):
@@ -309,40 +306,31 @@ class VerifySection(Section):
     """What an export of the run must reach; `qdpo verify` holds it to these limits."""
 
     pairs: Annotated[PositiveInt, Field(description="held-out pairs that an export is scored on")] = 64
+    min_projection: Annotated[
+        Fraction,
+        Field(
+            description="least projection, on the adapter's change, of what an export has beside the same export of "
+            "the bare base; as much above 1 is too much"
+        ),
+    ] = 0.9
     max_kl: Annotated[
         dict[str, float],
         Field(
-            description="largest mean KL(trained || export), nats per token, by precision (f16, q8_0, bfloat16, awq, "
-            "...); laid over the defaults, and what is in neither has no limit"
-        ),
-    ] = MAX_KL
-    min_margin_kept: Annotated[
-        dict[str, float],
-        Field(
-            description="smallest share of the trained margin that must survive, by precision (q4_k_m, awq, ...); "
-            "without a limit the share is published"
+            description="largest mean KL(merged weights || export), nats per token, by precision (f16, q8_0, bfloat16, "
+            "awq, ...); without a limit an export may be twice as far away as the base is from its own rounding"
         ),
     ] = {}
-    pick_margin_kept: Annotated[
-        Fraction, Field(description="share of the trained margin that a type must keep for --pick to take it")
-    ] = 0.9
-    pick_top1: Annotated[
-        Fraction, Field(description="share of likeliest tokens equal to the trained model's that --pick asks for")
-    ] = 0.9
-
-    @field_validator("max_kl")
-    @classmethod
-    def _over_the_defaults(cls, limits: dict[str, float]) -> dict[str, float]:
-        return MAX_KL | limits
+    answers: Annotated[
+        NonNegativeInt, Field(description="greedy answers that are looked at for loops and early ends; 0: none")
+    ] = 12
+    answer_tokens: Annotated[PositiveInt, Field(description="most tokens of such an answer")] = 96
 
     @model_validator(mode="after")
     def _known_precisions(self) -> Self:
-        for key in ("max_kl", "min_margin_kept"):
-            limits: dict[str, float] = getattr(self, key)
-            if unknown := [name for name in limits if name not in PRECISIONS]:
-                raise ValueError(f"{key} names {unknown[0]}, which is no precision; known are {', '.join(PRECISIONS)}")
-            if negative := [name for name, limit in limits.items() if limit < 0]:
-                raise ValueError(f"{key}: the limit of {negative[0]} is below 0")
+        if unknown := [name for name in self.max_kl if name not in PRECISIONS]:
+            raise ValueError(f"max_kl names {unknown[0]}, which is no precision; known are {', '.join(PRECISIONS)}")
+        if negative := [name for name, limit in self.max_kl.items() if limit < 0]:
+            raise ValueError(f"max_kl: the limit of {negative[0]} is below 0")
         return self
 
 

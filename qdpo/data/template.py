@@ -219,11 +219,9 @@ def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Templ
             f"{OTHER}: an answer must be followed by {{{{ eos_token }}}} or another end of turn",
         )
     _check_bos(texts[0], origin, tokenizer)
-    special = {int(i) for i in tokenizer.all_special_ids}
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tail = [int(i) for i in tokenizer.encode(tails[0], add_special_tokens=False)]
-    end = next((i for i in tail if i in special), None)
+    end = _first_special(tails[0], tokenizer)
     if end is None:
+        tail = tokenizer.encode(tails[0], add_special_tokens=False)
         console.warn(
             f"the chat template ({origin}) ends a turn with {tails[0].strip()!r}, which is no special token of this "
             f"tokenizer: it is learned as {len(tail)} ordinary tokens"
@@ -231,6 +229,24 @@ def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Templ
     return Template(
         source, origin, frozenset() if end is None else frozenset({end}), _takes_system(template, tokenizer)
     )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that ends the assistant's turn in a tokenizer's own template; None where ordinary text does.
+
+    Raises:
+        ConfigError: the tokenizer has no template.
+        DataError: the template cannot render.
+    """
+    said = ANSWERS[0]
+    text = own_template(tokenizer).conversation(tokenizer, [Message("user", QUESTION)], [Message("assistant", said)])
+    return _first_special(text.rpartition(said)[2], tokenizer)
+
+
+def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    special = {int(i) for i in tokenizer.all_special_ids}
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((int(i) for i in tokenizer.encode(text, add_special_tokens=False) if i in special), None)
 
 
 def _check_texts(prompt: str, texts: list[str], origin: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
 from transformers import AutoTokenizer
 
 from qdpo.console import note, say, warn
@@ -12,14 +13,14 @@ from qdpo.errors import UsageError
 from qdpo.export.folder import generation_config
 from qdpo.export.formats import Request
 from qdpo.export.gguf.format import Batch, plan_batch
+from qdpo.export.gguf.vocabulary import Vocabulary
 from qdpo.export.go_template import derive, stop_words
 from qdpo.export.output import export_folder
 
 MODELFILE = "Modelfile"
 
-# Ollama's own defaults (repeat_penalty 1.1) change the distribution that was trained; published DPO models switch the
-# penalties off, and so do we.
-NEUTRAL = {"repeat_penalty": "1", "penalize_newline": "false"}
+# A penalty changes the distribution that was trained. Versions of Ollama differ in their own default (1.1, later 1).
+NEUTRAL = {"repeat_penalty": "1"}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -50,7 +51,9 @@ def write_ollama(request: Request) -> Path:
 def modelfile_of(request: Request, batch: Batch, file_name: str) -> str:
     """The text of the Modelfile."""
     vocabulary = batch.vocabulary
-    ends = [vocabulary.tokens[vocabulary.special[name]] for name in ("eos", "eot") if name in vocabulary.special]
+    settings = generation_config(request.run, batch.model.config)
+    ends = stops_of(vocabulary, settings)
+    special = {t for t, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind is TokenType.CONTROL}
     lines = [f"FROM ./{file_name}", ""]
     pieces = None
     if vocabulary.template is None:
@@ -63,22 +66,32 @@ def modelfile_of(request: Request, batch: Batch, file_name: str) -> str:
         pieces = derive(tokenizer, strip=bos)
         if pieces is None:
             warn(
-                "the chat template cannot be written in Ollama's syntax: the Modelfile has no TEMPLATE, and Ollama "
-                "chooses one by the template inside the GGUF; compare its prompts before you trust it"
+                "the chat template cannot be written in Ollama's syntax: the Modelfile has no TEMPLATE. Ollama renders "
+                "the template inside the GGUF itself, older versions put a known one that resembles it in its place: "
+                "compare its prompts before you trust it"
             )
-        elif pieces.before_system is None:
+        elif pieces.system == "nowhere":
             note("the chat template has no system message: Ollama's SYSTEM is left out of prompts")
+        for told in pieces.notes if pieces else ():
+            warn(told)
         lines += [f'TEMPLATE """{pieces.go()}"""', ""] if pieces else []
-    lines += [f"PARAMETER {key} {value}" for key, value in parameters(request, batch).items()]
-    lines += [f'PARAMETER stop "{_escaped(word)}"' for word in stop_words(pieces, ends)]
+    lines += [f"PARAMETER {key} {value}" for key, value in parameters(settings).items()]
+    lines += [f'PARAMETER stop "{_escaped(word)}"' for word in stop_words(pieces, ends, special)]
     if license := request.run.record["base"].get("license"):
         lines += ["", f'LICENSE """The base model\'s licence: {license}"""']
     return "\n".join(lines) + "\n"
 
 
-def parameters(request: Request, batch: Batch) -> dict[str, Any]:
+def stops_of(vocabulary: Vocabulary, settings: dict[str, Any]) -> list[str]:
+    """The tokens that end a turn or a text, each once."""
+    stops = settings.get("eos_token_id")
+    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    named = [vocabulary.special[name] for name in ("eos", "eot") if name in vocabulary.special]
+    return list(dict.fromkeys(vocabulary.tokens[number] for number in [*named, *listed]))
+
+
+def parameters(settings: dict[str, Any]) -> dict[str, Any]:
     """Sampling: no penalties, and what the base's generation_config.json sets."""
-    settings = generation_config(request.run, batch.model.config)
     sampling = {key: settings[key] for key in SAMPLING if settings.get(key) is not None}
     return NEUTRAL | sampling
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -12,6 +13,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import Prepared, prepare
 from qdpo.errors import DataError
 from qdpo.export.source import TrainedRun
+from qdpo.model.source import ASSETS
 from qdpo.paths import cache_folder
 from qdpo.run import folder as run_folder
 
@@ -20,6 +22,12 @@ CALIBRATION_PAIRS = 128
 
 CALIBRATION_TOKENS = 512
 """Longest sequence, as in the paper: memory and time grow with it."""
+
+
+TEXT_FILE = ASSETS / "text_heldout.jsonl"
+TEXTS = 24
+TEXT_TOKENS = 128
+"""Plain texts that exports are scored on, and the most tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +39,24 @@ class Heldout:
         prompts: the texts of the prompts, and their ids.
         ends: ids that end an answer.
         tokenizer: the run's.
+        texts: plain texts that are not the run's, as ids.
     """
 
     pairs: list[TokenPair]
     prompts: list[tuple[str, list[int]]]
     ends: frozenset[int]
     tokenizer: Any
+    texts: list[list[int]] = field(default_factory=list)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt with its longer completion."""
-        return max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in self.pairs)
+        """Tokens of the longest sequence: a prompt with its longer completion, or a text."""
+        pairs = (len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in self.pairs)
+        return max([*pairs, *map(len, self.texts)])
 
 
 def read_heldout(run: TrainedRun, count: int) -> Heldout:
-    """The first `count` held-out pairs of a run.
+    """The first `count` held-out pairs of a run, and plain texts.
 
     Raises:
         QdpoError: the run's configuration or its data cannot be read.
@@ -54,7 +65,16 @@ def read_heldout(run: TrainedRun, count: int) -> Heldout:
     pairs = list(prepared.heldout[:count])
     ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
     prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]
-    return Heldout(pairs, prompts, ends, tokenizer)
+    return Heldout(pairs, prompts, ends, tokenizer, plain_texts(tokenizer))
+
+
+def plain_texts(tokenizer: Any) -> list[list[int]]:
+    """Plain texts that come with qdpo, evenly spaced among them all, as ids, cut to `TEXT_TOKENS`."""
+    texts = [json.loads(line)["text"] for line in TEXT_FILE.read_text("utf-8").splitlines()]
+    plain = [text for text in texts if "<|" not in text]  # no conversations: their marks mean nothing to other models
+    spaced = plain[:: max(1, len(plain) // TEXTS)][:TEXTS]
+    found = ([int(i) for i in tokenizer.encode(text)][:TEXT_TOKENS] for text in spaced)
+    return [ids for ids in found if len(ids) > 1]
 
 
 def calibration_ids(run: TrainedRun) -> list[list[int]]:

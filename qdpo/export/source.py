@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -39,12 +39,14 @@ class TrainedRun:
         facts: what `run.json` holds.
         base: folder of the base's `config.json` and safetensors.
         adapter: folder of the trained adapter and its tokenizer.
+        bare: whether the adapter is left out of what is merged, so that an export is one of the base alone.
     """
 
     folder: Path
     facts: Record
     base: Path
     adapter: Path
+    bare: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +67,11 @@ class TrainedRun:
         Raises:
             InputMissingError: base and adapter cannot be merged.
         """
-        return self._merged(Adapter(self.adapter), merge_base)
+        return self._merged(None if self.bare else Adapter(self.adapter), merge_base)
+
+    def without_adapter(self) -> TrainedRun:
+        """The same run, exports of which are those of its base alone."""
+        return replace(self, bare=True)
 
     def base_as_trained(self) -> MergedModel:
         """The base alone, as the training saw it.

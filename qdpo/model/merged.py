@@ -105,6 +105,13 @@ class MergedModel:
                 "the base on disk is not the one that was trained",
             )
 
+    @property
+    def changed(self) -> set[str]:
+        """Names of the tensors that the adapter changes."""
+        changed = self._adapter.changed if self._adapter else set()
+        shared = {EMBEDDING} if changed & {HEAD, EMBEDDING} and HEAD not in self.names else set()
+        return (changed & set(self.names)) | shared
+
     def _source(self, name: str) -> str:
         """The base tensor that a merged tensor starts from (an untied head starts from the embedding)."""
         return EMBEDDING if name == HEAD and HEAD not in self._base else name

@@ -12,8 +12,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 
 from qdpo import files
-from qdpo.export.verify.checks import Check
-from qdpo.export.verify.report import COLUMNS, cells
+from qdpo.export.verify.report import COLUMNS, VERDICTS, cells, lines_of
 from qdpo.report import page_data as data
 from qdpo.report.facts import gather
 from qdpo.report.templating import page_environment
@@ -62,7 +61,8 @@ def render_page(run_dir: Path) -> str:
             reach=reach,
             bars=bars,
             sample_steps=data.spread(steps, SAMPLE_STEPS),
-            check=lambda entry: Check(**entry),
+            lines_of=lines_of,
+            verdicts=VERDICTS,
             parity_columns=COLUMNS,
             parity_cells=cells,
         )

@@ -20,6 +20,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from qdpo import console
 from qdpo.errors import InputMissingError, OutputError, QdpoError, UnavailableError, UsageError
+from qdpo.export.verify.report import SCHEMA
 from qdpo.files import MANIFEST, manifest_problems
 from qdpo.report import markdown as md
 from qdpo.report.card import CARD, render_card
@@ -127,9 +128,13 @@ def _check(folder: Path, format: str) -> None:
     verify = read_object(folder / VERIFY)
     if verify is None:
         console.warn(f"this export was not verified, and its card says so; first: qdpo verify {folder}")
-    elif verify.get("passed") is not True:
+    elif verify.get("schema") != SCHEMA:
+        console.warn(f"this export was verified by another version of qdpo; first: qdpo verify {folder}")
+    elif (verdict := verify.get("verdict")) == "cannot be told":
+        console.warn(f"it cannot be told whether this export keeps what was trained; see: qdpo verify {folder}")
+    elif verdict != "passed":
         raise InputMissingError(
-            f"{folder} has failed its verification",
+            f"{folder} has {'lost what was trained' if verdict == 'lost' else 'failed its verification'}",
             f"see `qdpo verify {folder}`, and export again; nothing was uploaded",
         )
 

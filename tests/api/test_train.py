@@ -107,7 +107,7 @@ def test_export_and_its_proof(two: tuple[qdpo.Run, qdpo.Run]) -> None:
     assert export.path == two[0].path / "export" / "safetensors"
     assert "model.safetensors" in [path.name for path in export.files]
     proof = export.verify(pairs=4)
-    assert (proof.passed, proof.scored, bool(proof), repr(proof)) == (True, True, True, "<Proof: passed>")
+    assert (proof.verdict, proof.passed, bool(proof), repr(proof)) == ("passed", True, True, "<Proof: passed>")
     assert qdpo.Export(export.path).verify(pairs=4)
     with open(export.path / "model.safetensors", "r+b") as stream:
         stream.seek(-1, 2)

@@ -63,7 +63,7 @@ def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: 
     monkeypatch.setattr(folder, "rounded", lambda name, tensor, dtype, hint="": (tensor * 1.01).to(dtype))
     assert export_and_verify(run) == 1
     out = run / "export" / "safetensors"
-    assert json.loads((out / "verify.json").read_text())["passed"] is False
+    assert json.loads((out / "verify.json").read_text())["verdict"] == "failed"
     assert verify(out) == 1
     monkeypatch.undo()
     assert export_and_verify(run) == 0
@@ -71,14 +71,13 @@ def test_an_export_that_fails_verification_exits_with_1(run: Path, monkeypatch: 
     assert verify(out / "model.safetensors") == 0, "a file stands for its folder"
 
 
-def test_an_export_that_could_not_be_scored_exits_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_of_which_nothing_can_be_told_exits_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export_and_verify(run) == 2, "the run has no configuration and no data"
-    assert "was not scored" in capsys.readouterr().err
+    assert "it cannot be told whether it keeps what was trained" in capsys.readouterr().err
     out = run / "export" / "safetensors"
-    verdict = json.loads((out / "verify.json").read_text())
-    assert (verdict["passed"], verdict["scored"]) == (True, False)
+    assert json.loads((out / "verify.json").read_text())["verdict"] == "cannot be told"
     assert verify(out) == 2
-    assert "not scored" in capsys.readouterr().out
+    assert "cannot be told" in capsys.readouterr().out
     (out / "model.safetensors").write_bytes(b"x")
     assert verify(out) == 1, "a failure counts more"
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -131,6 +132,7 @@ def test_what_is_not_in_the_manifest_stays_behind(hub: FakeHub, run: Path, capsy
         ("no adapter", 66, "has no finished adapter/"),
         ("no export", 66, "has no finished export/awq/"),
         ("failed", 66, "has failed its verification"),
+        ("lost", 66, "has lost what was trained"),
         ("no run", 66, "name a run directory"),
         ("name", 64, "is no repository of the hub"),
     ],
@@ -147,9 +149,9 @@ def test_what_is_refused_before_anything_is_sent(
         (run / "adapter" / "manifest.json").unlink()
     elif damage == "no export":
         more = ["--format", "awq"]
-    elif damage == "failed":
-        more, verify = ["--format", "gguf"], run / "export" / "gguf" / "verify.json"
-        verify.write_text(verify.read_text().replace('"passed": true', '"passed": false'))
+    elif damage in ("failed", "lost"):
+        more = ["--format", "gguf"]
+        set_verdict(run, verdict=damage)
     elif damage == "no run":
         (run / "run.json").unlink()
     elif damage == "name":
@@ -159,6 +161,27 @@ def test_what_is_refused_before_anything_is_sent(
     assert words in error
     assert "Traceback" not in error
     assert hub.requests == []
+
+
+def set_verdict(run: Path, **entries: Any) -> None:
+    """Change entries of the GGUF export's verify.json."""
+    path = run / "export" / "gguf" / "verify.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"verdict": "cannot be told"}, "it cannot be told whether this export keeps what was trained"),
+        ({"schema": 1, "passed": True}, "was verified by another version of qdpo"),
+    ],
+)
+def test_what_is_not_known_of_an_export_is_said(
+    hub: FakeHub, run: Path, entries: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_verdict(run, **entries)
+    assert push(run, "--format", "gguf") == 0
+    assert words in capsys.readouterr().err
 
 
 def test_an_unverified_export_is_said_to_be(hub: FakeHub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

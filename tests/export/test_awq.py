@@ -30,6 +30,8 @@ from qdpo.export.folder import write_companions
 from qdpo.export.formats import Layout, Request
 from qdpo.export.source import load_run
 from qdpo.export.verify.awq_target import AwqTarget, AwqWeights
+from qdpo.export.verify.projection import Projection, read_both
+from qdpo.export.verify.readback import Expected, compare_smoothed
 from qdpo.files import write_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import INDEX, PlannedTensor, TensorFiles, write_folder
@@ -215,10 +217,10 @@ def with_group(plan: Plan) -> dict[str, Any]:
     return config
 
 
-def smoothed(model: MergedModel) -> dict[str, torch.Tensor]:
+def smoothed(model: MergedModel, seed: int = 3) -> dict[str, torch.Tensor]:
     """The model's tensors with scales moved from norms to what they feed, and from up_proj to down_proj."""
     tensors = {name: model.read(name).clone() for name in model.names}
-    chance = torch.Generator().manual_seed(3)
+    chance = torch.Generator().manual_seed(seed)
     plus = 1.0 if "Gemma" in model.config["architectures"][0] else 0.0
     for layer in range(model.config["num_hidden_layers"]):
         block = f"model.layers.{layer}"
@@ -244,7 +246,7 @@ def smoothed(model: MergedModel) -> dict[str, torch.Tensor]:
 def test_sharded_folders_are_read_back(tmp_path: Path, layout: Layout, family: str) -> None:
     target, model = export_by_hand(tmp_path, families.config(family), layout)
     assert (target.path / INDEX).is_file(), "in more than one shard"
-    checks = {check.name: check for check in target.read_back(model)}
+    checks = {check.name: check for check in target.read_back(model, None, Projection())}
     assert checks["read-back"].passed, checks["read-back"].detail
     assert checks["settings"].passed, checks["settings"].detail
     stored = json.loads((target.path / "config.json").read_text())["quantization_config"]
@@ -290,7 +292,26 @@ NORM, QUERY = "model.layers.0.input_layernorm.weight", "model.layers.0.self_attn
 )
 def test_what_is_no_moved_scale_is_caught(tmp_path: Path, name: str, damage: Callable[..., torch.Tensor]) -> None:
     target, model = export_by_hand(tmp_path, families.config("mistral"), "compressed-tensors", **{name: damage})
-    assert target.read_back(model)[0].passed is False
+    assert target.read_back(model, None, Projection())[0].passed is False
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma", "llama-tied-biased"])
+def test_the_adapter_is_found_behind_the_moved_scales(tmp_path: Path, family: str) -> None:
+    """Artefact and bare twin have scales of their own; with those taken out, only the adapter is between them."""
+    base = toys.save_base(tmp_path / "base", families.config(family))
+    run = load_run(toys.save_run(tmp_path / "run", base, toys.add_adapter(toys.load_plain(base))))
+    model, bare = run.merged("original"), run.without_adapter().merged("original")
+    stored, twin, projection = smoothed(model), smoothed(bare, seed=4), Projection()
+
+    def expected(name: str) -> Expected:
+        merged, base = read_both(model, bare, name)
+        return Expected(merged, None if base is None else merged - base, lambda: twin[name].clone())
+
+    compare_smoothed(model, stored, lambda name: stored[name].clone(), expected, projection)
+    found = projection.record()
+    assert found is not None
+    assert found["tensors"] == 21
+    assert found["value"] == pytest.approx(1, abs=0.02), "factors of rows are fitted"
 
 
 def test_scales_beyond_float16_are_refused(tmp_path: Path) -> None:

@@ -38,13 +38,13 @@ def make_run(folder: Path, family: str, **changes: int) -> Path:
     [
         ("mistral", {}),
         ("mistral", {"num_key_value_heads": 4}),  # scales move from v_proj to o_proj too
-        ("llama-tied-biased", {"num_key_value_heads": 4}),
+        pytest.param("llama-tied-biased", {"num_key_value_heads": 4}, marks=pytest.mark.slow),
         ("qwen2", {}),
-        ("qwen3", {}),
+        pytest.param("qwen3", {}, marks=pytest.mark.slow),
         ("gemma", {}),
-        ("gemma2", {}),
+        pytest.param("gemma2", {}, marks=pytest.mark.slow),
         ("phi3", {"num_key_value_heads": 4}),
-        ("llama-hidden-320", {}),
+        pytest.param("llama-hidden-320", {}, marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
@@ -54,7 +54,10 @@ def test_each_family_passes_verification(tmp_path: Path, family: str, changes: d
     verdict = verify_export(out, pairs=4)
     checks = {check["name"]: check for check in verdict["artefacts"][0]["checks"]}
     assert all(check["passed"] for check in checks.values()), checks
-    assert set(checks) == {"integrity", "read-back", "settings", "same tokens", "preference parity"}
+    assert set(checks) == {"integrity", "read-back", "settings", "same tokens"}
+    kept = verdict["artefacts"][0]["measures"]["projection"]
+    assert kept["tensors"] == {"phi3": 8}.get(family, 14)
+    assert kept["value"] == pytest.approx(1, abs=0.3), "the moved scales are taken out"
     row = verdict["artefacts"][0]["parity"]["exported"]
     assert row["engine"] == "transformers + compressed-tensors"
     assert row["kl"] < 0.3, "random weights are the worst case for 4 bits"
@@ -83,8 +86,7 @@ def test_the_layouts_hold_what_compressed_tensors_computes_with(tmp_path: Path) 
         assert torch.allclose(other.read(name), ours.read(name), rtol=0.005, atol=1e-6), name
     verdict = verify_export(repacked, run.folder, 4)
     checks = {check["name"]: check for check in verdict["artefacts"][0]["checks"]}
-    assert verdict["passed"]
-    assert verdict["scored"]
+    assert verdict["verdict"] != "failed"
     assert checks["parity in transformers"]["passed"] is None
     assert "gptqmodel" in checks["parity in transformers"]["detail"]
     assert verdict["artefacts"][0]["parity"]["exported"]["engine"] == "torch on dequantised tensors"
@@ -96,4 +98,4 @@ def test_layers_that_do_not_fit_stay_in_16_bits(tmp_path: Path) -> None:
     assert json.loads((out / RECORD).read_text())["kept_in_16_bits"] == [
         f"model.layers.{i}.mlp.down_proj" for i in (0, 1)
     ]
-    assert verify_export(out, pairs=4)["passed"]
+    assert verify_export(out, pairs=4)["verdict"] != "failed"

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.folder import write_safetensors
 from qdpo.export.formats import Request
+from qdpo.export.gguf import general
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
 from qdpo.export.source import load_run
@@ -97,6 +98,50 @@ def test_settings(tmp_path: Path) -> None:
     assert torch.allclose(plain / factors, rotary.inv_freq, rtol=1e-5)
     assert factors.max() == 8
     assert factors.min() == 1
+
+
+def test_what_the_file_says_about_itself(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
+    sampled = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.05, "do_sample": True}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(sampled))
+    found = toys_gguf.fields(export(run, "f16"))
+    assert found["general.type"] == "model"
+    assert found["general.size_label"] == "1.9M"
+    assert (found["general.base_model.count"], found["general.base_model.0.name"]) == (1, "Base")
+    assert {k: v for k, v in found.items() if k.startswith("general.sampling")} == {
+        "general.sampling.temp": pytest.approx(0.6),
+        "general.sampling.top_p": pytest.approx(0.9),
+        "general.sampling.top_k": 20,
+        "general.sampling.penalty_repeat": pytest.approx(1.05),
+    }
+    assert "DPO of base by qdpo" in found["general.description"]
+    assert not [key for key, value in found.items() if str(tmp_path) in str(value)], "no path of this machine"
+
+
+def test_a_base_from_the_hub_is_named_in_full() -> None:
+    base = {"name": "mistralai/Mistral-7B-Instruct-v0.3", "revision": "0" * 40}
+    assert general.public_name(base) == base["name"]
+    assert general.base_model(base) == {
+        "base_model_count": (1,),
+        "base_model_name": (0, "Mistral 7B Instruct v0.3"),
+        "base_model_version": (0, "v0.3"),
+        "base_model_organization": (0, "Mistralai"),
+        "base_model_repo_url": (0, "https://huggingface.co/mistralai/Mistral-7B-Instruct-v0.3"),
+    }
+    local = {"name": "models/alice/secret-7B", "revision": None}
+    assert general.public_name(local) == "secret-7B"
+    assert general.base_model(local) == {"base_model_count": (1,), "base_model_name": (0, "Secret 7B")}
+
+
+def test_the_template_names_the_end_of_turn(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama", vocab_size=toys.VOCABULARY + 2))
+    tokenizer = toys.byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|im_end|>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|turn|>\n{% endfor %}"
+    tokenizer.save_pretrained(run / "adapter")
+    found = toys_gguf.fields(export(run, "f16"))
+    assert found["tokenizer.ggml.eot_token_id"] == tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert found["tokenizer.ggml.eos_token_id"] == 1
 
 
 def test_gemma_norms_and_llama_rows_are_moved(tmp_path: Path) -> None:

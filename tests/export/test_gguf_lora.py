@@ -34,6 +34,7 @@ def test_base_plus_adapter_is_the_merged_model(tmp_path: Path, lora: dict[str, A
     path = export(run, quant)
     fields, tensors = toys_gguf.fields(path), toys_gguf.tensors(path)
     assert fields["general.type"] == "adapter"
+    assert fields["general.base_model.0.name"] == "Base"
     assert fields["general.architecture"] == "llama"
     assert fields["adapter.type"] == "lora"
     assert len(tensors) == 2 * 7 * 3

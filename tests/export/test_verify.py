@@ -46,6 +46,11 @@ def verify(out: Path, **more: Any) -> tuple[dict[str, Any], dict[str, dict[str, 
     return verdict, {check["name"]: check for check in verdict["artefacts"][0]["checks"]}
 
 
+def results(verdict: dict[str, Any]) -> dict[str, str]:
+    """What follows from each measure of the first artefact."""
+    return {finding["name"]: finding["result"] for finding in verdict["artefacts"][0]["findings"]}
+
+
 def request(run: Path, format: str, *quants: str, merge_base: str = "trained") -> Request:
     return Request(load_run(run), run / "export" / format, merge_base, quants=quants)
 
@@ -54,36 +59,60 @@ def test_safetensors_passes_with_all_checks(tmp_path: Path) -> None:
     run = make_run(tmp_path, toys.mistral())
     out = write_safetensors(request(run, "safetensors"))
     verdict, checks = verify(out)
-    assert verdict["passed"]
+    assert verdict["verdict"] == "passed"
     assert {name: check["passed"] for name, check in checks.items()} == dict.fromkeys(
-        ["integrity", "read-back", "settings", "same tokens", "preference parity"], True
+        ["integrity", "read-back", "settings", "same tokens"], True
     )
     assert "12 of 12 held-out sequences give the training ids" in checks["same tokens"]["detail"]
-    rows = verdict["artefacts"][0]["parity"]
+    assert results(verdict) == {
+        "adapter in the weights": "passed",
+        "divergence": "passed",
+        "preference kept": "reported",
+        "plain text": "reported",
+        "answers": "reported",
+    }
+    rows, measures = (verdict["artefacts"][0][key] for key in ("parity", "measures"))
+    assert list(rows) == ["base", "trained", "rounded base", "exported"]
     assert rows["trained"]["kl"] == 0
     assert rows["exported"]["kl"] < 1e-6
-    assert rows["exported"]["margin_kept"] == pytest.approx(1, abs=1e-4)
     assert rows["base"]["kl"] > 1e-3, "the adapter does something"
     assert rows["base"]["margin"] == 0
     assert rows["base"]["accuracy"] is None, "against itself it has ties only"
+    assert measures["preference"]["slope"]["value"] == pytest.approx(1, abs=1e-4)
+    assert measures["projection"]["value"] == 1
+    assert measures["projection"]["tensors"] == 14
+    assert measures["text"]["change"]["value"] == pytest.approx(0, abs=1e-5)
+    assert measures["divergence"]["total"]["value"] == pytest.approx(rows["exported"]["kl"], rel=1e-9)
     samples = verdict["artefacts"][0]["samples"]
     assert len(samples) == 3
     assert all(sample["trained"] == sample["exported"] for sample in samples)
     assert json.loads((out / "verify.json").read_text()) == verdict
-    assert "| preference parity | passed |" in (out / "README.md").read_text()
+    assert "| adapter in the weights | passed |" in (out / "README.md").read_text()
     assert check_integrity(out).passed, "what verification adds does not break the manifest"
 
 
-def test_gguf_types_side_by_side(tmp_path: Path) -> None:
+def test_gguf_types_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path, families.config("mistral"))
     verdict, checks = verify(write_gguf(request(run, "gguf", "f16", "q8_0", "q4_k_m")))
-    kl = {a["kind"]: a["parity"]["exported"]["kl"] for a in verdict["artefacts"]}
+    assert verdict["verdict"] == "lost"
+    assert {a["kind"]: a["verdict"] for a in verdict["artefacts"]} == {
+        "f16": "passed",
+        "q8_0": "passed",
+        "q4_k_m": "lost",
+    }
+    found = {a["kind"]: a["measures"] for a in verdict["artefacts"]}
+    kl = {kind: measures["divergence"]["total"]["value"] for kind, measures in found.items()}
     assert kl["f16"] < 1e-4 < kl["q8_0"] < kl["q4_k_m"]
+    kept = {kind: measures["projection"]["value"] for kind, measures in found.items()}
+    assert kept["f16"] == pytest.approx(1, abs=0.001)
+    assert kept["q8_0"] == pytest.approx(1, abs=0.05)
+    assert 0.6 < kept["q4_k_m"] < 0.9, "an NF4 base rounded once more loses the adapter"
+    assert "--format gguf-lora" in capsys.readouterr().err, "what to do"
     assert checks["same tokens"]["passed"] is None
     assert "llama-cpp-python is not installed" in checks["same tokens"]["detail"]
     assert checks["read-back"]["passed"]
     assert verdict["artefacts"][0]["parity"]["exported"]["engine"] == "torch on dequantised tensors"
-    assert verdict["artefacts"][0]["parity"]["merged"]["kl"] < 1e-6
+    assert [path.name for path in (run / "export").iterdir()] == ["gguf"], "the bare base's exports are gone"
 
 
 @pytest.mark.parametrize("family", ["llama3-rope", "qwen2", "qwen3", "gemma", "gemma2", "phi3"])
@@ -91,35 +120,41 @@ def test_each_family_scores_as_trained_through_gguf(tmp_path: Path, family: str)
     targets = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]} if family == "phi3" else {}
     run = make_run(tmp_path, families.config(family), **targets)
     verdict, _ = verify(write_gguf(request(run, "gguf", "f16")))
-    assert verdict["passed"]
+    assert verdict["verdict"] == "passed"
     assert verdict["artefacts"][0]["parity"]["exported"]["kl"] < 1e-4
+    assert verdict["artefacts"][0]["measures"]["projection"]["value"] == pytest.approx(1, abs=0.01)
 
 
 def test_adapter_file(tmp_path: Path) -> None:
     run = make_run(tmp_path, families.config("llama"))
     verdict, checks = verify(write_gguf_lora(request(run, "gguf-lora")))
-    assert verdict["passed"]
+    assert verdict["verdict"] == "passed"
     assert checks["read-back"]["passed"]
-    rows = verdict["artefacts"][0]["parity"]
-    assert rows["exported"]["kl"] == pytest.approx(rows["merged"]["kl"], rel=1e-3), "on the original base"
-    assert "against the merged weights" in checks["preference parity"]["detail"]
+    rows, measures = (verdict["artefacts"][0][key] for key in ("parity", "measures"))
+    assert rows["exported"]["kl"] < 1e-6
+    assert rows["trained"]["kl"] > 1e-3, "on the original base it is another policy than the trained one"
+    assert measures["projection"]["value"] == pytest.approx(1, abs=1e-5)
+    assert measures["preference"]["slope"]["value"] == pytest.approx(1, abs=1e-4)
 
 
 def test_original_base_is_held_to_its_merge_not_to_the_trained_policy(tmp_path: Path) -> None:
     run = make_run(tmp_path, families.config("llama"))
-    verdict, checks = verify(write_gguf(request(run, "gguf", "f16", merge_base="original")))
-    assert verdict["passed"]
-    assert verdict["artefacts"][0]["parity"]["exported"]["kl"] > 1e-3
-    assert "against the merged weights" in checks["preference parity"]["detail"]
+    verdict, _ = verify(write_gguf(request(run, "gguf", "f16", merge_base="original")))
+    assert verdict["verdict"] == "passed"
+    rows = verdict["artefacts"][0]["parity"]
+    assert rows["merged"]["kl"] == 0
+    assert rows["exported"]["kl"] < 1e-4
+    assert rows["trained"]["kl"] > 1e-3
 
 
 def test_without_data_the_rest_is_checked(tmp_path: Path) -> None:
     run = make_run(tmp_path, toys.mistral())
     (run / "config.yaml").unlink()
     verdict, checks = verify(write_safetensors(request(run, "safetensors")))
-    assert verdict["passed"]
-    assert checks["preference parity"]["passed"] is None
-    assert "config.yaml is missing" in checks["preference parity"]["detail"]
+    assert verdict["verdict"] == "cannot be told"
+    assert checks["scores"]["passed"] is None
+    assert "config.yaml is missing" in checks["scores"]["detail"]
+    assert results(verdict) == {"adapter in the weights": "passed"}
 
 
 def test_a_tricky_text_that_the_template_refuses_is_left_out() -> None:
@@ -166,7 +201,7 @@ def test_a_damaged_export_fails_without_being_opened(tmp_path: Path) -> None:
     out = write_safetensors(request(run, "safetensors"))
     (out / "model.safetensors").write_bytes(b"x")
     verdict, checks = verify(out)
-    assert not verdict["passed"]
+    assert verdict["verdict"] == "failed"
     assert list(checks) == ["integrity"]
 
 
@@ -189,7 +224,8 @@ def test_missing_permutation_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
         without(patch, "LlamaForCausalLM", permutes=False)
         out = write_gguf(request(run, "gguf", "f16"))
     verdict, checks = verify(out)
-    assert failed(checks) == {"read-back", "preference parity"}
+    assert failed(checks) == {"read-back"}
+    assert results(verdict)["divergence"] == "lost"
     assert verdict["artefacts"][0]["parity"]["exported"]["kl"] > 0.01
 
 
@@ -198,7 +234,9 @@ def test_needless_permutation_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         without(patch, "Qwen2ForCausalLM", permutes=True)
         out = write_gguf(request(run, "gguf", "f16"))
-    assert failed(verify(out)[1]) == {"read-back", "preference parity"}
+    verdict, checks = verify(out)
+    assert failed(checks) == {"read-back"}
+    assert results(verdict)["divergence"] == "lost"
 
 
 def test_gemma_norms_without_one_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +244,9 @@ def test_gemma_norms_without_one_are_caught(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         without(patch, "GemmaForCausalLM", norm_plus_one=False)
         out = write_gguf(request(run, "gguf", "f16"))
-    assert failed(verify(out)[1]) == {"read-back", "preference parity"}
+    verdict, checks = verify(out)
+    assert failed(checks) == {"read-back"}
+    assert results(verdict)["divergence"] == "lost"
 
 
 def test_missing_rope_factors_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +269,9 @@ def test_a_swapped_tensor_is_caught(tmp_path: Path) -> None:
     run = make_run(tmp_path, toys.mistral())
     out = write_safetensors(request(run, "safetensors"))
     swap(out, "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight")
-    assert failed(verify(out)[1]) == {"read-back", "preference parity"}
+    verdict, checks = verify(out)
+    assert failed(checks) == {"read-back"}
+    assert results(verdict)["divergence"] == "lost"
 
 
 def test_a_swapped_tensor_in_gguf_is_caught(tmp_path: Path) -> None:
@@ -290,8 +332,11 @@ def test_the_untrained_base_is_caught(tmp_path: Path) -> None:
     save_file({n: merged.read(n) for n in merged.names}, out / "model.safetensors", metadata={"format": "pt"})
     write_manifest(out)
     verdict, checks = verify(out)
-    assert failed(checks) == {"read-back", "preference parity"}
-    assert verdict["artefacts"][0]["parity"]["exported"]["margin_kept"] == pytest.approx(0, abs=1e-3)
+    assert failed(checks) == {"read-back"}
+    assert verdict["verdict"] == "failed"
+    measures = verdict["artefacts"][0]["measures"]
+    assert measures["projection"]["value"] == 0
+    assert measures["preference"]["slope"]["value"] == pytest.approx(0, abs=1e-3)
 
 
 def test_scorer_generates_what_transformers_generates(tmp_path: Path) -> None:

@@ -114,16 +114,15 @@ def test_answers_that_take_too_long_are_left_out_and_said(
     run: Path, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict = verify_export(export, run, 4)
-    assert "sample answers" not in checks(verdict)
+    assert "answers" not in checks(verdict)
     assert len(verdict["artefacts"][0]["samples"]) == 3
-    monkeypatch.setattr("qdpo.export.verify.yardstick.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("qdpo.export.verify.yardstick.ANSWER_SECONDS", 0.0)
     verdict = verify_export(export, run, 4)
     assert verdict["artefacts"][0]["samples"] == []
-    assert checks(verdict)["sample answers"]["passed"] is None
-    assert "3 answers of 40 tokens by the trained model would take about" in checks(verdict)["sample answers"]["detail"]
-    assert verdict["passed"]
-    assert verdict["scored"]
-    assert "sample answers | not run" in (export / "README.md").read_text()
+    assert checks(verdict)["answers"]["passed"] is None
+    assert "3 answers of 24 tokens by the trained model would take about" in checks(verdict)["answers"]["detail"]
+    assert verdict["verdict"] == "passed"
+    assert "answers | not run" in (export / "README.md").read_text()
 
 
 # --- said before it begins -------------------------------------------------------------------------------------------
@@ -160,6 +159,10 @@ def test_a_long_verification_names_the_pairs_that_would_be_quick(
 
 def test_the_record_has_no_new_columns(run: Path, export: Path) -> None:
     verify_export(export, run, 4)
-    artefact = json.loads((export / "verify.json").read_text())["artefacts"][0]
-    assert set(artefact) == {"name", "kind", "passed", "pairs", "checks", "parity", "samples"}
-    assert set(artefact["parity"]) == {"base", "trained", "merged", "exported"}
+    record = json.loads((export / "verify.json").read_text())
+    assert set(record) == {"schema", "qdpo", "created", "format", "merge_base", "verdict", "artefacts"}
+    assert record["schema"] == 2
+    (artefact,) = record["artefacts"]
+    assert set(artefact) == {"name", "kind", "verdict", "pairs", "checks", "findings", "measures", "parity", "samples"}
+    assert set(artefact["parity"]) == {"base", "trained", "rounded base", "exported"}
+    assert set(artefact["measures"]) == {"projection", "divergence", "preference", "text", "answers"}

@@ -74,6 +74,43 @@ def test_several_ends_become_end_of_turn(folder: Path) -> None:
     assert read(folder, eos_token_id=[1, 7]).special["eot"] == 7
 
 
+LLAMA_31 = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+
+def with_ends(folder: Path, *ends: str) -> list[int]:
+    """Give the tokenizer special tokens; their ids."""
+    tokenizer = toys.byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(ends)})
+    tokenizer.save_pretrained(folder)
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(ends))]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_end_of_turn_of_llama_31_is_eot(folder: Path, order: tuple[int, ...]) -> None:
+    stops = with_ends(folder, *LLAMA_31)
+    listed = [stops[i] for i in order]
+    rows = toys.VOCABULARY + 3
+    assert read(folder, rows, eos_token_id=listed).special["eot"] == stops[2]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|eot_id|>"}))
+    special = read(folder, rows, eos_token_id=listed).special
+    assert (special["eos"], special["eot"]) == (stops[2], stops[2])
+
+
+def test_the_end_of_turn_of_the_template_goes_before_names(folder: Path) -> None:
+    own, named = with_ends(folder, "<|end_of_turn|>", "<|im_end|>")
+    rows = toys.VOCABULARY + 2
+    vocabulary = read_vocabulary(folder, rows, {}, {"eos_token_id": [1, named]}, end_of_turn=own)
+    assert vocabulary.special["eot"] == own
+    assert read_vocabulary(folder, rows, {}, {"eos_token_id": 1}, end_of_turn=own).special["eot"] == own
+
+
+def test_a_stop_that_a_gguf_cannot_say_is_told(folder: Path) -> None:
+    stops = with_ends(folder, "<|eot_id|>", "<|stop|>", "<|eom_id|>")
+    caveats = read(folder, toys.VOCABULARY + 3, eos_token_id=stops).caveats
+    assert caveats == ["generation_config.json stops at '<|stop|>' too, which a GGUF cannot say"]
+
+
 def test_template_of_transformers_5_and_before(folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     own = folder / "chat_template.jinja"

@@ -195,6 +195,7 @@ def add_data(run: Path, base: Path, pairs: int = 24) -> Path:
         "name": "toy",
         "model": {"name": str(base), "dtype": "float32"},
         "data": {"name": str(data), "max_length": 100, "max_prompt_length": 60, "eval_fraction": 0.5},
+        "verify": {"answers": 3, "answer_tokens": 24},
     }
     (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     write_manifest(run / "adapter")

@@ -15,7 +15,8 @@ from qdpo.evaluation.harness import Row, Settings
 from qdpo.evaluation.scoring import PairScores
 from qdpo.evaluation.summary import summarise
 from qdpo.export.verify.checks import Check
-from qdpo.export.verify.report import Report
+from qdpo.export.verify.report import SCHEMA, Report
+from qdpo.export.verify.verdict import Finding
 from qdpo.files import write_json, write_manifest
 from qdpo.run.pairs import write_pairs
 
@@ -86,18 +87,12 @@ def write_export(run: Path, format: str, contents: dict[str, bytes], verified: b
     write_json(folder / "export.json", {"schema": 1, "format": format, "merge_base": "trained", **record})
     write_manifest(folder)
     if verified:
-        parity = {
-            "exported": {
-                "accuracy": 0.95,
-                "margin": 1.25,
-                "margin_kept": 0.97,
-                "kl": 2.6e-3,
-                "top1": 0.99,
-                "engine": "llama.cpp",
-            }
-        }
-        report = Report(next(iter(contents)), "Q4_K_M", [Check("integrity", True, "3 files")], parity, [], 64)
-        verdict = {"schema": 1, "format": format, "merge_base": "trained", "passed": True}
+        row = {"accuracy": 0.95, "margin": 1.25, "kl": 2.6e-3, "top1": 0.99, "text": 3.5, "engine": "llama.cpp"}
+        report = Report(next(iter(contents)), "Q4_K_M", [Check("integrity", True, "3 files")], pairs=64)
+        report.parity["exported"] = row
+        for name in ("adapter in the weights", "divergence"):
+            report.findings.append(Finding(name, "passed", "as it should be"))
+        verdict = {"schema": SCHEMA, "format": format, "merge_base": "trained", "verdict": report.verdict}
         write_json(folder / "verify.json", {**verdict, "artefacts": [report.record()]})
     return folder
 

@@ -114,7 +114,7 @@ def test_long_samples_are_cut(full: Path) -> None:
 def test_exports_with_figures_and_commands(full: Path) -> None:
     text = render_card(full)
     assert "`toy-q4_k_m.gguf`: verified, 64 held-out pairs." in text
-    assert "| exported | 95.0% | +1.250 | 97.0% | 0.0026 | 99.0% | llama.cpp |" in text
+    assert "| exported | 95.0% | +1.250 | 0.0026 | 99.0% | 3.500 | llama.cpp |" in text
     assert "Not verified: nothing is known" in text, "the Ollama export"
     assert "llama-cli -m export/gguf/toy-q4_k_m.gguf" in text
     assert "vllm serve export/safetensors" in text

@@ -90,6 +90,9 @@ train:
   log_every: 1
   save_every: 10
   save_minutes: 60.0
+verify:
+  answers: 2
+  answer_tokens: 24
 """
     )
     return tiny

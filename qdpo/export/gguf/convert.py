@@ -15,7 +15,8 @@ from gguf import GGUFWriter
 
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.families import Family, family_of, to_gguf
-from qdpo.export.gguf.kinds import Kind, Traits, stored_bytes, tensor_type
+from qdpo.export.gguf.general import General, write_general
+from qdpo.export.gguf.kinds import PLAIN, Kind, Traits, stored_bytes, tensor_type
 from qdpo.export.gguf.rounding import Rounding
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
@@ -73,10 +74,10 @@ def types_of(
     return {t.name: tensor_type(kind, t.gguf_name, t.shape, traits) for t in tensors}
 
 
-def tensor_bytes(kind: Kind, model: MergedModel) -> int:
-    """Bytes of all tensors of a file, with the padding between them."""
+def tensor_bytes(kind: Kind, model: MergedModel, importance: bool = False) -> int:
+    """Bytes of all tensors of a file, with the padding between them; `importance` as `types_of` takes it."""
     tensors = mapped_tensors(family_of(model.config), model)
-    types = types_of(kind, tensors, model.config)
+    types = types_of(kind, tensors, model.config, importance)
     total = 0
     for tensor in tensors:
         stored = stored_bytes(types[tensor.name], math.prod(tensor.shape))
@@ -92,21 +93,32 @@ class GgufFile:
         kind: its type.
         model: what is converted.
         vocabulary: its tokenizer.
-        general: `general.*` entries: name, license.
+        general: further `general.*` entries, see `general_of`.
+        rounding: how tensors are rounded.
     """
 
     def __init__(
-        self, path: Path, kind: Kind, model: MergedModel, vocabulary: Vocabulary, general: dict[str, Any]
+        self,
+        path: Path,
+        kind: Kind,
+        model: MergedModel,
+        vocabulary: Vocabulary,
+        general: General,
+        rounding: Rounding,
     ) -> None:
-        self.path, self.kind = path, kind
+        self.path, self.kind, self._rounding = path, kind, rounding
         self._family, self._config = family_of(model.config), model.config
         self._tensors = mapped_tensors(self._family, model)
-        self._types = types_of(kind, self._tensors, model.config)
+        self._types = types_of(kind, self._tensors, model.config, rounding.has_importance)
         self._factors = frequency_factors(model.config)
         self._writer = GGUFWriter(path, self._family.name)
-        for key, value in general.items():
-            getattr(self._writer, f"add_{key}")(value)
+        self._writer.add_type(gguf.GGUFType.MODEL)
+        write_general(self._writer, general)
+        self._writer.add_size_label(gguf.size_label(sum(math.prod(t.shape) for t in self._tensors), 0, 0, 0))
         write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
+        if kind.type not in PLAIN:
+            for key, value in rounding.keys().items():
+                self._writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
         vocabulary.write(self._writer)
 
     def keys(self) -> dict[str, Any]:
@@ -133,10 +145,12 @@ class GgufFile:
         if self._factors is not None:
             writer.write_tensor_data(self._factors)
 
-    def add(self, tensor: Mapped, values: Any, rounding: Rounding) -> None:
+    def add(self, tensor: Mapped, values: Any) -> None:
         """Encode and write one tensor; tensors come in the order of `mapped_tensors`."""
         values = to_gguf(self._family, self._config, tensor.name, values)
-        self._writer.write_tensor_data(rounding.encode(tensor.name, tensor.gguf_name, values, self._types[tensor.name]))
+        self._writer.write_tensor_data(
+            self._rounding.encode(tensor.name, tensor.gguf_name, values, self._types[tensor.name])
+        )
 
     def finish(self) -> None:
         """Close the file."""

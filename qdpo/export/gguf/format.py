@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from qdpo.console import good, note
-from qdpo.errors import UsageError
+from qdpo.data.template import end_of_turn
+from qdpo.errors import ConfigError, DataError, UsageError
 from qdpo.export.folder import generation_config
 from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
+from qdpo.export.gguf.general import General, base_model, public_name, sampling
 from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
@@ -65,7 +67,7 @@ class Batch:
     needed: int
     model: MergedModel
     vocabulary: Vocabulary
-    general: dict[str, Any]
+    general: General
     rounding: Rounding
     ready: Path | None
 
@@ -76,7 +78,9 @@ class Batch:
             if self.ready and (self.ready / name).is_file():
                 link_or_copy(self.ready / name, folder / name)
             else:
-                files.append(GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general))
+                files.append(
+                    GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general, self.rounding)
+                )
         if not files:
             return
         tensors = mapped_tensors(family_of(self.model.config), self.model)
@@ -87,7 +91,7 @@ class Batch:
             for tensor in tensors:
                 values = self.model.read(tensor.name)  # merged once, encoded for each file
                 for file in files:
-                    file.add(tensor, values, self.rounding)
+                    file.add(tensor, values)
                 del values  # else it would live beside the next one while that is merged
                 progress.advance(math.prod(tensor.shape) * 2)
         for file in files:
@@ -101,13 +105,14 @@ def plan_batch(request: Request) -> Batch:
     kinds = chosen_kinds(request.quants)
     model = request.run.merged(request.merge_base)
     warn_of_window(family_of(model.config), model.config)
+    rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
-        needed=sum(tensor_bytes(kind, model) + METADATA_BYTES for _, kind in kinds),
+        needed=sum(tensor_bytes(kind, model, rounding.has_importance) + METADATA_BYTES for _, kind in kinds),
         model=model,
         vocabulary=vocabulary_of(request.run, model),
         general=general_of(request),
-        rounding=rounding_of(request.run, request.rounding, request.imatrix),
+        rounding=rounding,
         ready=request.ready,
     )
 
@@ -135,17 +140,24 @@ def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
     rows, settings = model.shape(EMBEDDING)[0], generation_config(run, model.config)
     if not (files / "tokenizer.json").is_file():
         return read_vocabulary(files, rows, model.config, settings)
+    tokenizer = AutoTokenizer.from_pretrained(files)
+    end = None
+    with contextlib.suppress(ConfigError, DataError):  # no template, or one that only the training's messages suit
+        end = end_of_turn(tokenizer)
     with tempfile.TemporaryDirectory(prefix="qdpo-tokenizer-") as folder:
-        AutoTokenizer.from_pretrained(files).save_pretrained(folder)
-        return read_vocabulary(Path(folder), rows, model.config, settings)
+        tokenizer.save_pretrained(folder)
+        return read_vocabulary(Path(folder), rows, model.config, settings, end)
 
 
-def general_of(request: Request) -> dict[str, Any]:
-    """`general.*` entries."""
-    base = request.run.record["base"]
-    about = {
-        "name": request.run.name,
-        "description": f"DPO of {base['name']} by qdpo, merged into the {request.merge_base} base "
-        + json.dumps({"adapter_sha256": (request.run.record.get("result") or {}).get("adapter_sha256")}),
+def general_of(request: Request) -> General:
+    """`general.*` entries: what the file is, what it was made from, and how its base is sampled."""
+    run = request.run
+    base = run.record["base"]
+    adapter = json.dumps({"adapter_sha256": (run.record.get("result") or {}).get("adapter_sha256")})
+    about: General = {
+        "name": (run.name,),
+        "description": (f"DPO of {public_name(base)} by qdpo, merged into the {request.merge_base} base {adapter}",),
+        **base_model(base),
+        **sampling(run.base),
     }
-    return about | ({"license": base["license"]} if base.get("license") else {})
+    return about | ({"license": (base["license"],)} if base.get("license") else {})

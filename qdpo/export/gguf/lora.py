@@ -13,6 +13,7 @@ from qdpo.errors import InputMissingError, UsageError
 from qdpo.export.formats import Request
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
+from qdpo.export.gguf.general import base_model, write_general
 from qdpo.export.output import export_folder
 from qdpo.files import read_json
 from qdpo.model.adapter import Adapter
@@ -45,7 +46,7 @@ def write_gguf_lora(request: Request) -> Path:
     with export_folder(request.out, needed, record) as folder:
         writer = GGUFWriter(folder / file_name, family.name)
         writer.add_type(GGUFType.ADAPTER)
-        writer.add_name(run.name)
+        write_general(writer, {"name": (run.name,), **base_model(run.record["base"])})
         writer.add_string("adapter.type", "lora")
         alpha = float(adapter.config["lora_alpha"])
         writer.add_float32("adapter.lora.alpha", alpha)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -18,14 +19,17 @@ from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.export.formats import Way
 from qdpo.export.gguf.encode import encode
+from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.feedback import Feedback, feedback_of, round_columns
 from qdpo.export.gguf.fits import fit
 from qdpo.export.gguf.grids import LAYOUTS
+from qdpo.export.gguf.imatrix import Imatrix, checked, quantize_keys, read_imatrix
 from qdpo.export.gguf.packing import pack
 from qdpo.export.moments import moments_of_run, take_moments
 from qdpo.export.source import TrainedRun
 from qdpo.model.adapter import Adapter
-from qdpo.model.moments import Moments
+from qdpo.model.merged import MergedModel
+from qdpo.model.moments import MOMENTS, Moments
 
 EMPHASIS = 3.0
 """How much more an error counts where the adapter looks at the inputs."""
@@ -43,18 +47,37 @@ class Rounding:
         imatrix: `auto`, `none` or a file, as it was asked for.
         moments: of the layers' inputs; None where they are not known.
         adapter: whose input directions are emphasised.
-        importances: by GGUF name, from a file; they weigh errors when a grid is found.
+        given: what the file of importances holds; None without one.
+        importances: of it by GGUF name, float32 [columns]; they weigh errors when a grid is found.
     """
 
     way: Way
     imatrix: str
     moments: Moments | None
     adapter: Adapter
+    given: Imatrix | None
     importances: Mapping[str, Tensor]
+
+    @property
+    def has_importance(self) -> bool:
+        """Whether grids are found by the importance of columns; llama.cpp gives some tensors other types then."""
+        return self.given is not None or (self.imatrix == AUTO and self.moments is not None)
 
     def record(self) -> dict[str, Any]:
         """For export.json."""
         return {"way": self.way, "imatrix": self.imatrix}
+
+    def keys(self) -> dict[str, str | int]:
+        """What a rounded file says of its importance matrix, with llama.cpp's keys; nothing without one."""
+        if self.given is not None:
+            return quantize_keys(self.given, Path(self.imatrix).name)
+        if not self.has_importance or self.moments is None:
+            return {}
+        return {
+            "quantize.imatrix.file": MOMENTS,
+            "quantize.imatrix.dataset": self.moments.about.texts,
+            "quantize.imatrix.entries_count": len(self.moments.names),
+        }
 
     def encode(self, name: str, gguf_name: str, values: Tensor, kind: Type) -> np.ndarray:
         """One tensor as GGUF stores it.
@@ -66,17 +89,12 @@ class Rounding:
             kind: the type.
 
         Raises:
-            InputMissingError: the values are too large for the type, or the file of importances has another width.
+            InputMissingError: the values are too large for the type.
         """
         if kind not in LAYOUTS:
             return encode(name, values, kind)
         moment = self.moments.of(name) if self.moments else None
         importance = self.importances.get(gguf_name)
-        if importance is not None and len(importance) != values.shape[1]:
-            raise InputMissingError(
-                f"{self.imatrix}: {gguf_name} has {len(importance)} columns, the model's has {values.shape[1]}",
-                "it was made of another model",
-            )
         if importance is None and moment is not None and self.imatrix == AUTO:
             importance = moment.diagonal
         if self.way == "nearest" or moment is None:
@@ -90,16 +108,17 @@ class Rounding:
             raise InputMissingError(f"{name}: {error}", "export bf16 or q8_0") from error
 
 
-def rounding_of(run: TrainedRun, way: Way | None, imatrix: str | None) -> Rounding:
+def rounding_of(run: TrainedRun, model: MergedModel, way: Way | None, imatrix: str | None) -> Rounding:
     """How a run's export is rounded.
 
     Args:
         run: the run.
+        model: what is exported of it.
         way: as asked for; None takes feedback where the run has moments.
         imatrix: `auto` (None), `none` or a file.
 
     Raises:
-        InputMissingError: the file cannot be read.
+        InputMissingError: the file cannot be read, or is of another model.
         UnavailableError: moments were asked for and cannot be taken.
     """
     moments = moments_of_run(run)
@@ -110,12 +129,19 @@ def rounding_of(run: TrainedRun, way: Way | None, imatrix: str | None) -> Roundi
             "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
             "layers' inputs; --rounding feedback takes them first (one pass over 8,192 tokens)"
         )
-    from qdpo.export.gguf.imatrix import read_imatrix
-
     asked = imatrix or AUTO
-    importances = {} if asked in (AUTO, NONE) else read_imatrix(Path(asked))
+    given = None if asked in (AUTO, NONE) else read_imatrix(Path(asked))
     chosen: Way = way or ("feedback" if moments is not None else "nearest")
-    return Rounding(chosen, asked, moments, Adapter(run.adapter), importances)
+    return Rounding(chosen, asked, moments, Adapter(run.adapter), given, _checked(given, asked, model))
+
+
+def _checked(given: Imatrix | None, file: str, model: MergedModel) -> dict[str, Tensor]:
+    """The importances of a file by GGUF name, which must be those of the model."""
+    if given is None:
+        return {}
+    names = gguf.get_tensor_name_map(family_of(model.config).arch, model.config["num_hidden_layers"])
+    found = {names.get_name(name, try_suffixes=(".weight", ".bias")): model.shape(name) for name in model.names}
+    return checked(given, {str(name): shape[1] for name, shape in found.items() if len(shape) == 2}, file)
 
 
 def round_with_feedback(

@@ -39,7 +39,7 @@ class Vocabulary:
         scores: for `llama`, the merge priority of each token.
         merges: for `gpt2`, `left right` in order of priority.
         add_space_prefix: for `llama`, whether a space is put before the text; None writes nothing.
-        special: `bos`, `eos`, `unk`, `pad` and `eot` ids, where known.
+        special: `bos`, `eos`, `unk`, `pad` and `eot` ids, where known; `eot` ends the assistant's turn.
         add_bos, add_eos: whether encoding adds them.
         template: the chat template, in Jinja; None when there is none.
         caveats: differences that remain between llama.cpp's tokenizer and this one.
@@ -78,14 +78,17 @@ class Vocabulary:
             writer.add_chat_template(self.template)
 
 
-def read_vocabulary(folder: Path, rows: int, config: dict[str, Any], generation: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(
+    folder: Path, rows: int, config: dict[str, Any], generation: dict[str, Any], end_of_turn: int | None = None
+) -> Vocabulary:
     """Read the tokenizer of a folder.
 
     Args:
         folder: has tokenizer.json or tokenizer.model, and tokenizer_config.json.
         rows: rows of the embedding; every row gets a token, rows without one are marked unused.
         config: the model's config.json, for special ids that the tokenizer does not name.
-        generation: its generation_config.json, for further ids that end a turn.
+        generation: its generation_config.json, for further ids at which generation stops.
+        end_of_turn: the id that ends the assistant's turn in the chat template, where that is known.
 
     Raises:
         InputMissingError: llama.cpp has no tokenizer that does the same.
@@ -97,14 +100,34 @@ def read_vocabulary(folder: Path, rows: int, config: dict[str, Any], generation:
         vocabulary = _from_sentencepiece(folder, rows, settings, config)
     else:
         raise InputMissingError(f"{folder} has neither tokenizer.json nor tokenizer.model")
-    stops = generation.get("eos_token_id")
-    others = [i for i in stops if i != vocabulary.special.get("eos")] if isinstance(stops, list) else []
-    if others:
-        vocabulary.special["eot"] = others[-1]
+    _name_the_ends(vocabulary, generation.get("eos_token_id"), end_of_turn)
     vocabulary.template = read_template(folder)
     for caveat in vocabulary.caveats:
         note(caveat)
     return vocabulary
+
+
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
+STOPS = frozenset({*TURN_ENDS, "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<EOT>", "[EOT]"})
+"""Texts of tokens at which llama.cpp stops though a file does not name them (b11434, `llama-vocab.cpp`)."""
+
+
+def _name_the_ends(vocabulary: Vocabulary, stops: Any, end_of_turn: int | None) -> None:
+    """Name the token that ends a turn, and tell of stops that a GGUF has no place for.
+
+    A model may stop at several tokens, in any order: Llama 3.1 at the end of a text, of a message and of a turn.
+    """
+    listed = [int(i) for i in stops] if isinstance(stops, list) else []
+    eos = vocabulary.special.get("eos")
+    if end_of_turn is None:
+        by_name = [i for i in listed if vocabulary.tokens[i] in TURN_ENDS]
+        end_of_turn = next(iter([*by_name, *(i for i in listed if i != eos)]), None)
+    if end_of_turn is not None:
+        vocabulary.special["eot"] = end_of_turn
+    lost = [i for i in listed if i not in (eos, end_of_turn) and vocabulary.tokens[i] not in STOPS]
+    if lost:
+        names = ", ".join(repr(vocabulary.tokens[i]) for i in lost)
+        vocabulary.caveats.append(f"generation_config.json stops at {names} too, which a GGUF cannot say")
 
 
 def read_template(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from qdpo.export.source import TrainedRun, load_run
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import check_integrity
 from qdpo.export.verify.need import explained_shortage, require_memory, tell
-from qdpo.export.verify.parity import Scores, limits_of, margins, per_token, score, tokens_to_keep
+from qdpo.export.verify.parity import Scores, limits_of, per_token, score, tokens_to_keep
 from qdpo.export.verify.room import Room
 from qdpo.export.verify.run import find_run
 from qdpo.export.verify.target import Target
@@ -53,7 +53,7 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
         tell(model, heldout, len(targets), bench.device, needed)
         first, second = (_scores(target, model, heldout, bench) for target in targets)
     kl, top1 = per_token(first, second)
-    a, b = (scores.chosen - scores.rejected for scores in (first, second))
+    a, b = first.margins, second.margins
     result: dict[str, Any] = {
         "engines": [first.engine, second.engine],
         "pairs": len(heldout.pairs),
@@ -62,7 +62,7 @@ def compare_artefacts(one: Path, other: Path, run_folder: Path | None, pairs: in
         "top1": float(top1.double().mean()),
         "agreement": float(((a > 0) == (b > 0)).double().mean()),
         "preferred": [float((a > 0).double().mean()), float((b > 0).double().mean())],
-        "margin_difference": float((margins(first, second)).abs().mean()),
+        "margin_difference": float((a - b).abs().mean()),
     }
     say(f"{one} against {other}, {len(heldout.pairs)} pairs:")
     say(f"  KL {result['kl']:.3g} nats a token (at most {result['kl_max']:.3g}), top-1 equal {result['top1']:.1%}")
@@ -88,4 +88,4 @@ def _only_target(path: Path, run: TrainedRun) -> Target:
 
 def _scores(target: Target, model: MergedModel, heldout: Heldout, bench: Bench) -> Scores:
     with target.scorer(model, bench) as scorer:
-        return score(scorer, heldout.pairs, tokens_to_keep(heldout, int(model.config["vocab_size"])), bench.room)
+        return score(scorer, heldout, tokens_to_keep(heldout, int(model.config["vocab_size"])), bench.room)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from qdpo.console import note
+from qdpo.export.awq.format import write_awq
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, from_autoawq, from_compressed
+from qdpo.export.formats import Request
 from qdpo.export.output import RECORD
 from qdpo.export.source import TrainedRun
 from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.readback import compare_smoothed
+from qdpo.export.verify.projection import Projection, read_both
+from qdpo.export.verify.readback import Expected, compare_smoothed
 from qdpo.export.verify.scorers import Scorer
-from qdpo.export.verify.target import FolderTarget, counted
+from qdpo.export.verify.target import BESIDE, FolderTarget, Target, counted
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
@@ -29,8 +34,6 @@ INSTALL = "pip install 'qdpo[awq]'"
 class AwqTarget(FolderTarget):
     """4-bit AWQ weights."""
 
-    is_the_merge = False
-
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         return [cls(folder, "awq", run, record.get("merge_base"))]
@@ -39,11 +42,18 @@ class AwqTarget(FolderTarget):
     def name(self) -> str:
         return "awq"
 
-    def read_back(self, model: MergedModel) -> list[Check]:
-        weights = AwqWeights(self.path)
+    def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
+        weights, bare = AwqWeights(self.path), self.bare_model()
+        beside = AwqWeights(twin.path) if twin else None
         record = read_json(self.path / RECORD)
+
+        def expected(name: str) -> Expected:
+            merged, base = read_both(model, bare, name)
+            rounded = partial(beside.read, name) if beside and name in beside.names else None
+            return Expected(merged.float(), None if base is None else merged - base, rounded)
+
         with counted(weights.read, len(weights.names)) as read:
-            comparison = compare_smoothed(model, weights.names, read)
+            comparison = compare_smoothed(model, weights.names, read, expected, projection)
         problems = self._settings_problems(model, added="quantization_config")
         stored = self._quantization()
         groups = stored.get("config_groups", {}).get("group_0", {}).get("weights", stored)
@@ -65,6 +75,13 @@ class AwqTarget(FolderTarget):
         if reason := self._no_engine():
             return [Check("parity in transformers", None, f"{reason}; the dequantised tensors are scored in torch")]
         return []
+
+    def twin(self, scratch: Path) -> Target:
+        assert self.merge_base is not None
+        run, layout = self.run.without_adapter(), read_json(self.path / RECORD)["layout"]
+        note(BESIDE)
+        folder = write_awq(Request(run, scratch / "awq", self.merge_base, awq_layout=layout))
+        return AwqTarget(folder, self.kind, run, self.merge_base)
 
     def _quantization(self) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.path / "config.json")["quantization_config"]

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import gguf
 import torch
 
-from qdpo.export.formats import Request
+from qdpo.console import note
+from qdpo.export.formats import Request, Way
 from qdpo.export.gguf.convert import FACTORS, GgufFile, mapped_tensors, types_of
 from qdpo.export.gguf.encode import decode
 from qdpo.export.gguf.families import family_of, to_gguf
-from qdpo.export.gguf.format import general_of, vocabulary_of
+from qdpo.export.gguf.format import general_of, plan_batch, vocabulary_of
 from qdpo.export.gguf.kinds import KINDS
+from qdpo.export.gguf.rounding import NONE, Rounding, rounding_of
 from qdpo.export.gguf.settings import frequency_factors
+from qdpo.export.source import TrainedRun
 from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.readback import compare_all
+from qdpo.export.verify.projection import Projection, read_both
+from qdpo.export.verify.readback import Expected, compare_all
+from qdpo.export.verify.room import require_room
 from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp
-from qdpo.export.verify.target import Target, counted
+from qdpo.export.verify.target import BESIDE, Target, counted
 from qdpo.export.whole import computing_dtype
 from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
@@ -30,20 +37,52 @@ from qdpo.model.tensors import TensorFiles
 NO_LLAMA_CPP = "llama-cpp-python is not installed (pip install 'qdpo[verify]')"
 
 
+@dataclass
 class GgufTarget(Target):
-    """A model as a GGUF file."""
+    """A model as a GGUF file.
 
-    def read_back(self, model: MergedModel) -> list[Check]:
+    Attributes:
+        way: how its levels were chosen.
+        imatrix: what its grids were found by, as `Request.imatrix`.
+    """
+
+    way: Way = "nearest"
+    imatrix: str = NONE
+
+    @classmethod
+    def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
+        rounding = record.get("rounding") or {"way": "nearest", "imatrix": NONE}
+        base = record.get("merge_base")
+        return [cls(folder / name, str(kind), run, base, **rounding) for name, kind in record["files"].items()]
+
+    @property
+    def _request(self) -> Request:
+        assert self.merge_base is not None
+        return Request(self.run, self.path.parent, self.merge_base, rounding=self.way, imatrix=self.imatrix)
+
+    def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
         reader = gguf.GGUFReader(self.path)
         found = {tensor.name: tensor for tensor in reader.tensors}
-        family = family_of(model.config)
+        family, bare = family_of(model.config), self.bare_model()
         tensors = mapped_tensors(family, model)
-        types = types_of(KINDS[self.kind], tensors, model.config)
+        rounding = rounding_of(self.run, model, self.way, self.imatrix)
+        types = types_of(KINDS[self.kind], tensors, model.config, rounding.has_importance)
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
-        with counted(lambda name: (values_of(present[name]), present[name].tensor_type.name), len(present)) as stored:
-            comparison = compare_all(
-                present, stored, lambda name: to_gguf(family, model.config, name, model.read(name))
+        beside = {tensor.name: tensor for tensor in gguf.GGUFReader(twin.path).tensors} if twin else {}
+
+        def expected(name: str) -> Expected:
+            merged, base = (
+                None if values is None else to_gguf(family, model.config, name, values)
+                for values in read_both(model, bare, name)
             )
+            assert merged is not None
+            other = beside.get(present[name].name)
+            if base is None or other is None:
+                return Expected(merged)
+            return Expected(merged, torch.sub(merged, base, out=base), lambda: values_of(other))
+
+        with counted(lambda name: (values_of(present[name]), present[name].tensor_type.name), len(present)) as stored:
+            comparison = compare_all(present, stored, expected, projection)
         factors = frequency_factors(model.config)
         if factors is not None:
             present_factors = torch.from_numpy(found[FACTORS].data.copy()) if FACTORS in found else torch.zeros(0)
@@ -53,16 +92,14 @@ class GgufTarget(Target):
             for name, tensor in present.items()
             if tensor.tensor_type != types[name]
         ]
-        expected = {tensor.gguf_name for tensor in tensors} | ({FACTORS} if factors is not None else set())
-        read_back = comparison.check(expected - found.keys(), found.keys() - expected)
-        return [read_back, self._settings(reader, model)]
+        names = {tensor.gguf_name for tensor in tensors} | ({FACTORS} if factors is not None else set())
+        read_back = comparison.check(names - found.keys(), found.keys() - names)
+        return [read_back, self._settings(reader, model, rounding)]
 
-    def _settings(self, reader: gguf.GGUFReader, model: MergedModel) -> Check:
+    def _settings(self, reader: gguf.GGUFReader, model: MergedModel, rounding: Rounding) -> Check:
         """Compare all keys, the vocabulary and the template among them, with what a fresh conversion would write."""
-        assert self.merge_base is not None
-        request = Request(self.run, self.path.parent, self.merge_base)
         vocabulary = vocabulary_of(self.run, model)
-        fresh = GgufFile(self.path, KINDS[self.kind], model, vocabulary, general_of(request)).keys()
+        fresh = GgufFile(self.path, KINDS[self.kind], model, vocabulary, general_of(self._request), rounding).keys()
         found = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         differ = [key for key in sorted(fresh.keys() | found.keys()) if not _same(fresh.get(key), found.get(key))]
         problems = [
@@ -71,6 +108,15 @@ class GgufTarget(Target):
         return from_problems(
             "settings", problems, f"{len(found)} keys equal the model's, {len(vocabulary.tokens):,} tokens"
         )
+
+    def twin(self, scratch: Path) -> Target:
+        run = self.run.without_adapter()
+        batch = plan_batch(replace(self._request, run=run, out=scratch, quants=(self.kind,)))
+        require_room(scratch, batch.needed)
+        note(BESIDE)
+        batch.write(scratch)
+        (name,) = batch.files
+        return replace(self, path=scratch / name, run=run)
 
     def encoder(self) -> tuple[Encode | None, str]:
         if not has_llama_cpp():
@@ -130,17 +176,22 @@ class LoraTarget(Target):
                 deltas[mapped.name] = partial(delta, mapped.name, a, b)
         return deltas
 
-    def read_back(self, model: MergedModel) -> list[Check]:
+    def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
         pairs, deltas = Adapter(self.run.adapter).pairs(), self._deltas(model)
 
-        def expected(name: str) -> torch.Tensor:
+        def expected(name: str) -> Expected:
             a, b, scale = pairs[name]
-            return scale * (b.float() @ a.float())
+            delta = scale * (b.float() @ a.float())
+            # The file holds the change alone; of the base it has nothing.
+            return Expected(delta, delta, lambda: torch.zeros(()))
 
         common = [name for name in pairs if name in deltas]
         with counted(lambda name: (deltas[name](), self.kind.upper()), len(common)) as stored:
-            comparison = compare_all(common, stored, expected)
+            comparison = compare_all(common, stored, expected, projection)
         return [comparison.check(pairs.keys() - deltas.keys(), deltas.keys() - pairs.keys())]
+
+    def twin(self, scratch: Path) -> Target:
+        return BareBase(self.path, self.kind, self.run.without_adapter())
 
     def encoder(self) -> tuple[Encode | None, str]:
         return None, "an adapter has no tokenizer; the base's GGUF has it"
@@ -156,6 +207,13 @@ class LoraTarget(Target):
             return values.add_(deltas[name]()) if name in deltas else values
 
         return bench.torch_scorer(model.config, set(base), read, computing_dtype(), "torch: base plus adapter")
+
+
+class BareBase(LoraTarget):
+    """The base that an adapter file is used beside, without it."""
+
+    def _deltas(self, model: MergedModel) -> dict[str, Callable[[], torch.Tensor]]:
+        return {}
 
 
 def values_of(tensor: gguf.ReaderTensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Does the artefact prefer what the trained model prefers, token by token and pair by pair; and is that enough?"""
+"""What a model says about held-out pairs and plain texts, and how two models' predictions differ."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from qdpo.data.pairs import TokenPair
 from qdpo.errors import QdpoError
 from qdpo.export.pairs import Heldout
 from qdpo.export.source import TrainedRun
-from qdpo.export.verify.checks import Check
 from qdpo.export.verify.room import Room
 from qdpo.export.verify.scorers import Asked, Scorer
 from qdpo.model.stream_memory import CHUNK_BYTES
 from qdpo.progress import Progress
 from qdpo.run import folder as run_folder
 
-PARITY = "preference parity"
 DISTRIBUTIONS_BYTES = 1 << 30
 """Room for a model's distributions, which the per-token KL is computed of."""
 
@@ -33,6 +31,7 @@ class Scores:
     Attributes:
         engine: what computed it.
         chosen, rejected: sums of log-probabilities of the completions, in nats, float64 [pairs].
+        texts: sums of log-probabilities of the plain texts, in nats, float64 [texts].
         distributions: log-probabilities of the next token at the first completion tokens of each side, float32
             [tokens, vocabulary]; most of them may lie in a file.
     """
@@ -40,7 +39,19 @@ class Scores:
     engine: str
     chosen: Tensor
     rejected: Tensor
+    texts: Tensor
     distributions: Tensor
+
+    @property
+    def margins(self) -> Tensor:
+        """How much likelier each chosen completion is than the rejected one, in nats, float64 [pairs]."""
+        return self.chosen - self.rejected
+
+    def first(self, pairs: int, rows: int) -> Scores:
+        """Those of the first pairs, whose distributions are the first `rows`; without texts."""
+        return Scores(
+            self.engine, self.chosen[:pairs], self.rejected[:pairs], self.texts[:0], self.distributions[:rows]
+        )
 
 
 def completions(pairs: Sequence[TokenPair]) -> list[Asked]:
@@ -53,40 +64,52 @@ def completions(pairs: Sequence[TokenPair]) -> list[Asked]:
     return asked
 
 
+def questions(heldout: Heldout) -> list[Asked]:
+    """What is asked of a model that is verified: the completions of all pairs, then the plain texts."""
+    return [*completions(heldout.pairs), *(Asked(ids, range(len(ids) - 1)) for ids in heldout.texts)]
+
+
 def collect(
-    engine: str, asked: Sequence[Asked], logits: Iterable[tuple[int, Tensor]], tokens_kept: int, room: Room
+    engine: str,
+    asked: Sequence[Asked],
+    logits: Iterable[tuple[int, Tensor]],
+    pairs: int,
+    tokens_kept: int,
+    room: Room,
 ) -> Scores:
-    """Log-probabilities of all completions.
+    """Log-probabilities of all completions and texts.
 
     Args:
         engine: what computes.
-        asked: from `completions`.
+        asked: the completions of pairs, and texts behind them.
+        pairs: how many pairs.
         logits: a model's, as `Scorer.logits` gives them.
         tokens_kept: for how many tokens of each completion the whole distribution is kept.
         room: for the distributions.
     """
+    last = 2 * pairs
     sums = torch.zeros(len(asked), dtype=torch.float64)
     done = [0] * len(asked)
     distributions, filled = torch.empty(0, 0), 0
     for number, chunk in logits:
         logprobs, positions = chunk.log_softmax(-1), asked[number].positions
         if not filled:
-            rows = sum(min(tokens_kept, len(one.positions)) for one in asked)
+            rows = sum(min(tokens_kept, len(one.positions)) for one in asked[:last])
             distributions = room.take(rows, chunk.shape[1], torch.float32, torch.device("cpu"))
         first = positions.start + done[number] + 1
         taken = torch.tensor(asked[number].ids[first : first + len(chunk)], device=chunk.device)
         sums[number] += logprobs.gather(1, taken.unsqueeze(1)).double().sum().cpu()
-        if (kept := min(tokens_kept - done[number], len(chunk))) > 0:
+        if number < last and (kept := min(tokens_kept - done[number], len(chunk))) > 0:
             distributions[filled : filled + kept] = logprobs[:kept].cpu()
             filled += kept
         done[number] += len(chunk)
-    return Scores(engine, sums[::2], sums[1::2], distributions)
+    return Scores(engine, sums[:last:2], sums[1:last:2], sums[last:], distributions)
 
 
-def score(scorer: Scorer, pairs: Sequence[TokenPair], tokens_kept: int, room: Room) -> Scores:
-    """What a scorer says about pairs; the arguments are those of `collect`."""
-    asked = completions(pairs)
-    return collect(scorer.engine, asked, scorer.logits(asked), tokens_kept, room)
+def score(scorer: Scorer, heldout: Heldout, tokens_kept: int, room: Room) -> Scores:
+    """What a scorer says about held-out pairs and plain texts; the arguments are those of `collect`."""
+    asked = questions(heldout)
+    return collect(scorer.engine, asked, scorer.logits(asked), len(heldout.pairs), tokens_kept, room)
 
 
 def tokens_to_keep(heldout: Heldout, vocabulary: int) -> int:
@@ -94,36 +117,31 @@ def tokens_to_keep(heldout: Heldout, vocabulary: int) -> int:
     return max(1, DISTRIBUTIONS_BYTES // (vocabulary * 4 * 2 * max(len(heldout.pairs), 1)))
 
 
-def margins(scores: Scores, reference: Scores) -> Tensor:
-    """Implicit reward margins over beta, in nats: how much more than the reference it prefers the chosen one."""
-    return (scores.chosen - reference.chosen) - (scores.rejected - reference.rejected)
-
-
-def compare(scores: Scores, trained: Scores, reference: Scores) -> dict[str, Any]:
+def row(scores: Scores, zero: Scores | None, policy: Scores, text_tokens: int) -> dict[str, Any]:
     """One row of the parity table.
 
     Args:
         scores: the model of the row.
-        trained: the trained policy.
-        reference: the base that rewards are measured against.
+        zero: what its margins are measured against: the base in the same precision; None where that was not scored.
+        policy: what its predictions are measured against.
+        text_tokens: predictions in the plain texts.
 
     Returns:
-        accuracy (share of pairs with a positive margin; None when all are ties, as for the base itself), margin (mean,
-        nats), margin_kept (share of the trained margin), kl (mean of KL(trained || row), nats per token), kl_max, top1
-        (share of equal likeliest tokens), tokens (how many of them were compared), engine.
+        engine, accuracy (share of pairs whose margin is above the zero's; None when all are ties), margin (mean gain,
+        nats), kl (mean of KL(policy || row), nats per token), kl_max, top1 (share of equal likeliest tokens), tokens
+        (how many of them were compared), text (negative log-likelihood of the plain texts, nats per token).
     """
-    own, whole = margins(scores, reference), margins(trained, reference)
-    kl, top1 = per_token(trained, scores)
-    mean = float(whole.mean())
+    gained = scores.margins - zero.margins if zero is not None else None
+    kl, top1 = per_token(policy, scores)
     return {
         "engine": scores.engine,
-        "accuracy": float((own > 0).double().mean()) if own.any() else None,
-        "margin": float(own.mean()),
-        "margin_kept": float(own.mean()) / mean if mean else None,
+        "accuracy": None if gained is None or not gained.any() else float((gained > 0).double().mean()),
+        "margin": None if gained is None else float(gained.mean()),
         "kl": float(kl.mean()),
         "kl_max": float(kl.max()),
         "top1": float(top1.double().mean()),
         "tokens": len(kl),
+        "text": -float(scores.texts.sum()) / text_tokens if text_tokens else None,
     }
 
 
@@ -146,35 +164,3 @@ def limits_of(run: TrainedRun) -> VerifySection:
         return run_folder.reopen(run.folder).config.verify
     except QdpoError:
         return VerifySection()
-
-
-def judge(kind: str, limits: VerifySection, row: dict[str, Any], against: str) -> Check:
-    """Hold a parity row against the limits.
-
-    Args:
-        kind: precision of the artefact.
-        limits: of the run.
-        row: what `compare` gave.
-        against: what the KL was measured against.
-    """
-    told = describe(row, against)
-    failures = []
-    limit, least = limits.max_kl.get(kind), limits.min_margin_kept.get(kind)
-    if limit is not None and not row["kl"] <= limit:
-        failures.append(f"the KL limit of {kind} is {limit:g}")
-    if least is not None and row["margin_kept"] is not None and not row["margin_kept"] >= least:
-        failures.append(f"{least:.0%} of the margin must be kept")
-    if failures:
-        return Check(PARITY, False, f"{told}; {'; '.join(failures)}")
-    without = limit is None and least is None
-    return Check(PARITY, True, told + (" (no limit for this precision)" if without else ""))
-
-
-def describe(row: dict[str, Any], against: str) -> str:
-    """A parity row as a sentence."""
-    kept = "no trained margin" if row["margin_kept"] is None else f"{row['margin_kept']:.1%} of the margin kept"
-    accuracy = "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-    return (
-        f"KL {row['kl']:.2g} nats a token against {against}, top-1 {row['top1']:.1%}, accuracy {accuracy}, "
-        f"{kept}, by {row['engine']}"
-    )

@@ -16,6 +16,7 @@ import torch
 
 from qdpo.export.gguf.families import FAMILIES
 from qdpo.export.verify.checks import Check, from_problems
+from qdpo.export.verify.projection import Projection
 from qdpo.model.merged import MergedModel
 
 # Largest relative RMS error of a tensor, by type: about twice what the type costs on Gaussian weights, and far below
@@ -78,52 +79,136 @@ class Comparison:
         return from_problems("read-back", problems + self.problems, good)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a stored tensor is compared with.
+
+    Attributes:
+        values: what it should be but for the type's own rounding, float32.
+        change: what the adapter has changed of the base's tensor, float32; None where it has not.
+        rounded: gives the tensor of the same export of the bare base, float32; None where there is none.
+    """
+
+    values: torch.Tensor
+    change: torch.Tensor | None = None
+    rounded: Callable[[], torch.Tensor] | None = None
+
+
 def compare_all(
     names: Iterable[str],
     stored: Callable[[str], tuple[torch.Tensor, str]],
-    expected: Callable[[str], torch.Tensor],
+    expected: Callable[[str], Expected],
+    projection: Projection,
 ) -> Comparison:
-    """Compare tensors one by one; `stored` gives a tensor and its kind."""
+    """Compare tensors one by one.
+
+    Args:
+        names: of the tensors.
+        stored: gives one of them, float32, and its kind; it may be changed.
+        expected: gives what it should be.
+        projection: takes in what became of the adapter's change.
+    """
     comparison = Comparison()
     for name in names:
         tensor, kind = stored(name)
-        comparison.add(name, tensor, expected(name), kind)
+        wanted = expected(name)
+        comparison.add(name, tensor, wanted.values, kind)
+        change, rounded = wanted.change, wanted.rounded
+        del wanted  # a tensor less while the next one is made
+        if change is not None and rounded is not None and tensor.shape == change.shape:
+            projection.add(name, tensor.sub_(rounded()), change)
     return comparison
 
 
-def compare_smoothed(model: MergedModel, names: Iterable[str], stored: Callable[[str], torch.Tensor]) -> Comparison:
+def compare_smoothed(
+    model: MergedModel,
+    names: Iterable[str],
+    stored: Callable[[str], torch.Tensor],
+    expected: Callable[[str], Expected],
+    projection: Projection,
+) -> Comparison:
     """Compare stored tensors with the merged ones, up to the factors that AWQ moved.
 
     Args:
         model: the merged model.
         names: tensors that the export has, layers by the name of their weight.
         stored: gives one, dequantised, float32.
+        expected: gives what it should be.
+        projection: takes in what became of the adapter's change, the factors taken out.
     """
-    comparison, present = Comparison(), set(names)
-    feeders = {name: feeder for name in model.names if (feeder := feeder_of(name, model)) in present}
-    factors: dict[str, torch.Tensor] = {}
-    for name in sorted((name for name in model.names if name in present), key=lambda name: _depth(name, feeders)):
-        found, expected = stored(name), model.read(name).float()
-        if found.shape != expected.shape:
-            comparison.add(name, found, expected, KIND)
-        elif name in feeders.values() and found.ndim == 1:
-            plus = _norm_offset(model)
-            gains = found + plus, expected + plus
-            factors[name] = torch.where(gains[0] == gains[1], 1.0, gains[0] / gains[1])
-            if not (torch.isfinite(factors[name]) & (factors[name] > 0)).all():
+    comparison, smoothing, twin = Comparison(), Smoothing(model, names), Smoothing(model, names)
+    for name in smoothing.order:
+        found, wanted = stored(name), expected(name)
+        values = wanted.values
+        if found.shape != values.shape:
+            comparison.add(name, found, values, KIND)
+            continue
+        factor = smoothing.factor(name, found, values)
+        if smoothing.is_norm(name):
+            if not (torch.isfinite(factor) & (factor > 0)).all():
                 comparison.problems.append(f"{name} is not the merged norm with its gains scaled")
             comparison.count += 1
-        elif name in feeders or (weight := name.removesuffix(".bias") + ".weight") in feeders:
-            if name.endswith(".weight"):
-                expected = expected * _columns(name, expected.shape[1], feeders, factors)
-                factors[name] = _rows(name, found, expected, model)
-                expected = expected * factors[name].unsqueeze(1)
-            else:
-                expected = expected * factors.get(weight, torch.ones(()))
-            comparison.add(name, found, expected, KIND)
+        elif smoothing.is_moved(name):
+            comparison.add(name, found, values * factor, KIND)
         else:
-            comparison.add(name, found, expected.to(torch.bfloat16).float(), UNTOUCHED)
+            comparison.add(name, found, values.to(torch.bfloat16).float(), UNTOUCHED)
+        takes_part = smoothing.is_norm(name) or smoothing.is_moved(name) or wanted.change is not None
+        if wanted.rounded is None or not takes_part:
+            continue
+        # The bare base's export has factors of its own, which later tensors need even where this one did not change.
+        other = wanted.rounded()
+        own = twin.factor(name, other, values if wanted.change is None else values - wanted.change)
+        if wanted.change is not None:
+            projection.add(name, found.div_(factor).sub_(other.div_(own)), wanted.change)
     return comparison
+
+
+class Smoothing:
+    """The factors that AWQ has moved between the tensors of an export, found as its tensors come by.
+
+    Args:
+        model: gives names and shapes.
+        names: tensors that the export has.
+
+    Attributes:
+        order: the tensors, norms first, then what they feed, then what that feeds.
+    """
+
+    def __init__(self, model: MergedModel, names: Iterable[str]) -> None:
+        present = set(names)
+        self._model = model
+        self._feeders = {name: feeder for name in model.names if (feeder := feeder_of(name, model)) in present}
+        self._factors: dict[str, torch.Tensor] = {}
+        self.order = sorted((n for n in model.names if n in present), key=lambda name: _depth(name, self._feeders))
+
+    def is_norm(self, name: str) -> bool:
+        """Whether a tensor holds gains of a norm that feeds layers."""
+        return name in self._feeders.values() and len(self._model.shape(name)) == 1
+
+    def is_moved(self, name: str) -> bool:
+        """Whether a tensor is of a layer that factors may have been moved in or out of."""
+        return name in self._feeders or name.removesuffix(".bias") + ".weight" in self._feeders
+
+    def factor(self, name: str, found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        """What a tensor was multiplied by; may be broadcast over it. Tensors are asked for in `order`.
+
+        Args:
+            name: the tensor's.
+            found: as it is stored.
+            expected: as it was before.
+        """
+        if self.is_norm(name):
+            plus = _norm_offset(self._model)
+            gains = found + plus, expected + plus
+            self._factors[name] = torch.where(gains[0] == gains[1], 1.0, gains[0] / gains[1])
+            return self._factors[name]
+        if name in self._feeders:
+            columns = _columns(name, expected.shape[1], self._feeders, self._factors)
+            self._factors[name] = _rows(name, found, expected * columns, self._model)
+            return columns * self._factors[name].unsqueeze(1)
+        if self.is_moved(name):
+            return self._factors.get(name.removesuffix(".bias") + ".weight", torch.ones(()))
+        return torch.ones(())
 
 
 def feeder_of(name: str, model: MergedModel) -> str | None:

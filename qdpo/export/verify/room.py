@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from qdpo.files import explained
+from qdpo.errors import DiskError
+from qdpo.files import explained, free_bytes
 from qdpo.model.stream_memory import HELD_BYTES
 
 SHARE_OF_CARD = 4
@@ -52,3 +53,17 @@ def free_on(card: torch.device) -> int:
     """Bytes of a card that tensors may still take, those among them that torch holds unused."""
     unused = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
     return int(torch.cuda.mem_get_info(card)[0]) + unused
+
+
+def require_room(folder: Path, nbytes: int) -> None:
+    """Make sure that a disk has room for the same export of the bare base.
+
+    Raises:
+        DiskError: it has not.
+    """
+    if (free := free_bytes(folder)) < nbytes:
+        raise DiskError(
+            f"the export is compared with the same export of the bare base, which takes {nbytes:,} bytes beside it for "
+            f"a while; {free:,} are free",
+            "free some space, or skip it with --no-verify and run `qdpo verify` later",
+        )

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdpo.console import say, warn
+from qdpo.config.schema import VerifySection
+from qdpo.console import say
 from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError
 from qdpo.export.formats import targets_of
+from qdpo.export.moments import moments_of_run
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
+from qdpo.export.verify.answers import compare_answers
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import Check, check_integrity
+from qdpo.export.verify.measures import divergence, preference, text_change
 from qdpo.export.verify.need import explained_shortage, require_memory, tell
-from qdpo.export.verify.parity import PARITY, Scores, compare, describe, judge, limits_of, score
-from qdpo.export.verify.report import Report, card_section
+from qdpo.export.verify.parity import limits_of, row, score
+from qdpo.export.verify.projection import Projection
+from qdpo.export.verify.report import SCHEMA, Report, card_section
 from qdpo.export.verify.room import Room
+from qdpo.export.verify.scorers import Scorer
 from qdpo.export.verify.target import Target
 from qdpo.export.verify.tokens import check_tokens
-from qdpo.export.verify.yardstick import SAMPLE_TOKENS, SAMPLES, Yardstick, measure, too_slow
-from qdpo.files import atomic_write, read_json, write_json
+from qdpo.export.verify.verdict import (
+    judge_answers,
+    judge_divergence,
+    judge_preference,
+    judge_projection,
+    overall,
+    report_floor,
+    report_text,
+)
+from qdpo.export.verify.yardstick import Yardstick, measure, too_slow
+from qdpo.files import STAGING_PREFIX, atomic_write, read_json, scratch_folder, write_json
 from qdpo.hardware import find_device, is_out_of_memory
 from qdpo.libraries import quiet_libraries
 from qdpo.model.merged import MergedModel
@@ -39,7 +55,7 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
 
     Returns:
-        what verify.json holds: `passed` says that no check failed, `scored` that preferences could be compared at all.
+        what verify.json holds; `verdict` is the worst of its artefacts'.
 
     Raises:
         InputMissingError: it is no export, or its run is not found.
@@ -58,25 +74,25 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         targets = targets_of(folder, record, run)
         merge_base: MergeBase = record.get("merge_base") or "original"
         model = run.merged(merge_base)
+        scratch = folder.with_name(f"{STAGING_PREFIX}{folder.name}-verify-{os.getpid()}")
         with explained_shortage():
             work = prepare(run, folder, model, merge_base, targets, pairs)
             for target in targets:
                 say(f"verifying {target.name} ...")
-                reports.append(examine(target, model, work))
+                with scratch_folder(scratch):
+                    reports.append(examine(target, scratch, model, work))
                 reports[-1].checks.insert(0, integrity)
     verdict = stamped() | {
+        "schema": SCHEMA,
         "format": record["format"],
         "merge_base": record.get("merge_base"),
-        "passed": all(report.passed for report in reports),
-        "scored": not any(check.name == PARITY and check.passed is None for r in reports for check in r.checks),
+        "verdict": overall([report.verdict for report in reports]),
         "artefacts": [report.record() for report in reports],
     }
     write_json(folder / "verify.json", verdict)
     atomic_write(folder / "README.md", card_section(verdict))
     for report in reports:
         report.show()
-    if not verdict["scored"]:
-        warn(f"{folder} was not scored: nothing shows yet that it prefers what the trained model prefers")
     return verdict
 
 
@@ -92,6 +108,10 @@ def find_run(folder: Path) -> Path:
     raise InputMissingError(f"there is no run directory above {folder}", "name it with --run DIR")
 
 
+SHOWN = 3
+"""Greedy answers that are shown."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What all artefacts of an export are scored with.
@@ -99,10 +119,12 @@ class Work:
     Attributes:
         bench: where they are scored.
         yardstick: what they are measured against.
+        settings: the run's.
     """
 
     bench: Bench
     yardstick: Yardstick
+    settings: VerifySection
 
 
 def prepare(
@@ -125,36 +147,51 @@ def prepare(
         bench = Bench(
             Room(folder),
             find_device().torch,
-            heldout.longest + SAMPLE_TOKENS,
+            heldout.longest + config.verify.answer_tokens,
             why_not_streamed(model, config.model.attn_implementation),
         )
         needed = require_memory(run.folder, whole=bench.not_streamed is not None)
-        merged = None if all(target.is_the_merge for target in targets) else model
-        tell(model, heldout, 2 + (merged is not None) + len(targets), bench.device, needed)
-        return Work(bench, measure(run, config, heldout, bench, merged, merge_base))
+        tell(model, heldout, (2 if merge_base == "trained" else 3) + 2 * len(targets), bench.device, needed)
+        return Work(bench, measure(run, config, heldout, bench, merge_base), config.verify)
     except (MemoryShortageError, DiskError):
         raise
     except QdpoError as error:
         return error.message
 
 
-def examine(target: Target, model: MergedModel, work: Work | str) -> Report:
-    """All checks on one artefact but its bytes.
+def examine(target: Target, scratch: Path, model: MergedModel, work: Work | str) -> Report:
+    """All checks on one artefact but its bytes, and all measures.
 
     Args:
         target: the artefact.
+        scratch: an empty folder for the same export of the bare base.
         model: what it should hold.
         work: what it is scored with, or why it cannot be.
     """
     report = Report(target.name, target.kind)
-    report.checks += guarded("read-back", lambda: target.read_back(model))
+    limits = limits_of(target.run)
+    twin: Target | str
+    try:
+        twin = target.twin(scratch)
+    except (MemoryShortageError, DiskError):
+        raise
+    except QdpoError as error:
+        twin = f"the same export of the bare base cannot be made here: {error.message}"
+    projection = Projection(moments_of_run(target.run))
+    beside = None if isinstance(twin, str) else twin
+    report.checks += guarded("read-back", lambda: target.read_back(model, beside, projection))
     heldout = None if isinstance(work, str) else work.yardstick.heldout
     report.checks += guarded("same tokens", lambda: [check_tokens(target, heldout)])
+    if isinstance(twin, str):
+        report.checks.append(Check("measures", None, twin))
+        return report
+    found = projection.record()
+    report.take("projection", found, judge_projection(found, limits))
     if isinstance(work, str):
-        report.checks.append(Check(PARITY, None, work))
+        report.checks.append(Check("scores", None, work))
         return report
     report.checks += guarded("engine", target.not_run)
-    report.checks += guarded(PARITY, lambda: check_parity(report, target, model, work))
+    report.checks += guarded("scores", lambda: measure_one(report, target, twin, model, work))
     return report
 
 
@@ -172,40 +209,58 @@ def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
         return [Check(name, False, error.message)]
 
 
-def check_parity(report: Report, target: Target, model: MergedModel, work: Work) -> list[Check]:
-    """Score the artefact, fill the report's table and samples, and judge."""
-    yardstick = work.yardstick
-    heldout, checks = yardstick.heldout, []
+def measure_one(report: Report, target: Target, twin: Target, model: MergedModel, work: Work) -> list[Check]:
+    """Score an artefact and the same export of the bare base, and fill the report; what could not be run."""
+    yardstick, settings, room = work.yardstick, work.settings, work.bench.room
+    heldout, kept = yardstick.heldout, yardstick.tokens_kept
+    with twin.scorer(target.bare_model(), work.bench) as scorer:
+        rounded = score(scorer, heldout, kept, room)
+        rounded_answers = _answers(scorer, yardstick, settings)
     with target.scorer(model, work.bench) as scorer:
-        exported = score(scorer, heldout.pairs, yardstick.tokens_kept, work.bench.room)
-        prompts = [ids for _, ids in heldout.prompts[:SAMPLES]]
-        left_out = too_slow("the export", scorer.writing_seconds(prompts, SAMPLE_TOKENS))
-        if isinstance(yardstick.answers, str):
-            left_out = yardstick.answers
-        if left_out:
-            checks.append(Check("sample answers", None, left_out))
-        else:
-            made = scorer.generate(prompts, heldout.ends, SAMPLE_TOKENS)
-            decode = heldout.tokenizer.decode
-            report.samples += [
-                {"prompt": text, "trained": decode(answer), "exported": decode(own)}
-                for (text, _), answer, own in zip(heldout.prompts, yardstick.answers, made, strict=False)
-            ]
+        exported = score(scorer, heldout, kept, room)
+        answers = _answers(scorer, yardstick, settings)
+    base, policy = yardstick.base, yardstick.policy
     report.pairs = len(heldout.pairs)
-    rows = {"base": yardstick.base, "trained": yardstick.trained, "merged": yardstick.merged, "exported": exported}
-    report.parity = {
-        name: compare(scores, yardstick.trained, yardstick.base) for name, scores in rows.items() if scores is not None
+    rows = {
+        "base": (base, base),
+        "trained": (yardstick.trained or policy, None if yardstick.trained else base),
+        "merged": (policy if yardstick.trained else None, base),
+        "rounded base": (rounded, rounded),
+        "exported": (exported, rounded),
     }
-    return [*checks, _judged(report, target, exported, yardstick)]
+    tokens = sum(len(ids) - 1 for ids in heldout.texts)
+    report.parity = {
+        name: row(scores, zero, policy, tokens) for name, (scores, zero) in rows.items() if scores is not None
+    }
+    apart = divergence(policy, exported, base, rounded, heldout.pairs, kept)
+    report.take("divergence", asdict(apart), judge_divergence(apart, target.kind, settings))
+    liked = preference(exported.margins - rounded.margins, policy.margins - base.margins)
+    report.take("preference", None if liked is None else asdict(liked), judge_preference(liked))
+    if (text := text_change(exported, policy, heldout.texts)) is not None:
+        report.take("text", asdict(text), report_text(text))
+    if yardstick.floor is not None:
+        report.take("floor", asdict(yardstick.floor), report_floor(yardstick.floor))
+    if isinstance(answers, str):
+        return [Check("answers", None, answers)]
+    if answers:
+        assert not isinstance(yardstick.answers, str)
+        beside = None if isinstance(rounded_answers, str) else rounded_answers
+        looked = compare_answers(yardstick.answers, answers, beside, settings.answer_tokens)
+        report.take("answers", asdict(looked), judge_answers(looked))
+        decode = heldout.tokenizer.decode
+        report.samples += [
+            {"prompt": text, "trained": decode(own), "exported": decode(new)}
+            for (text, _), own, new in zip(heldout.prompts[:SHOWN], yardstick.answers, answers, strict=False)
+        ]
+    return []
 
 
-def _judged(report: Report, target: Target, exported: Scores, yardstick: Yardstick) -> Check:
-    row, against = report.parity["exported"], "the trained model"
-    if target.merge_base != "trained":
-        merged = yardstick.merged
-        if merged is None:
-            return Check(PARITY, True, describe(row, against))
-        # Into the original base the merge itself is not the trained policy; the file is held to the merge.
-        row = {**row, **{key: compare(exported, merged, yardstick.base)[key] for key in ("kl", "kl_max", "top1")}}
-        against = "the merged weights"
-    return judge(target.kind, limits_of(target.run), row, against)
+def _answers(scorer: Scorer, yardstick: Yardstick, settings: VerifySection) -> list[list[int]] | str:
+    """Greedy answers to the first prompts, or why there are none."""
+    if isinstance(yardstick.answers, str):
+        return yardstick.answers
+    prompts = [ids for _, ids in yardstick.heldout.prompts[: settings.answers]]
+    seconds = scorer.writing_seconds(prompts, settings.answer_tokens)
+    return too_slow("the export", seconds, len(prompts), settings.answer_tokens) or scorer.generate(
+        prompts, yardstick.heldout.ends, settings.answer_tokens
+    )

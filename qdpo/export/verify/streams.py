@@ -62,6 +62,7 @@ class Voice:
         engine: what computes, for the table.
         streamed: the model.
         weights: makes the weights of a part of what the base has there; what it is given may be changed.
+        first: how many of the sequences it is asked, the first ones; None for all.
         reading: seconds that its weights have taken, the base's among them.
         computing: seconds that it has computed with them, but for the logits.
     """
@@ -69,6 +70,7 @@ class Voice:
     engine: str
     streamed: Streamed
     weights: Callable[[str, Part], Part] = field(default=lambda part, base: base)
+    first: int | None = None
     reading: float = 0.0
     computing: float = 0.0
 
@@ -78,32 +80,27 @@ def beside(adapter: AdapterSkeleton, streamed: Streamed) -> Callable[[str, Part]
 
     def weights(part: str, base: Part) -> Part:
         return {
-            name: streamed.lent(name, adapter.read(name)) if adapter.reads(name) else base[base_name(name)]
+            name: streamed.lent(name, adapter.read(name) if adapter.reads(name) else base[base_name(name)])
             for name in streamed.parts[part]
         }
 
     return weights
 
 
-def merged_into(model: MergedModel, streamed: Streamed, on_the_same_base: bool) -> Callable[[str, Part], Part]:
-    """The merged weights.
+def read_anew(model: MergedModel, streamed: Streamed) -> Callable[[str, Part], Part]:
+    """The weights of another model than the base, which is read as well; the base's are given up for them.
 
     Args:
         model: gives them.
         streamed: computes with them.
-        on_the_same_base: whether the base's weights, as they are given, are those that the adapter is merged into; else
-            the base is read once more.
     """
 
-    def one(name: str, base: Part) -> Tensor:
-        stored = name if name in model.names else EMBEDDING
-        given = base.pop(name, None)
-        if on_the_same_base and given is not None:
-            return model.adapted(stored, given.float())
-        del given  # before the next one is read
-        return model.read(stored)
+    def weights(part: str, base: Part) -> Part:
+        base.clear()
+        stored = {name: name if name in model.names else EMBEDDING for name in streamed.parts[part]}
+        return {name: streamed.lent(name, model.read(own)) for name, own in stored.items()}
 
-    return lambda part, base: {name: streamed.lent(name, one(name, base)) for name in streamed.parts[part]}
+    return weights
 
 
 def pass_through(
@@ -121,22 +118,26 @@ def pass_through(
     Yields:
         each voice with its logits, as `Scorer.logits` gives them, to be taken before the next voice is asked for.
     """
-    passages = [Passage(voice.streamed, [one.ids for one in asked], _on(room, voice.streamed)) for voice in voices]
+    own_share = [asked[: voice.first] for voice in voices]
+    passages = [
+        Passage(voice.streamed, [one.ids for one in share], _on(room, voice.streamed))
+        for voice, share in zip(voices, own_share, strict=True)
+    ]
     parts = voices[0].streamed.parts
-    steps = sum(map(len, parts.values())) + (len(parts) - 2) * len(asked) * len(voices)
+    steps = sum(map(len, parts.values())) + (len(parts) - 2) * sum(map(len, own_share))
     with Progress(what, steps, unit="steps") as progress:
         for part in parts:
             began = time.monotonic()
             own = base(part, progress.advance)
             read = time.monotonic()
-            for voice, passage in zip(voices, passages, strict=True):
+            for voice, passage, share in zip(voices, passages, own_share, strict=True):
                 voice.reading += read - began
                 started = time.monotonic()
                 weights = voice.weights(part, own)
                 voice.reading += time.monotonic() - started
                 started = time.monotonic()
                 if part == END:
-                    yield voice, _logits(passage, asked, weights)
+                    yield voice, _logits(passage, share, weights)
                 else:
                     passage.run(part, weights, progress.advance)
                     voice.computing += time.monotonic() - started

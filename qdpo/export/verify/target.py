@@ -17,13 +17,17 @@ from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.source import MergeBase, TrainedRun
 from qdpo.export.verify.bench import Bench, whole_scorer
 from qdpo.export.verify.checks import Check, from_problems
-from qdpo.export.verify.readback import compare_all
+from qdpo.export.verify.projection import Projection, read_both
+from qdpo.export.verify.readback import Expected, compare_all
 from qdpo.export.verify.scorers import Encode, Scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
 from qdpo.model.tensors import TensorFiles
 from qdpo.progress import Progress
+
+BESIDE = "the same export of the bare base, to measure against; it is removed afterwards:"
+"""Said before one is written."""
 
 
 @dataclass
@@ -42,9 +46,6 @@ class Target(ABC):
     run: TrainedRun
     merge_base: MergeBase | None = None
 
-    is_the_merge = False
-    """Whether it holds the merged weights themselves, so that scores of those would say the same."""
-
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         """The artefacts of an export: one for each file that its export.json lists."""
@@ -56,8 +57,27 @@ class Target(ABC):
         return self.path.name
 
     @abstractmethod
-    def read_back(self, model: MergedModel) -> list[Check]:
-        """Compare what is stored with the merged model."""
+    def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
+        """Compare what is stored with the merged model.
+
+        Args:
+            model: the merged model.
+            twin: the same export of the bare base; None where there is none.
+            projection: takes in what became of the adapter's change.
+        """
+
+    @abstractmethod
+    def twin(self, scratch: Path) -> Target:
+        """The same export of the bare base, rounded in the same way; what is written goes into an empty folder.
+
+        Raises:
+            DiskError: there is no room for it.
+            QdpoError: it cannot be made here.
+        """
+
+    def bare_model(self) -> MergedModel:
+        """The base that the adapter was merged into."""
+        return self.run.without_adapter().merged(self.merge_base or "original")
 
     @abstractmethod
     def encoder(self) -> tuple[Encode | None, str]:
@@ -88,8 +108,6 @@ def counted(read: Callable[[str], Any], count: int) -> Iterator[Callable[[str], 
 class FolderTarget(Target):
     """Safetensors in the Hugging Face layout."""
 
-    is_the_merge = True
-
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         return [cls(folder, str(record["dtype"]), run, record.get("merge_base"))]
@@ -98,15 +116,21 @@ class FolderTarget(Target):
     def name(self) -> str:
         return "safetensors"
 
-    def read_back(self, model: MergedModel) -> list[Check]:
-        files = TensorFiles.of_folder(self.path)
+    def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
+        files, bare = TensorFiles.of_folder(self.path), self.bare_model()
 
-        def expected(name: str) -> torch.Tensor:
-            return rounded(name, model.read(name), files.places[name].dtype).float()
+        def as_stored(name: str, values: torch.Tensor) -> torch.Tensor:
+            return rounded(name, values, files.places[name].dtype).float()
+
+        def expected(name: str) -> Expected:
+            merged, base = read_both(model, bare, name)
+            if base is None or twin is None:
+                return Expected(as_stored(name, merged))
+            return Expected(as_stored(name, merged), merged - base, lambda: as_stored(name, base))
 
         names = [name for name in model.names if name in files]
         with counted(lambda name: (files.read(name).float(), "float32"), len(names)) as stored:
-            comparison = compare_all(names, stored, expected)
+            comparison = compare_all(names, stored, expected, projection)
         problems = self._settings_problems(model)
         return [
             comparison.check(set(model.names) - set(files), set(files) - set(model.names)),
@@ -136,3 +160,18 @@ class FolderTarget(Target):
             return whole_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers")
         files = TensorFiles.of_folder(self.path)
         return bench.torch_scorer(read_json(self.path / "config.json"), set(files), files.read, dtype, "transformers")
+
+    def twin(self, scratch: Path) -> Target:
+        return RoundedBase(self.path, self.kind, self.run.without_adapter(), self.merge_base)
+
+
+class RoundedBase(FolderTarget):
+    """The bare base as safetensors would hold it, rounded when it is read: nothing is written for it."""
+
+    def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
+        def read(name: str) -> torch.Tensor:
+            stored = getattr(torch, self.kind) if model.is_float(name) else model.stored_dtype(name)
+            return rounded(name, model.read(name), stored)
+
+        dtype = torch.float32 if self.kind == "float32" else computing_dtype()
+        return bench.torch_scorer(model.config, model.names, read, dtype, "transformers")
