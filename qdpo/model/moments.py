@@ -26,7 +26,7 @@ from qdpo.errors import InputMissingError
 MOMENTS = "moments.safetensors"
 """The file, in the run directory."""
 
-DIRECTIONS = 256
+DIRECTIONS = 128
 """Directions that are kept of each input, the adapter's not counted."""
 
 POWER = 1

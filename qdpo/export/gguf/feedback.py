@@ -49,15 +49,25 @@ class Feedback:
 
 
 def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
-    """U of H + damping * mean(diagonal), in time of columns times the rank's square."""
+    """U of H + damping * mean(diagonal), in a time of columns times the rank's square.
+
+    Block by block from the last column: its own factor U D U^T, then what it takes from the columns before it.
+    """
     factor = moment.factor.double()
     rest = moment.rest.double() + damping * moment.diagonal.double().mean().clamp(min=1e-30)
     columns, rank = factor.shape
-    inverse, taken = torch.eye(rank, dtype=torch.float64), torch.empty_like(factor)
-    for column in range(columns - 1, -1, -1):
-        seen = torch.mv(inverse, factor[column])
-        taken[column] = seen / (rest[column] + factor[column] @ seen)
-        inverse.addr_(seen, taken[column], alpha=-1)  # Sherman-Morrison
+    # What is left of the factor's inner product when all later columns have been eliminated.
+    inner, taken = torch.eye(rank, dtype=torch.float64), torch.empty_like(factor)
+    for begin in reversed(range(0, columns, WIDTH)):
+        own = slice(begin, min(begin + WIDTH, columns))
+        seen = factor[own] @ inner
+        block = seen @ factor[own].T
+        block.diagonal().add_(rest[own])
+        upper = torch.linalg.cholesky(block.flip(0, 1)).flip(0, 1)
+        scale = upper.diagonal()
+        seen = torch.linalg.solve_triangular(upper / scale, seen, upper=True, unitriangular=True)
+        taken[own] = seen / scale.square().unsqueeze(1)
+        inner -= seen.T @ taken[own]
     return Feedback(factor.float(), taken.float())
 
 
