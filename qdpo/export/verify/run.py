@@ -10,7 +10,7 @@ from typing import Any
 
 from qdpo.config.schema import VerifySection
 from qdpo.console import say
-from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError
+from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError, UsageError
 from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import read_heldout
@@ -45,13 +45,16 @@ from qdpo.run.folder import reopen
 from qdpo.run.trained import adapter_of
 
 
-def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | None = None) -> dict[str, Any]:
+def verify_export(
+    folder: Path, run_folder: Path | None = None, pairs: int | None = None, vllm: Path | None = None
+) -> dict[str, Any]:
     """Check an export and write its verify.json and card section.
 
     Args:
         folder: the export.
         run_folder: the run that it came from; None looks above the folder.
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
+        vllm: a Python whose vLLM scores the export; None leaves it to the engine that it is made for.
 
     Returns:
         what verify.json holds; `verdict` is the worst of its artefacts'.
@@ -71,11 +74,13 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
     else:
         reports = []
         targets = targets_of(folder, record, run)
+        if vllm and not all(target.in_vllm for target in targets):
+            raise UsageError(f"vLLM does not load {record['format']}", "verify without --engine: llama.cpp scores it")
         merge_base: MergeBase = record.get("merge_base") or "original"
         model = run.merged(merge_base)
         scratch = folder.with_name(f"{STAGING_PREFIX}{folder.name}-verify-{os.getpid()}")
         with explained_shortage():
-            work = prepare(run, folder, model, merge_base, targets, pairs)
+            work = prepare(run, folder, model, merge_base, targets, pairs, vllm)
             for target in targets:
                 say(f"verifying {target.name} ...")
                 with scratch_folder(scratch):
@@ -127,7 +132,13 @@ class Work:
 
 
 def prepare(
-    run: TrainedRun, folder: Path, model: MergedModel, merge_base: MergeBase, targets: list[Target], pairs: int | None
+    run: TrainedRun,
+    folder: Path,
+    model: MergedModel,
+    merge_base: MergeBase,
+    targets: list[Target],
+    pairs: int | None,
+    vllm: Path | None,
 ) -> Work | str:
     """Score what the artefacts are measured against; the reason where that is impossible.
 
@@ -138,6 +149,7 @@ def prepare(
         merge_base: which base it is merged into.
         targets: the artefacts.
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
+        vllm: a Python whose vLLM scores the export; None leaves it to the engine that it is made for.
     """
     try:
         config = reopen(run.folder).config
@@ -148,6 +160,7 @@ def prepare(
             find_device().torch,
             heldout.longest + config.verify.answer_tokens,
             why_not_streamed(model, config.model.attn_implementation),
+            vllm,
         )
         needed = require_memory(run.folder, whole=bench.not_streamed is not None)
         tell(model, heldout, (2 if merge_base == "trained" else 3) + 2 * len(targets), bench.device, needed)
@@ -189,7 +202,8 @@ def examine(target: Target, scratch: Path, model: MergedModel, work: Work | str)
     if isinstance(work, str):
         report.checks.append(Check("scores", None, work))
         return report
-    report.checks += guarded("engine", target.not_run)
+    if work.bench.vllm is None:
+        report.checks += guarded("engine", target.not_run)
     report.checks += guarded("scores", lambda: measure_one(report, target, twin, model, work))
     return report
 
