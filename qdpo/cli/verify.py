@@ -19,15 +19,18 @@ HELP = "check an export: its bytes, its tensors, its tokens, and its preferences
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("artefact", type=Path, metavar="EXPORT", help="folder that `qdpo merge-export` wrote")
+    parser.add_argument(
+        "artefact",
+        type=Path,
+        metavar="EXPORT",
+        help="folder that `qdpo merge-export` wrote; for --engine vllm also a run's adapter/",
+    )
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: looked for above EXPORT)")
     add_model(parser)
     parser.add_argument(
         "--pairs", type=int, metavar="N", help="held-out pairs to score (default: the run's verify.pairs)"
     )
-    parser.add_argument(
-        "--engine", choices=["vllm"], help="score by another engine than the export is made for (safetensors and awq)"
-    )
+    parser.add_argument("--engine", choices=["vllm"], help="score by vLLM (safetensors, awq, adapter)")
     parser.add_argument("--engine-python", type=Path, metavar="PYTHON", help="Python of the environment that has vLLM")
     parser.add_argument(
         "--against", type=Path, metavar="OTHER", help="compare with another export (folder or GGUF file) instead"

@@ -107,7 +107,7 @@ def test_vllm_computes_what_transformers_computes(real: Path, tmp_path: Path) ->
     answers = reference.generate([ids[:9], ids], frozenset({1}), 20)
     scorers = [
         vllm_scorer(real, merged, "float32", 128),
-        vllm_scorer(real, tmp_path / "base", "float32", 128, run / "adapter", rank=8),
+        vllm_scorer(real, tmp_path / "base", "float32", 128, run / "adapter", rank=4),
     ]
     for opened in scorers:
         with opened as scorer:
@@ -129,6 +129,23 @@ def test_vllm_verifies_awq_in_both_layouts(real: Path, tmp_path: Path, layout: s
     for row in ("rounded base", "exported"):
         assert by_vllm["parity"][row]["engine"].startswith("vLLM")
         assert by_vllm["parity"][row]["kl"] == pytest.approx(by_torch["parity"][row]["kl"], rel=0.05)
+
+
+def test_an_adapter_is_not_verified_without_vllm(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is an adapter, which is scored by vLLM"):
+        verify_export(toy_run(tmp_path) / "adapter")
+
+
+@pytest.mark.slow
+def test_vllm_verifies_an_adapter_on_its_base(real: Path, tmp_path: Path) -> None:
+    run = toy_run(tmp_path)
+    before = sorted(path.name for path in (run / "adapter").iterdir())
+    verdict = verify_export(run / "adapter", pairs=4, vllm=real)
+    (artefact,) = verdict["artefacts"]
+    assert verdict["verdict"] == "passed"
+    assert artefact["parity"]["exported"]["kl"] < 1e-6, "it is the policy on the 16-bit base"
+    assert artefact["parity"]["exported"]["engine"].startswith("vLLM")
+    assert sorted(path.name for path in (run / "adapter").iterdir()) == before
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from qdpo.export.formats import targets_of
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
+from qdpo.export.verify.adapter_target import AdapterTarget
 from qdpo.export.verify.answers import compare_answers
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import Check, check_integrity
@@ -40,9 +41,12 @@ from qdpo.export.verify.yardstick import Yardstick, measure, too_slow
 from qdpo.files import STAGING_PREFIX, atomic_write, read_json, scratch_folder, write_json
 from qdpo.hardware import find_device, is_out_of_memory
 from qdpo.libraries import quiet_libraries
+from qdpo.model.adapter import ADAPTER_CONFIG
 from qdpo.model.merged import MergedModel
 from qdpo.run.folder import reopen
 from qdpo.run.trained import adapter_of
+
+ADAPTER_ALONE = "give --engine vllm --engine-python ENV/bin/python, or verify an export"
 
 
 def verify_export(
@@ -51,7 +55,7 @@ def verify_export(
     """Check an export and write its verify.json and card section.
 
     Args:
-        folder: the export.
+        folder: the export; with `vllm` also the adapter of a run, scored on the 16-bit base, and nothing is written.
         run_folder: the run that it came from; None looks above the folder.
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
         vllm: a Python whose vLLM scores the export; None leaves it to the engine that it is made for.
@@ -63,7 +67,11 @@ def verify_export(
         InputMissingError: it is no export, or its run is not found.
     """
     quiet_libraries()
-    record = read_json(folder / RECORD)
+    # A run's adapter is no export, and nothing is written into its folder.
+    alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / RECORD).is_file()
+    if alone and vllm is None:
+        raise UsageError(f"{folder} is an adapter, which is scored by vLLM", ADAPTER_ALONE)
+    record: dict[str, Any] = {"format": "adapter"} if alone else read_json(folder / RECORD)
     run_folder = run_folder or find_run(folder)
     require_memory(run_folder)
     integrity = check_integrity(folder)
@@ -73,7 +81,7 @@ def verify_export(
         reports = [Report(folder.name, str(record["format"]), [integrity])]
     else:
         reports = []
-        targets = targets_of(folder, record, run)
+        targets: list[Target] = [AdapterTarget.of_run(run)] if alone else targets_of(folder, record, run)
         if vllm and not all(target.in_vllm for target in targets):
             raise UsageError(f"vLLM does not load {record['format']}", "verify without --engine: llama.cpp scores it")
         merge_base: MergeBase = record.get("merge_base") or "original"
@@ -93,8 +101,9 @@ def verify_export(
         "verdict": overall([report.verdict for report in reports]),
         "artefacts": [report.record() for report in reports],
     }
-    write_json(folder / "verify.json", verdict)
-    atomic_write(folder / "README.md", card_section(verdict))
+    if not alone:
+        write_json(folder / "verify.json", verdict)
+        atomic_write(folder / "README.md", card_section(verdict))
     for report in reports:
         report.show()
     return verdict

@@ -27,6 +27,9 @@ INSTALL = (
     "--engine-python ENV/bin/python"
 )
 
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Of adapters: vLLM makes room for one of these (its `max_lora_rank`)."""
+
 
 class VllmScorer:
     """A model that vLLM computes in a process of its own.
@@ -113,7 +116,8 @@ def vllm_scorer(
     """
     settings: dict[str, Any] = {"model": str(model), "dtype": dtype, "max_model_len": context, "adapter": None}
     if adapter is not None:
-        settings |= {"adapter": str(adapter), "enable_lora": True, "max_lora_rank": rank}
+        served = next((size for size in RANKS if size >= (rank or 0)), rank)
+        settings |= {"adapter": str(adapter), "enable_lora": True, "max_lora_rank": served}
     pipe, theirs = Pipe()
     with tempfile.TemporaryFile() as log, pipe:
         with theirs:
