@@ -60,20 +60,22 @@ class Export:
         """Its files, by name."""
         return sorted(path for path in self.path.iterdir() if path.is_file())
 
-    def verify(self, pairs: int | None = None) -> Proof:
+    def verify(self, pairs: int | None = None, *, vllm: str | os.PathLike[str] | None = None) -> Proof:
         """Check bytes, tensors, tokens and preferences on held-out pairs, and renew the run's card.
 
         Args:
             pairs: held-out pairs to score; None takes the run's `verify.pairs`.
+            vllm: the Python of an environment with vLLM, which then scores the export (safetensors and AWQ).
 
         Raises:
+            UsageError: vLLM does not load this format.
             InputMissingError: it is no export, or its run is not found.
         """
         from qdpo.export.verify.run import find_run, verify_export
 
         check_pairs(pairs)
         with borrowed():
-            found = verify_export(self.path, self.run, pairs)
+            found = verify_export(self.path, self.run, pairs, Path(vllm) if vllm else None)
             refresh(self.run or find_run(self.path))
         return Proof(found["verdict"], found)
 

@@ -31,7 +31,7 @@ from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
 from qdpo.model.moments import MOMENTS, Moments
 
-EMPHASIS = 3.0
+EMPHASIS = 10.0
 """How much more an error counts where the adapter looks at the inputs."""
 
 AUTO, NONE = "auto", "none"

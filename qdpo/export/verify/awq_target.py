@@ -23,6 +23,7 @@ from qdpo.export.verify.projection import Projection, read_both
 from qdpo.export.verify.readback import Expected, compare_smoothed
 from qdpo.export.verify.scorers import Scorer
 from qdpo.export.verify.target import BESIDE, FolderTarget, Target, counted
+from qdpo.export.verify.vllm_engine import vllm_scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
@@ -96,6 +97,8 @@ class AwqTarget(FolderTarget):
         return None
 
     def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
+        if bench.vllm:
+            return vllm_scorer(bench.vllm, self.path, "auto", bench.context)
         dtype = computing_dtype()
         weights, engine = AwqWeights(self.path), "torch on dequantised tensors"
         if self._no_engine() is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +29,14 @@ class Bench:
         device: where torch computes.
         context: tokens of the longest sequence, written answers included.
         not_streamed: why models are loaded whole; None where they are streamed.
+        vllm: the Python whose vLLM scores model folders; None where torch does.
     """
 
     room: Room
     device: torch.device
     context: int
     not_streamed: str | None
+    vllm: Path | None = None
 
     @contextmanager
     def torch_scorer(

@@ -10,12 +10,13 @@ from typing import Any
 
 from qdpo.config.schema import VerifySection
 from qdpo.console import say
-from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError
+from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError, UsageError
 from qdpo.export.formats import targets_of
 from qdpo.export.moments import moments_of_run
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
+from qdpo.export.verify.adapter_target import AdapterTarget
 from qdpo.export.verify.answers import compare_answers
 from qdpo.export.verify.bench import Bench, why_not_streamed
 from qdpo.export.verify.checks import Check, check_integrity
@@ -41,18 +42,24 @@ from qdpo.export.verify.yardstick import Yardstick, measure, too_slow
 from qdpo.files import STAGING_PREFIX, atomic_write, read_json, scratch_folder, write_json
 from qdpo.hardware import find_device, is_out_of_memory
 from qdpo.libraries import quiet_libraries
+from qdpo.model.adapter import ADAPTER_CONFIG
 from qdpo.model.merged import MergedModel
 from qdpo.run.folder import reopen
 from qdpo.run.trained import adapter_of
 
+ADAPTER_ALONE = "give --engine vllm --engine-python ENV/bin/python, or verify an export"
 
-def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | None = None) -> dict[str, Any]:
+
+def verify_export(
+    folder: Path, run_folder: Path | None = None, pairs: int | None = None, vllm: Path | None = None
+) -> dict[str, Any]:
     """Check an export and write its verify.json and card section.
 
     Args:
-        folder: the export.
+        folder: the export; with `vllm` also the adapter of a run, scored on the 16-bit base, and nothing is written.
         run_folder: the run that it came from; None looks above the folder.
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
+        vllm: a Python whose vLLM scores the export; None leaves it to the engine that it is made for.
 
     Returns:
         what verify.json holds; `verdict` is the worst of its artefacts'.
@@ -61,7 +68,11 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         InputMissingError: it is no export, or its run is not found.
     """
     quiet_libraries()
-    record = read_json(folder / RECORD)
+    # A run's adapter is no export, and nothing is written into its folder.
+    alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / RECORD).is_file()
+    if alone and vllm is None:
+        raise UsageError(f"{folder} is an adapter, which is scored by vLLM", ADAPTER_ALONE)
+    record: dict[str, Any] = {"format": "adapter"} if alone else read_json(folder / RECORD)
     run_folder = run_folder or find_run(folder)
     require_memory(run_folder)
     integrity = check_integrity(folder)
@@ -71,12 +82,14 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         reports = [Report(folder.name, str(record["format"]), [integrity])]
     else:
         reports = []
-        targets = targets_of(folder, record, run)
+        targets: list[Target] = [AdapterTarget.of_run(run)] if alone else targets_of(folder, record, run)
+        if vllm and not all(target.in_vllm for target in targets):
+            raise UsageError(f"vLLM does not load {record['format']}", "verify without --engine: llama.cpp scores it")
         merge_base: MergeBase = record.get("merge_base") or "original"
         model = run.merged(merge_base)
         scratch = folder.with_name(f"{STAGING_PREFIX}{folder.name}-verify-{os.getpid()}")
         with explained_shortage():
-            work = prepare(run, folder, model, merge_base, targets, pairs)
+            work = prepare(run, folder, model, merge_base, targets, pairs, vllm)
             for target in targets:
                 say(f"verifying {target.name} ...")
                 with scratch_folder(scratch):
@@ -89,8 +102,9 @@ def verify_export(folder: Path, run_folder: Path | None = None, pairs: int | Non
         "verdict": overall([report.verdict for report in reports]),
         "artefacts": [report.record() for report in reports],
     }
-    write_json(folder / "verify.json", verdict)
-    atomic_write(folder / "README.md", card_section(verdict))
+    if not alone:
+        write_json(folder / "verify.json", verdict)
+        atomic_write(folder / "README.md", card_section(verdict))
     for report in reports:
         report.show()
     return verdict
@@ -128,7 +142,13 @@ class Work:
 
 
 def prepare(
-    run: TrainedRun, folder: Path, model: MergedModel, merge_base: MergeBase, targets: list[Target], pairs: int | None
+    run: TrainedRun,
+    folder: Path,
+    model: MergedModel,
+    merge_base: MergeBase,
+    targets: list[Target],
+    pairs: int | None,
+    vllm: Path | None,
 ) -> Work | str:
     """Score what the artefacts are measured against; the reason where that is impossible.
 
@@ -139,6 +159,7 @@ def prepare(
         merge_base: which base it is merged into.
         targets: the artefacts.
         pairs: how many held-out pairs are scored; None takes the run's `verify.pairs`.
+        vllm: a Python whose vLLM scores the export; None leaves it to the engine that it is made for.
     """
     try:
         config = reopen(run.folder).config
@@ -149,6 +170,7 @@ def prepare(
             find_device().torch,
             heldout.longest + config.verify.answer_tokens,
             why_not_streamed(model, config.model.attn_implementation),
+            vllm,
         )
         needed = require_memory(run.folder, whole=bench.not_streamed is not None)
         tell(model, heldout, (2 if merge_base == "trained" else 3) + 2 * len(targets), bench.device, needed)
@@ -190,7 +212,8 @@ def examine(target: Target, scratch: Path, model: MergedModel, work: Work | str)
     if isinstance(work, str):
         report.checks.append(Check("scores", None, work))
         return report
-    report.checks += guarded("engine", target.not_run)
+    if work.bench.vllm is None:
+        report.checks += guarded("engine", target.not_run)
     report.checks += guarded("scores", lambda: measure_one(report, target, twin, model, work))
     return report
 

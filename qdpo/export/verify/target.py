@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qdpo.export.folder import rounded
+from qdpo.export.folder import rounded, write_safetensors
+from qdpo.export.formats import Request
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.source import MergeBase, TrainedRun
 from qdpo.export.verify.bench import Bench, whole_scorer
@@ -20,6 +21,7 @@ from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.projection import Projection, read_both
 from qdpo.export.verify.readback import Expected, compare_all
 from qdpo.export.verify.scorers import Encode, Scorer
+from qdpo.export.verify.vllm_engine import vllm_scorer
 from qdpo.export.whole import computing_dtype
 from qdpo.files import read_json
 from qdpo.model.merged import MergedModel
@@ -45,6 +47,9 @@ class Target(ABC):
     kind: str
     run: TrainedRun
     merge_base: MergeBase | None = None
+
+    in_vllm: ClassVar[bool] = False
+    """Whether vLLM loads it."""
 
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
@@ -108,6 +113,8 @@ def counted(read: Callable[[str], Any], count: int) -> Iterator[Callable[[str], 
 class FolderTarget(Target):
     """Safetensors in the Hugging Face layout."""
 
+    in_vllm = True
+
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
         return [cls(folder, str(record["dtype"]), run, record.get("merge_base"))]
@@ -155,6 +162,9 @@ class FolderTarget(Target):
         return lambda text: [int(i) for i in tokenizer.encode(text, add_special_tokens=False)], "transformers"
 
     def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
+        if bench.vllm:
+            # vLLM's own choice for float32 is 16 bits.
+            return vllm_scorer(bench.vllm, self.path, "float32" if self.kind == "float32" else "auto", bench.context)
         dtype = torch.float32 if self.kind == "float32" else computing_dtype()
         if bench.not_streamed is not None:
             return whole_scorer(AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype), "transformers")
@@ -162,13 +172,26 @@ class FolderTarget(Target):
         return bench.torch_scorer(read_json(self.path / "config.json"), set(files), files.read, dtype, "transformers")
 
     def twin(self, scratch: Path) -> Target:
-        return RoundedBase(self.path, self.kind, self.run.without_adapter(), self.merge_base)
+        return RoundedBase(self.path, self.kind, self.run.without_adapter(), self.merge_base, scratch)
 
 
+@dataclass
 class RoundedBase(FolderTarget):
-    """The bare base as safetensors would hold it, rounded when it is read: nothing is written for it."""
+    """The bare base as safetensors would hold it, rounded when it is read: it is written only for an engine that wants
+    files.
+
+    Attributes:
+        scratch: an empty folder for these.
+    """
+
+    scratch: Path = Path()
 
     def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
+        if bench.vllm:
+            assert self.merge_base is not None
+            folder = write_safetensors(Request(self.run, self.scratch / "base", self.merge_base, dtype=self.kind))
+            return FolderTarget(folder, self.kind, self.run, self.merge_base).scorer(model, bench)
+
         def read(name: str) -> torch.Tensor:
             stored = getattr(torch, self.kind) if model.is_float(name) else model.stored_dtype(name)
             return rounded(name, model.read(name), stored)
