@@ -7,7 +7,13 @@ from gguf import GGMLQuantizationType as Type
 
 from qdpo.export.gguf.chunks import row_chunks
 from qdpo.export.gguf.grids import LAYOUTS, Grid, Layout, inverse_or_zero, joined
-from qdpo.export.gguf.searches import fit_codebook_scale, fit_scale, fit_scale_and_minimum, half_not_smaller
+from qdpo.export.gguf.searches import (
+    fit_codebook_scale,
+    fit_scale,
+    fit_scale_and_minimum,
+    half_not_smaller,
+    refine_scale_and_minimum,
+)
 
 LARGEST = 1e6
 """Values above are refused: near the end of what scales in float16 can hold, and of no use in a weight."""
@@ -72,7 +78,7 @@ def _single(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tenso
         if layout.codebook or layout.zero:
             scale = _signed_scale(blocks, weight, layout, tries=19)
         else:
-            scale, minimum = _affine(blocks, weight, layout)
+            scale, minimum = refine_scale_and_minimum(blocks, weight, layout.top)
             low = -minimum
     elif layout.zero:
         scale = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -layout.zero
@@ -108,7 +114,7 @@ def _with_minimums(x: torch.Tensor, kind: Type, layout: Layout, importance: torc
     if importance is None and kind in _PLAIN_SEARCH:
         scale, minimum = fit_scale_and_minimum(blocks, weight, layout.top, *_PLAIN_SEARCH[kind])
     else:
-        scale, minimum = _affine(blocks, weight, layout)
+        scale, minimum = refine_scale_and_minimum(blocks, weight, layout.top)
     scale, minimum = scale.view(-1, layout.blocks), minimum.view(-1, layout.blocks)
     if importance is None:
         d, dmin = (half_not_smaller(part.amax(1, keepdim=True) / largest) for part in (scale, minimum))
@@ -132,10 +138,6 @@ def _signed_scale(blocks: torch.Tensor, weight: torch.Tensor, layout: Layout, tr
     if layout.codebook:
         return fit_codebook_scale(blocks, weight)
     return fit_scale(blocks, weight, -layout.zero, layout.zero - 1, tries)
-
-
-def _affine(blocks: torch.Tensor, weight: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    return fit_scale_and_minimum(blocks, weight, layout.top, layout.top - 0.9, 1.8, tries=13, refine=True)
 
 
 def _weight(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tensor | None) -> torch.Tensor:

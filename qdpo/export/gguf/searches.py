@@ -70,7 +70,7 @@ def fit_codebook_scale(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def fit_scale_and_minimum(
-    x: torch.Tensor, weight: torch.Tensor, top: int, least: float, reach: float, tries: int, refine: bool = False
+    x: torch.Tensor, weight: torch.Tensor, top: int, least: float, reach: float, tries: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale s and minimum m per block such that x is about s * q - m, q in 0..top, m >= 0.
 
@@ -81,24 +81,18 @@ def fit_scale_and_minimum(
         least: the smallest divisor of the block's range that is tried.
         reach: how far the tried divisors reach above the smallest.
         tries: how many are tried.
-        refine: whether the range that is divided begins at the best minimum so far, not at the block's least weight,
-            and blocks that have hardly two levels keep the grid that spans them.
 
     Returns:
         s and m, both [blocks, 1].
     """
     low = x.amin(1, keepdim=True).clamp_(max=0.0)
-    high = x.amax(1, keepdim=True)
-    span = (high - low).clamp_(min=1e-30)
+    span = (x.amax(1, keepdim=True) - low).clamp_(min=1e-30)
     weighted = weight * x
     sum_w, sum_wx = weight.sum(1, keepdim=True), weighted.sum(1, keepdim=True)
     best_gain = torch.full_like(low, -torch.inf)
     best_scale, best_low = span / top, low.clone()
     above_low, q, product, square = x - low, torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     for attempt in range(tries):
-        if refine:
-            torch.sub(x, best_low, out=above_low).clamp_(min=0.0)
-            span = (high - best_low).clamp_(min=1e-30)
         inverse = (least + reach * attempt / (tries - 1)) / span
         torch.mul(above_low, inverse, out=q).round_().clamp_(max=top)
         sum_wxq = torch.mul(weighted, q, out=product).sum(1, keepdim=True)
@@ -114,8 +108,51 @@ def fit_scale_and_minimum(
         # The squared error is sum(w x x) minus this gain. NaN (a block of one value) compares false.
         gain = scale * sum_wxq + level * sum_wx
         better = (gain > best_gain) & (scale > 0)
-        if refine:
-            better &= det > sum_w * sum_wqq * 1e-6  # else all q are the same but for rounding
+        best_gain = torch.where(better, gain, best_gain)
+        best_scale = torch.where(better, scale, best_scale)
+        best_low = torch.where(better, level, best_low)
+    return best_scale, -best_low
+
+
+def refine_scale_and_minimum(x: torch.Tensor, weight: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for weights of any size: the range that is divided begins at the best minimum so far.
+
+    In a model's way down one column may count a million times as much as its neighbours. All sums are therefore of
+    distances from the weighted means: then nothing large is taken from something nearly as large.
+
+    Args:
+        x: [blocks, n].
+        weight: [blocks, n], positive.
+        top: largest q.
+
+    Returns:
+        s and m, both [blocks, 1].
+    """
+    tries, least, reach = 13, top - 0.9, 1.8
+    low, high = x.amin(1, keepdim=True).clamp_(max=0.0), x.amax(1, keepdim=True)
+    sum_w = weight.sum(1, keepdim=True)
+    mean_x = (weight * x).sum(1, keepdim=True) / sum_w
+    weighted = weight * (x - mean_x)
+    best_gain = torch.full_like(low, -torch.inf)
+    best_scale, best_low = (high - low) / top, low
+    q, product = torch.empty_like(x), torch.empty_like(x)
+    for attempt in range(tries):
+        inverse = (least + reach * attempt / (tries - 1)) / (high - best_low).clamp_(min=1e-30)
+        torch.sub(x, best_low, out=q).mul_(inverse).round_().clamp_(0, top)
+        mean_q = torch.mul(weight, q, out=product).sum(1, keepdim=True) / sum_w
+        q.sub_(mean_q)
+        sum_wxq = torch.mul(weighted, q, out=product).sum(1, keepdim=True)
+        sum_wqq = torch.mul(weight, q, out=product).mul_(q).sum(1, keepdim=True)
+        scale = sum_wxq / sum_wqq
+        level = mean_x - scale * mean_q
+        # A positive level is not representable and becomes 0.
+        through_zero = (sum_wxq + sum_w * mean_x * mean_q) / (sum_wqq + sum_w * mean_q * mean_q)
+        above = level > 0
+        scale, level = torch.where(above, through_zero, scale), level.masked_fill_(above, 0.0)
+        # What the squared error is less than with all weights at their mean.
+        gain = 2 * scale * sum_wxq - scale.square() * sum_wqq - sum_w * (mean_x - scale * mean_q - level).square()
+        # Where all q are the same but for rounding, the grid stays that spans the block.
+        better = (gain > best_gain) & (scale > 0) & (sum_wqq > sum_w * 1e-9)
         best_gain = torch.where(better, gain, best_gain)
         best_scale = torch.where(better, scale, best_scale)
         best_low = torch.where(better, level, best_low)
