@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType as Type
 
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf.encode import decode, encode, round_to_nearest
+from qdpo.export.gguf.grids import LAYOUTS
 
 # Relative RMS error of llama.cpp's own encoder on Gaussian rows.
 LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}
@@ -41,6 +42,19 @@ def test_order_of_magnitude_does_not_matter(kind: Type) -> None:
     x = gaussian(8)
     assert error(x * 0.1, kind) == pytest.approx(error(x, kind), rel=0.05)
     assert error(x * 1e4, kind) == pytest.approx(error(x, kind), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_order_of_magnitude_does_not_matter_with_an_importance(kind: Type) -> None:
+    """Below 6e-5 float16 has few bits for a scale."""
+    x, counts = gaussian(8), torch.randn(2048, generator=torch.Generator().manual_seed(1)).exp()
+
+    def weighted(x: torch.Tensor) -> float:
+        values = decode(encode("x", x, kind, counts), kind, tuple(x.shape))
+        return float(((values - x).square() * counts).sum().sqrt() / (x.square() * counts).sum().sqrt())
+
+    for times in (0.1, 1e4):
+        assert weighted(x * times) == pytest.approx(weighted(x), rel=0.06)
 
 
 @pytest.mark.parametrize("kind", KINDS)
