@@ -137,8 +137,9 @@ def measure(run: TrainedRun, model: str, name: str) -> list[dict[str, Any]]:
             "artefact": artefact["name"],
             "kind": artefact["kind"],
             "bytes": weight_bytes(out, artefact["name"]),
-            "passed": artefact["passed"],
+            "verdict": artefact["verdict"],
             "checks": {check["name"]: check["passed"] for check in artefact["checks"]},
+            "measures": artefact["measures"],
             "parity": artefact["parity"],
             "same_text": texts[artefact["name"]],
             "pairs": artefact["pairs"],
@@ -190,27 +191,35 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}, {result['rows'][0]['pairs']} held-out pairs:",
         "",
-        "| export | bytes | checks | accuracy | margin kept | KL to trained | top-1 | same greedy text | engine |",
+        "| export | bytes | verdict | adapter in the weights | preference kept | KL to merged (the base's own) | top-1 "
+        "| same greedy text | engine |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
-    trained = result["rows"][0]["parity"]
-    for name in ("base", "trained"):
-        lines.append(f"| {name} | | | {' | '.join(figures(trained[name]))} | | {trained[name]['engine']} |")
     for row in result["rows"]:
         label = f"gguf {row['kind']}" if row["export"].startswith("gguf,") else row["export"]
         missing = [name for name, passed in row["checks"].items() if passed is None]
-        checks = ("passed" if row["passed"] else "**failed**") + (f"; not run: {', '.join(missing)}" if missing else "")
+        verdict = row["verdict"] + (f"; not run: {', '.join(missing)}" if missing else "")
         exported = row["parity"]["exported"]
-        cells = [label, f"{row['bytes']:,}", checks, *figures(exported), row["same_text"], exported["engine"]]
+        cells = [label, f"{row['bytes']:,}", verdict, *figures(row), row["same_text"], exported["engine"]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def figures(row: dict[str, Any]) -> list[str]:
-    """Accuracy, margin kept, KL and top-1 of a parity row."""
-    kept = "-" if row["margin_kept"] is None else f"{row['margin_kept']:.1%}"
-    accuracy = "ties" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-    return [accuracy, kept, f"{row['kl']:.2g}", f"{row['top1']:.1%}"]
+    """Projection, slope, KL and top-1 of an artefact."""
+    measures = row["measures"]
+    apart = measures["divergence"]
+    return [
+        with_interval(measures["projection"]),
+        with_interval(measures["preference"] and measures["preference"]["slope"]),
+        f"{apart['total']['value']:.2g} ({apart['base']['value']:.2g})",
+        f"{row['parity']['exported']['top1']:.1%}",
+    ]
+
+
+def with_interval(found: dict[str, Any] | None) -> str:
+    """A figure with its 95 % interval."""
+    return "-" if found is None else f"{found['value']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 if __name__ == "__main__":

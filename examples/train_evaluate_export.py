@@ -21,8 +21,8 @@ def main(run_dir: Path = Path("runs/example"), preset: str = "quickstart", steps
     export = run.export("safetensors")
     proof = export.verify()
     if not proof:
-        sys.exit(f"{export.path} is not to be used: {proof.word}")
-    print(f"{export.path}: {proof.word}")
+        sys.exit(f"{export.path} is not to be used: {proof.verdict}")
+    print(f"{export.path}: {proof.verdict}")
     return export
 
 

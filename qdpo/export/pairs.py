@@ -27,7 +27,7 @@ CALIBRATION_TOKENS = 512
 TEXT_FILE = ASSETS / "text_heldout.jsonl"
 TEXTS = 24
 TEXT_TOKENS = 128
-"""Plain texts that exports are scored on, and the most tokens of each."""
+"""Plain texts that exports are scored on, where there are as many pairs, and the most tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def read_heldout(run: TrainedRun, count: int) -> Heldout:
     pairs = list(prepared.heldout[:count])
     ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
     prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]
-    return Heldout(pairs, prompts, ends, tokenizer, plain_texts(tokenizer))
+    return Heldout(pairs, prompts, ends, tokenizer, plain_texts(tokenizer, min(len(pairs), TEXTS)))
 
 
-def plain_texts(tokenizer: Any) -> list[list[int]]:
+def plain_texts(tokenizer: Any, count: int) -> list[list[int]]:
     """Plain texts that come with qdpo, evenly spaced among them all, as ids, cut to `TEXT_TOKENS`."""
     texts = [json.loads(line)["text"] for line in TEXT_FILE.read_text("utf-8").splitlines()]
     plain = [text for text in texts if "<|" not in text]  # no conversations: their marks mean nothing to other models
-    spaced = plain[:: max(1, len(plain) // TEXTS)][:TEXTS]
+    spaced = plain[:: max(1, len(plain) // max(count, 1))][:count]
     found = ([int(i) for i in tokenizer.encode(text)][:TEXT_TOKENS] for text in spaced)
     return [ids for ids in found if len(ids) > 1]
 

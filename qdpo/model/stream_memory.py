@@ -69,8 +69,9 @@ def verification_memory(sizes: Sizes, computing: int, *, on_card: bool, held: in
     rounds = max(sizes.tensor * (2 + 2 + 4), sizes.tensor * 3 + min(PIECE_BYTES, 20 * sizes.tensor))
     layers = rounds if on_card else (sizes.layer - sizes.tensor) * computing + rounds
     ends = begins if on_card else max(begins, sizes.embedding * computing + 4 * CHUNK_BYTES)
-    # The read-back holds a stored tensor, the merged one and their difference in float32.
-    compares = 12 * max(sizes.tensor, sizes.embedding)
+    # The read-back holds a stored tensor, the merged one and their difference in float32; of a tensor that the adapter
+    # changes the base's and the change beside them.
+    compares = max(20 * sizes.tensor, 12 * sizes.embedding)
     return PROCESS_BYTES + max(held + max(begins, layers, ends), compares)
 
 

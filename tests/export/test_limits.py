@@ -146,7 +146,11 @@ def test_few_pairs_give_no_figure_but_how_many_are_needed() -> None:
     assert "from 16 pairs (+-" in found.detail
     assert "are needed for +-0.1" in found.detail
     assert "slope" not in found.detail
-    assert "from 1 pair" in judge_preference(preference(*gains(1, 0.9, 1.0))).detail
+    for few in (1, 2, 7):
+        exact = judge_preference(preference(*gains(few, 0.9, 0.0)))
+        assert exact.result == "cannot be told", "an interval of so few pairs is worth nothing, however narrow"
+        assert f"from {few} pair" in exact.detail
+        assert "at least 8 are needed" in exact.detail
     assert judge_preference(None).result == "cannot be told"
 
 

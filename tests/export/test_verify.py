@@ -67,7 +67,7 @@ def test_safetensors_passes_with_all_checks(tmp_path: Path) -> None:
     assert results(verdict) == {
         "adapter in the weights": "passed",
         "divergence": "passed",
-        "preference kept": "reported",
+        "preference kept": "cannot be told",
         "plain text": "reported",
         "answers": "reported",
     }

@@ -81,6 +81,8 @@ def test_twenty_steps_in_the_memory_of_its_card(
     found = export(done.folder, format, *options, pairs=4)
     results.add(f"export of {preset}", found)
     shutil.rmtree(done.folder / "export", ignore_errors=True)
-    assert found["exit_code"] == 0
-    assert found["verdict"]["passed"]
-    assert found["verdict"]["scored"]
+    (artefact,) = found["verdict"]["artefacts"]
+    assert all(check["passed"] is not False for check in artefact["checks"])
+    assert {"projection", "divergence", "preference", "answers"} <= artefact["measures"].keys()
+    # A NF4 base that is rounded once more to Q4_K_M loses what 20 steps have changed, and the verdict says so.
+    assert (found["verdict"]["verdict"], found["exit_code"]) == (("lost", 1) if format == "gguf" else ("passed", 0))

@@ -102,8 +102,11 @@ def test_a_run_and_its_exports(base: Path, data: tuple[Path, Path], tmp_path: Pa
     assert done.as_dict()["engine"] == "packed"
     for format, options in (("gguf", ("--quant", "q4_k_m")), ("safetensors", ())):
         found = export(done.folder, format, *options, pairs=2)
-        assert found["exit_code"] == 0
-        assert found["verdict"]["passed"]
+        (artefact,) = found["verdict"]["artefacts"]
+        assert all(check["passed"] is not False for check in artefact["checks"])
+        assert {"projection", "divergence", "preference", "answers"} <= artefact["measures"].keys()
+        # A NF4 base that is rounded once more to Q4_K_M loses what a few steps have changed, and the verdict says so.
+        assert (found["verdict"]["verdict"], found["exit_code"]) == (("lost", 1) if format == "gguf" else ("passed", 0))
         assert any(size > 1e6 for size in found["bytes"].values())
 
 

@@ -22,7 +22,9 @@ from qdpo.evaluation.statistics import Estimate, bootstrap_ratios
 from qdpo.export.verify.parity import Scores, per_token
 
 TOLD = 0.1
-"""Half of an interval's width up to which a share says something."""
+FEWEST = 8
+"""A share says something when half of its interval's width is `TOLD` at most, and it is of `FEWEST` pairs at least: an
+interval over fewer is not worth the name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Preference:
         slope: sum of e t over sum of t^2: the line through zero that tells e from t.
         share: sum of e over sum of t.
         pairs: how many; the intervals are over them.
-        needed: pairs that would narrow the slope's interval to `TOLD` on either side; None where one pair says nothing.
+        needed: pairs that would narrow the slope's interval to `TOLD` on either side; None where too few were scored to
+            tell.
     """
 
     slope: Estimate
@@ -49,7 +52,7 @@ class Preference:
     @property
     def told(self) -> bool:
         """Whether the interval is narrow enough to say something."""
-        return self.half_width is not None and self.half_width <= TOLD
+        return self.pairs >= FEWEST and self.half_width is not None and self.half_width <= TOLD
 
 
 def preference(gained: Tensor, trained: Tensor) -> Preference | None:
@@ -68,7 +71,8 @@ def preference(gained: Tensor, trained: Tensor) -> Preference | None:
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample's gains may sum to nothing
         slope, share = bootstrap_ratios(np.stack([e * t, e], 1), np.stack([t * t, t], 1))
     half = _half_width(slope)
-    needed = None if half is None or not math.isfinite(half) else math.ceil(len(t) * (half / TOLD) ** 2)
+    few = len(t) < FEWEST or half is None or not math.isfinite(half)
+    needed = None if half is None or few else math.ceil(len(t) * (half / TOLD) ** 2)
     return Preference(slope, share, len(t), needed)
 
 

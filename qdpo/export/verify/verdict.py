@@ -15,7 +15,7 @@ from qdpo.config.schema import VerifySection
 from qdpo.evaluation.statistics import Estimate
 from qdpo.export.verify.answers import Answers
 from qdpo.export.verify.checks import Check
-from qdpo.export.verify.measures import TOLD, Divergence, Floor, Preference, Text
+from qdpo.export.verify.measures import FEWEST, TOLD, Divergence, Floor, Preference, Text
 
 Result = Literal["passed", "lost", "cannot be told", "reported"]
 Verdict = Literal["passed", "lost", "cannot be told", "failed"]
@@ -86,13 +86,14 @@ def judge_preference(found: Preference | None) -> Finding:
     """Say what pairs say about the preference, and no more."""
     if found is None:
         return Finding(PREFERENCE, "cannot be told", "the training has changed no margin of the held-out pairs")
-    narrow = found.half_width is not None and found.half_width <= WIDEST
+    narrow = found.needed is not None and found.half_width is not None and found.half_width <= WIDEST
     if narrow and found.slope.high is not None and found.slope.high < LEAST_PREFERENCE:
         return Finding(PREFERENCE, "lost", f"{_preference(found)}; all of the interval is below {LEAST_PREFERENCE:g}")
     if not found.told:
-        half = "" if found.half_width is None else f" (+-{found.half_width:.2f})"
-        needed = "" if found.needed is None else f"; about {_rounded(found.needed)} are needed for +-{TOLD:g}"
-        return Finding(PREFERENCE, "cannot be told", f"from {_pairs(found.pairs)}{half}{needed}")
+        if found.needed is None:
+            return Finding(PREFERENCE, "cannot be told", f"from {_pairs(found.pairs)}; at least {FEWEST} are needed")
+        needed = f"about {_rounded(found.needed)} are needed for +-{TOLD:g}"
+        return Finding(PREFERENCE, "cannot be told", f"from {_pairs(found.pairs)} (+-{found.half_width:.2f}); {needed}")
     return Finding(PREFERENCE, "reported", _preference(found))
 
 
