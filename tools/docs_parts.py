@@ -12,6 +12,7 @@ import ast
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,32 @@ def speed() -> str:
     return sentence(_results(), "winogrande")
 
 
+def gguf_types() -> str:
+    """What a file of each GGUF type holds, for a model of Mistral-7B's shape and without an importance matrix."""
+    from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
+
+    layer = {"attn_q": (4096, 4096), "attn_k": (1024, 4096), "attn_v": (1024, 4096), "attn_output": (4096, 4096)}
+    layer |= {"ffn_gate": (14336, 4096), "ffn_up": (14336, 4096), "ffn_down": (4096, 14336)}
+    tensors = {f"blk.{i}.{name}.weight": shape for i in range(32) for name, shape in layer.items()}
+    tensors |= {"token_embd.weight": (32000, 4096), "output.weight": (32000, 4096)}
+    weights = sum(rows * columns for rows, columns in tensors.values())
+    lines = ["| `--quant` | bits a weight | GB | its matrices are |", "| --- | --- | --- | --- |"]
+    for quant, kind in KINDS.items():
+        traits = Traits(32, shared_head=False, sharing=4, importance=quant == "q2_k_s")
+        types = {name: tensor_type(kind, name, shape, traits) for name, shape in tensors.items()}
+        stored = sum(stored_bytes(found, tensors[name][0] * tensors[name][1]) for name, found in types.items())
+        counts = Counter(found.name for found in types.values()).most_common()
+        mix = ", ".join(f"{name} ({count})" if len(counts) > 1 else name for name, count in counts)
+        lines.append(f"| `{quant}` | {8 * stored / weights:.2f} | {stored / 1e9:.2f} | {mix} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed},
     "docs/api.md": {"api": api},
     "docs/architecture.md": {"layers": layers, "files": files},
     "docs/benchmarks.md": {"benchmark": benchmark, "benchmark-details": benchmark_details},
+    "docs/export.md": {"gguf-types": gguf_types},
     "docs/presets.md": {"presets": presets},
 }
 """File: its parts."""

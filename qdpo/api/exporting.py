@@ -10,7 +10,7 @@ from typing import Any
 from qdpo.api.process import borrowed
 from qdpo.errors import UsageError
 from qdpo.export.awq.plan import Layout
-from qdpo.export.formats import FORMATS, Request, check_options
+from qdpo.export.formats import FORMATS, Request, Way, check_options
 from qdpo.export.source import MergeBase, load_run
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.progress import waiting
@@ -89,6 +89,8 @@ def write(
     merge_base: MergeBase,
     dtype: str | None,
     awq_layout: Layout | None,
+    rounding: Way | None,
+    imatrix: str | os.PathLike[str] | None,
     pick: bool,
     pairs: int | None,
     verified: bool = False,
@@ -100,7 +102,8 @@ def write(
     check_pairs(pairs)
     if format not in FORMATS:
         raise UsageError(f"there is no export format {format!r}", f"formats: {', '.join(FORMATS)}")
-    check_options(format, {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick})
+    given = {"dtype": dtype, "quant": quants, "awq_layout": awq_layout, "pick": pick}
+    check_options(format, given | {"rounding": rounding, "imatrix": imatrix})
     place = _place(run, format, out)
     sweep_exports(run)
     if verified or pick:
@@ -116,6 +119,8 @@ def write(
         dtype=dtype,
         quants=quants,
         awq_layout=awq_layout or "compressed-tensors",
+        rounding=rounding,
+        imatrix=None if imatrix is None else os.fspath(imatrix),
     )
     if pick:
         from qdpo.export.pick import picked

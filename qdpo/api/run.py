@@ -18,6 +18,7 @@ from qdpo.run.record import read_run
 if TYPE_CHECKING:
     from qdpo.api.exporting import Export
     from qdpo.export.awq.plan import Layout
+    from qdpo.export.formats import Way
     from qdpo.export.source import MergeBase
     from qdpo.verdicts.rules import Verdict
 
@@ -153,6 +154,8 @@ class Run:
         merge_base: MergeBase = "trained",
         dtype: str | None = None,
         awq_layout: Layout | None = None,
+        rounding: Way | None = None,
+        imatrix: str | os.PathLike[str] | None = None,
         pick: bool = False,
         pairs: int | None = None,
     ) -> Export:
@@ -169,6 +172,10 @@ class Run:
                 `original` into the 16-bit base.
             dtype: of safetensors: `bfloat16`, `float16` or `float32`; None keeps the base's own.
             awq_layout: of awq: `compressed-tensors` (None) or `autoawq`.
+            rounding: of GGUF types: `feedback` makes up for errors column by column, `nearest` rounds each weight by
+                itself; None takes feedback where the run has moments of its layers' inputs.
+            imatrix: of GGUF types: which errors count more when scales are found: `auto` (None: by the moments),
+                `none`, or a file of llama.cpp's llama-imatrix.
             pick: try the types of `quant`, and keep the smallest that does what was trained.
             pairs: held-out pairs that `pick` scores; None takes the run's `verify.pairs`.
 
@@ -190,6 +197,8 @@ class Run:
                 merge_base=merge_base,
                 dtype=dtype,
                 awq_layout=awq_layout,
+                rounding=rounding,
+                imatrix=imatrix,
                 pick=pick,
                 pairs=pairs,
             )

@@ -42,6 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: q4_k_m)",
     )
     parser.add_argument(
+        "--rounding",
+        choices=["feedback", "nearest"],
+        help="how a type's levels are chosen. feedback: column by column, each making up for the errors before it, so "
+        "that what was trained is kept (default where the run has moments of its layers' inputs; else they are taken "
+        "first); nearest: each weight by itself",
+    )
+    parser.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        help="which errors count more when scales are found: auto (default: the run's moments), none, or a file of "
+        "llama.cpp's llama-imatrix",
+    )
+    parser.add_argument(
         "--pick",
         action="store_true",
         help="try the types of --quant (default: q4_k_s to q8_0) and keep the smallest that does what was trained",
@@ -72,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         merge_base=args.merge_base,
         dtype=args.dtype,
         awq_layout=args.awq_layout,
+        rounding=args.rounding,
+        imatrix=args.imatrix,
         pick=args.pick,
         pairs=args.pairs,
         verified=not args.no_verify,

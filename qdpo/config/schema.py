@@ -23,7 +23,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 PRECISIONS = (
     *("float32", "float16", "bfloat16", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0"),
-    *("q4_k_m", "q4_k_s", "q4_1", "q4_0", "awq"),
+    *("q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s", "awq"),
 )
 """What exports are rounded to: dtypes of safetensors, types of GGUF, AWQ."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qdpo.export.verify.target import Target
 
 Layout = Literal["compressed-tensors", "autoawq"]
+Way = Literal["feedback", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Request:
         dtype: torch name of the stored dtype; None keeps the base's own.
         quants: names of GGUF types, in the order given.
         awq_layout: how 4-bit AWQ weights are stored.
+        rounding: how levels are chosen; None takes feedback where the run has moments.
+        imatrix: which errors count more when a grid is found: `auto` (None, by the moments), `none`, or a file.
         ready: a folder that may hold some of the GGUF files already, made from this run.
     """
 
@@ -39,6 +42,8 @@ class Request:
     dtype: str | None = None
     quants: tuple[str, ...] = ()
     awq_layout: Layout = "compressed-tensors"
+    rounding: Way | None = None
+    imatrix: str | None = None
     ready: Path | None = None
 
     def record(self, format: str, **details: Any) -> dict[str, Any]:
@@ -166,7 +171,7 @@ FORMATS = {
         writer="qdpo.export.gguf.format:write_gguf",
         target="qdpo.export.verify.gguf_target:GgufTarget",
         usage=_in_llama_cpp,
-        options=("quant", "pick"),
+        options=("quant", "pick", "rounding", "imatrix"),
     ),
     "gguf-lora": Format(
         "the adapter alone, for llama.cpp",
@@ -193,7 +198,7 @@ FORMATS = {
         writer="qdpo.export.ollama:write_ollama",
         target="qdpo.export.verify.gguf_target:GgufTarget",
         usage=_in_ollama,
-        options=("quant", "pick"),
+        options=("quant", "pick", "rounding", "imatrix"),
     ),
 }
 
@@ -202,6 +207,8 @@ OPTIONS = {
     "dtype": ("is for safetensors", "choose GGUF types with --quant"),
     "quant": ("is for gguf", "choose the precision with --dtype"),
     "awq_layout": ("is for awq", None),
+    "rounding": ("is for gguf and ollama", None),
+    "imatrix": ("is for gguf and ollama", None),
     "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
 }
 """Options of `qdpo merge-export` that not every format has: what each is for, and the way out."""

@@ -40,7 +40,7 @@ def write_ollama(request: Request) -> Path:
     batch = plan_batch(request)
     (file_name,) = batch.files
     modelfile = modelfile_of(request, batch, file_name)
-    record = request.record("ollama", files=batch.files)
+    record = request.record("ollama", files=batch.files, rounding=batch.rounding.record())
     with export_folder(request.out, batch.needed, record) as folder:
         batch.write(folder)
         (folder / MODELFILE).write_text(modelfile, "utf-8")

@@ -28,7 +28,7 @@ RECORD = "export.json"
 ADDED_LATER = {"verify.json", "README.md"}
 """Files that qdpo adds to an export once it is scored; its manifest does not list them."""
 
-SOURCE = ("run", "base", "adapter_sha256", "merge_base", "quantization")
+SOURCE = ("run", "base", "adapter_sha256", "merge_base", "quantization", "rounding")
 """Entries of export.json that say what an export was made from."""
 
 SPARE_BYTES = 64 << 20

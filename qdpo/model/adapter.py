@@ -132,6 +132,11 @@ class Adapter:
             for name, parts in self._parts.items()
         }
 
+    def directions(self, name: str) -> torch.Tensor | None:
+        """A [r, in] of the LoRA on a tensor: the directions of its inputs that the adapter reads; None without one."""
+        part = self._parts.get(name, {}).get("lora_A.weight")
+        return None if part is None else self._files.read(part).float()
+
     def replaced_shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor that the adapter has in place of the base's (a resized embedding has another one)."""
         return self._files.places[self.replaced[name]].shape

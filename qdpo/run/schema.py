@@ -120,6 +120,7 @@ class Engine(Section):
     way: str | None = None
     reason: str | None = None
     noise: float | None = None
+    kernels: float | None = None
     errors: dict[str, float | str] | None = None
     kernel: str | None = None
     attention: str | None = None

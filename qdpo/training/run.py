@@ -27,6 +27,7 @@ from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_by_headers, check_room, shapes_of_base
 from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
+from qdpo.training.stages.moments import keep_moments
 from qdpo.training.stages.pace import say_pace
 from qdpo.training.stages.reference import reference_pass, token_budgets
 from qdpo.training.stages.result import finish
@@ -150,6 +151,9 @@ def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | N
         return
     with waiting("writing adapter, plots and report"):
         finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
+    tokens = recipe.progress.tokens_seen
+    del recipe, policy, engine  # moments are taken with the layers in memory one by one
+    keep_moments(run, tokens)
 
 
 def build_recipe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qdpo.export.folder import write_safetensors
 from qdpo.export.formats import Request
 from qdpo.export.gguf import general
 from qdpo.export.gguf.format import write_gguf
-from qdpo.export.gguf.kinds import KINDS, tensor_type
+from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
 from qdpo.export.source import load_run
 
 
@@ -45,17 +46,20 @@ def test_every_type_is_as_exact_as_it_should_be(tmp_path: Path) -> None:
     run = toys_gguf.make_run(tmp_path, families.config("mistral"))
     merged = load_file(write_safetensors(Request(load_run(run), tmp_path / "m", "original")) / "model.safetensors")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    out = export(run, *KINDS)
+    kinds = [quant for quant in KINDS if quant != "q2_k_s"]
+    out = export(run, *kinds)
     limits = {"f32": 0, "f16": 3e-4, "bf16": 2e-3, "q8_0": 0.008, "q6_k": 0.02, "q5_k_m": 0.04, "q5_k_s": 0.04}
     limits |= {"q5_1": 0.05, "q5_0": 0.06, "q4_k_m": 0.08, "q4_k_s": 0.08, "q4_1": 0.09, "q4_0": 0.11}
+    limits |= {"iq4_nl": 0.08, "iq4_xs": 0.08, "q3_k_l": 0.16, "q3_k_m": 0.16, "q3_k_s": 0.16, "q2_k": 0.31}
     sizes = {}
-    for quant in KINDS:
+    for quant in kinds:
         path = out / f"toy-{KINDS[quant].name}.gguf"
         stored = toys_gguf.state(path, config, merged)
         for name, tensor in merged.items():
             error = float((stored[name] - tensor).norm() / tensor.norm())
             assert error <= limits[quant], (quant, name)
         sizes[quant] = path.stat().st_size
+    assert sizes["q2_k"] < sizes["q3_k_s"] < sizes["q3_k_m"] < sizes["q3_k_l"] < sizes["iq4_xs"] < sizes["iq4_nl"]
     assert sizes["q4_0"] < sizes["q4_k_m"] < sizes["q5_k_m"] < sizes["q6_k"] < sizes["q8_0"] < sizes["f16"]
     assert sizes["bf16"] == sizes["f16"] < sizes["f32"]
 
@@ -207,16 +211,16 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_unknown_type(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="q3_k_m is not known"):
-        export(toys_gguf.make_run(tmp_path, families.config("llama")), "q3_k_m", "f16")
+    with pytest.raises(UsageError, match="q9_k is not known"):
+        export(toys_gguf.make_run(tmp_path, families.config("llama")), "q9_k", "f16")
 
 
 def test_mix_of_a_7b_model() -> None:
     """Type of every tensor of a Llama with 32 blocks, as llama.cpp's own Q4_K_M files of 7B models have it."""
     more = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
 
-    def of(quant: str, name: str, columns: int = 4096) -> str:
-        return tensor_type(KINDS[quant], name, (4096, columns), 32, shared_head=False).name
+    def of(quant: str, name: str, columns: int = 4096, **traits: Any) -> str:
+        return tensor_type(KINDS[quant], name, (4096, columns), Traits(32, shared_head=False, **traits)).name
 
     for part in ("attn_v", "attn_qkv", "ffn_down"):
         assert [i for i in range(32) if of("q4_k_m", f"blk.{i}.{part}.weight") == "Q6_K"] == more
@@ -228,8 +232,53 @@ def test_mix_of_a_7b_model() -> None:
     assert of("q4_k_m", "token_embd.weight") == "Q4_K"
     assert of("q4_k_m", "blk.5.attn_q.weight", columns=4096 + 32) == "Q5_0"
     assert of("q6_k", "blk.5.attn_q.weight", columns=100) == "F16"
-    assert tensor_type(KINDS["q4_k_m"], "token_embd.weight", (9, 256), 32, shared_head=True).name == "Q6_K"
-    assert tensor_type(KINDS["q4_k_m"], "blk.0.attn_norm.weight", (256,), 32, shared_head=True).name == "F32"
+    assert of("iq4_xs", "blk.5.attn_q.weight", columns=4096 + 32) == "IQ4_NL"
+    assert of("q2_k", "blk.5.attn_q.weight", columns=4096 + 32) == "Q4_0"
+    shared = Traits(32, shared_head=True)
+    assert tensor_type(KINDS["q4_k_m"], "token_embd.weight", (9, 256), shared).name == "Q6_K"
+    assert tensor_type(KINDS["q4_k_m"], "blk.0.attn_norm.weight", (256,), shared).name == "F32"
+
+
+def test_an_importance_matrix_changes_the_mix() -> None:
+    """llama.cpp spends no more bits on the first ways down when it knows which columns count, and does for Q4_0."""
+
+    def of(quant: str, importance: bool) -> str:
+        traits = Traits(32, shared_head=False, importance=importance)
+        return tensor_type(KINDS[quant], "blk.0.ffn_down.weight", (4096, 11008), traits).name
+
+    assert [of("iq4_xs", False), of("iq4_xs", True)] == ["Q5_K", "IQ4_XS"]
+    assert [of("q4_0", False), of("q4_0", True)] == ["Q4_0", "Q4_1"]
+    assert [of("q5_0", False), of("q5_0", True)] == ["Q5_0", "Q5_1"]
+    assert of("q2_k_s", True) == "Q4_K"
+    blind = Traits(32, shared_head=False)
+    assert tensor_type(KINDS["q2_k_s"], "token_embd.weight", (4096, 4096), blind).name == "Q2_K"
+    with pytest.raises(UsageError, match="q2_k_s needs an importance matrix"):
+        tensor_type(KINDS["q2_k_s"], "blk.9.ffn_up.weight", (4096, 4096), blind)
+
+
+# Bits a weight of Llama-3.1-8B's files, from llama.cpp's tools/quantize/README.md.
+@pytest.mark.parametrize(
+    ("quant", "published"),
+    [
+        *[("q2_k_s", 2.9697), ("q2_k", 3.1593), ("q3_k_s", 3.6429), ("q3_k_m", 3.9960), ("q3_k_l", 4.2979)],
+        *[("iq4_xs", 4.4597), ("iq4_nl", 4.6818), ("q4_k_s", 4.6672), ("q4_k_m", 4.8944), ("q5_k_s", 5.5704)],
+        *[("q5_k_m", 5.7036), ("q6_k", 6.5633), ("q8_0", 8.5008), ("f16", 16.0005)],
+    ],
+)
+def test_published_bits_a_weight(quant: str, published: float) -> None:
+    layer = {"attn_q": (4096, 4096), "attn_k": (1024, 4096), "attn_v": (1024, 4096), "attn_output": (4096, 4096)}
+    layer |= {"ffn_gate": (14336, 4096), "ffn_up": (14336, 4096), "ffn_down": (4096, 14336)}
+    layer |= {"attn_norm": (4096,), "ffn_norm": (4096,)}
+    tensors = {f"blk.{i}.{name}.weight": shape for i in range(32) for name, shape in layer.items()}
+    tensors |= {"token_embd.weight": (128256, 4096), "output.weight": (128256, 4096)}
+    tensors |= {"output_norm.weight": (4096,), "rope_freqs.weight": (64,)}
+    traits = Traits(32, shared_head=False, sharing=4, importance=quant == "q2_k_s")
+    stored = sum(
+        stored_bytes(tensor_type(KINDS[quant], name, shape, traits), math.prod(shape))
+        for name, shape in tensors.items()
+    )
+    weights = sum(math.prod(shape) for shape in tensors.values())
+    assert 8 * stored / weights == pytest.approx(published, abs=1e-4)
 
 
 def test_written_files_open_in_ggufs_reader_with_aligned_tensors(tmp_path: Path) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 from export import families, toys, toys_gguf
+from gguf import GGMLQuantizationType
 from materials import MATERIAL, STORIES
 
 from qdpo.export.formats import Request
+from qdpo.export.gguf.encode import decode
+from qdpo.export.gguf.encode import encode as encode_tensor
 from qdpo.export.gguf.format import write_gguf
+from qdpo.export.gguf.imatrix import Imatrix, checked, read_imatrix, write_imatrix
+from qdpo.export.gguf.kinds import KINDS, Traits, tensor_type
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.source import load_run
 from qdpo.export.verify.run import verify_export
@@ -75,27 +82,85 @@ def test_adapter_file_on_the_base(tmp_path: Path) -> None:
     assert toys.divergence(expected, in_llama_cpp(base, some_ids())) > 1e-3
 
 
-def quantise(source: Path, target: Path, file_type: int) -> Path:
-    """llama.cpp's own quantiser."""
+def quantise(source: Path, target: Path, file_type: int, means: Mapping[str, torch.Tensor] | None = None) -> Path:
+    """llama.cpp's own quantiser, with an importance matrix where there is one."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, 1
+    if means is not None:
+        floats = {name: (ctypes.c_float * len(mean))(*mean.tolist()) for name, mean in means.items()}
+        entry = llama_cpp.llama_model_imatrix_data
+        params.imatrix = (entry * (len(floats) + 1))(*[(n.encode(), data, len(data)) for n, data in floats.items()])
     code = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
     assert code == 0
     return target
 
 
+QUANTS = ["q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "iq4_xs", "iq4_nl", "q4_0", "q4_k_s", "q4_k_m", "q5_1", "q5_k_s"]
+QUANTS += ["q5_k_m", "q6_k", "q8_0"]
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma", "qwen2", "phi3", "llama-hidden-320"])
-@pytest.mark.parametrize("quant", ["q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s", "q6_k", "q8_0", "q4_0", "q5_1"])
-def test_types_and_errors_beside_llama_cpps_quantiser(tmp_path: Path, family: str, quant: str) -> None:
+def test_types_and_errors_beside_llama_cpps_quantiser(tmp_path: Path, family: str) -> None:
     run = toys_gguf.make_run(tmp_path, families.config(family, num_hidden_layers=9))
-    out = export(run, "f32", quant)
-    whole = out / "toy-F32.gguf"
-    ours = next(path for path in out.glob("*.gguf") if path != whole)
-    theirs = quantise(whole, tmp_path / "theirs.gguf", toys_gguf.fields(ours)["general.file_type"])
-    assert toys_gguf.types(ours) == toys_gguf.types(theirs)
-    exact, own, other = (toys_gguf.tensors(path) for path in (whole, ours, theirs))
-    errors = [sum(float((t[n] - exact[n]).square().sum()) for n in exact) ** 0.5 for t in (own, other)]
-    assert errors[0] <= 1.03 * errors[1]
+    out = export(run, "f32", *QUANTS)
+    exact = toys_gguf.tensors(out / "toy-F32.gguf")
+    for quant in QUANTS:
+        ours = out / f"toy-{KINDS[quant].name}.gguf"
+        theirs = quantise(out / "toy-F32.gguf", tmp_path / "theirs.gguf", toys_gguf.fields(ours)["general.file_type"])
+        assert toys_gguf.types(ours) == toys_gguf.types(theirs), quant
+        assert error(toys_gguf.tensors(ours), exact) <= 1.02 * error(toys_gguf.tensors(theirs), exact), quant
+        ours.unlink()
+
+
+WEIGHTED = {
+    "gemma": ["q2_k", "q2_k_s", "q3_k_m", "iq4_xs", "iq4_nl", "q4_0", "q4_1", "q4_k_m", "q5_0", "q5_k_m", "q6_k"],
+    "llama-hidden-320": ["q2_k", "q3_k_m", "iq4_xs", "q4_k_m"],
+}
+"""Gemma's query heads all share a value head; 320 columns fit no super-block."""
+
+
+@pytest.mark.parametrize("family", WEIGHTED)
+def test_types_and_errors_with_an_importance_matrix(tmp_path: Path, family: str) -> None:
+    """An error counts as much as the matrix says."""
+    run = toys_gguf.make_run(tmp_path, families.config(family, num_hidden_layers=9))
+    whole = export(run, "f32") / "toy-F32.gguf"
+    exact = toys_gguf.tensors(whole)
+    generator = torch.Generator().manual_seed(0)
+    layers = {name: x.shape[1] for name, x in exact.items() if name.startswith("blk.") and x.ndim == 2}
+    drawn = {name: torch.randn(width, generator=generator).exp() for name, width in layers.items()}
+    write_imatrix(tmp_path / "i.gguf", Imatrix(drawn, ["drawn"], 2, 512))
+    means = checked(read_imatrix(tmp_path / "i.gguf"), layers, "i.gguf")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    sharing = config["num_attention_heads"] // config["num_key_value_heads"]
+    traits = Traits(9, shared_head="output.weight" not in exact, sharing=sharing, importance=True)
+    for quant in WEIGHTED[family]:
+        kind = KINDS[quant]
+        theirs = quantise(whole, tmp_path / "theirs.gguf", kind.file_type, means)
+        types = {name: tensor_type(kind, name, tuple(x.shape), traits) for name, x in exact.items()}
+        assert {name: found.name for name, found in types.items()} == toys_gguf.types(theirs), quant
+        limit = 1.02 * error(toys_gguf.tensors(theirs), exact, means)
+        assert error(rounded(exact, types, means), exact, means) <= limit, quant
+        assert error(rounded(exact, types, {}), exact, means) > limit, "without the matrix it is not as good"
+
+
+def rounded(
+    exact: Mapping[str, torch.Tensor], types: Mapping[str, GGMLQuantizationType], means: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What our encoder makes of all tensors."""
+    return {
+        name: decode(encode_tensor(name, x, types[name], means.get(name)), types[name], tuple(x.shape))
+        for name, x in exact.items()
+    }
+
+
+def error(
+    found: Mapping[str, torch.Tensor],
+    exact: Mapping[str, torch.Tensor],
+    means: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> float:
+    """Of all weights together."""
+    one = torch.ones(1)
+    return sum(float(((found[n] - x).square() * means.get(n, one)).sum()) for n, x in exact.items()) ** 0.5
 
 
 def encode(path: Path, text: str) -> list[int]:
@@ -157,6 +222,19 @@ def test_stories260k_through_every_type(tmp_path: Path) -> None:
     for tricky in TRICKY:
         if tricky:
             assert encode(out / "toy-F16.gguf", tricky) == tokenizer.encode(tricky, add_special_tokens=False), tricky
+
+
+def test_the_time_of_writing_is_foreseen(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
+    scorer = LlamaScorer(next(export(run, "f16").glob("*.gguf")), 256)
+    prompts = [some_ids(10), some_ids(5)]
+    try:
+        before = scorer.generate(prompts, frozenset(), 4)
+        one, hundred = scorer.writing_seconds(prompts, 1), scorer.writing_seconds(prompts, 100)
+        assert 0 < one < hundred
+        assert scorer.generate(prompts, frozenset(), 4) == before, "nothing is left of the trial"
+    finally:
+        scorer.close()
 
 
 def test_verification_runs_llama_cpp(tmp_path: Path) -> None:

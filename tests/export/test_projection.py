@@ -120,15 +120,15 @@ def test_the_metric_is_that_of_the_inputs() -> None:
     change = torch.cat([torch.ones(6, 4), torch.zeros(6, 4)], 1)
     plain, inputs = Projection(), Projection(InputsOnTheFirstColumns(4))
     for projection in (plain, inputs):
-        projection.add("up_proj.weight", change, trained)
-        projection.add("up_proj.bias", torch.ones(6), torch.ones(6))
+        projection.add("up_proj.weight", change, trained, trained)
+        projection.add("up_proj.bias", torch.ones(6), torch.ones(6), 2 * torch.ones(6))
     found = plain.record(), inputs.record()
     assert found[0] is not None
     assert found[1] is not None
-    assert found[0]["value"] == pytest.approx((24 + 6) / (48 + 6))
+    assert found[0]["value"] == pytest.approx((0.5 + 0.25) / (1 + 0.25)), "the bias changes its output by half"
     assert found[1]["value"] == 1, "what is lost lies where no input is"
     assert (found[0]["metric"], found[1]["metric"]) == ("plain", "inputs")
-    inputs.add("q_proj.weight", change, trained)
+    inputs.add("q_proj.weight", change, trained, trained)
     again = inputs.record()
     assert again is not None
     assert (again["left_out"], again["tensors"]) == (1, 2)
@@ -138,9 +138,9 @@ def test_pieces_of_rows_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.manual_seed(0)
     trained, noise = torch.randn(50, 16), torch.randn(50, 16)
     whole, pieces = Projection(), Projection()
-    whole.add("a.weight", trained + noise, trained)
+    whole.add("a.weight", trained + noise, trained, trained)
     monkeypatch.setattr("qdpo.export.verify.projection.CHUNK", 48)
-    pieces.add("a.weight", trained + noise, trained)
+    pieces.add("a.weight", trained + noise, trained, trained)
     assert pieces.products["a.weight"] == pytest.approx(whole.products["a.weight"])
 
 

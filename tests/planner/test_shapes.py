@@ -44,9 +44,13 @@ def test_published_parameter_counts() -> None:
     assert gemma.lora(1, list(PROJECTIONS)) == 3_125_248
 
 
-# Files on the hub of Mistral-7B's shape; Q2_K, Q3_K_M and IQ4_NL, which qdpo does not write, are not estimated.
+# Files on the hub of Mistral-7B's shape.
 @pytest.mark.parametrize(
-    ("kind", "published"), [("q4_k_m", 4.37), ("q5_k_m", 5.13), ("q6_k", 5.94), ("q8_0", 7.70), ("q4_0", 4.11)]
+    ("kind", "published"),
+    [
+        *[("q4_k_m", 4.37), ("q5_k_m", 5.13), ("q6_k", 5.94), ("q8_0", 7.70), ("q4_0", 4.11)],
+        *[("q3_k_s", 3.16), ("q3_k_m", 3.52), ("q3_k_l", 3.82)],
+    ],
 )
 def test_published_gguf_sizes(kind: str, published: float) -> None:
     assert gguf_bytes(shape_of(MISTRAL_7B), kind) / 1e9 == pytest.approx(published, rel=0.02)

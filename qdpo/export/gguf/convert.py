@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter
 
 from qdpo.errors import InputMissingError
-from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import Family, family_of, to_gguf
 from qdpo.export.gguf.general import General, write_general
-from qdpo.export.gguf.kinds import Kind, stored_bytes, tensor_type
+from qdpo.export.gguf.kinds import PLAIN, Kind, Traits, stored_bytes, tensor_type
+from qdpo.export.gguf.rounding import Rounding
 from qdpo.export.gguf.settings import frequency_factors, write_settings
 from qdpo.export.gguf.vocabulary import Vocabulary
 from qdpo.model.merged import EMBEDDING, HEAD, MergedModel
@@ -53,16 +53,31 @@ def mapped_tensors(family: Family, model: MergedModel) -> list[Mapped]:
     return mapped
 
 
-def types_of(kind: Kind, tensors: Sequence[Mapped], layers: int) -> dict[str, Type]:
-    """The GGUF type of each tensor (by its transformers name) in a file of a kind."""
-    shared_head = HEAD not in {tensor.name for tensor in tensors}
-    return {t.name: tensor_type(kind, t.gguf_name, t.shape, layers, shared_head) for t in tensors}
+def types_of(
+    kind: Kind, tensors: Sequence[Mapped], config: Mapping[str, Any], importance: bool = False
+) -> dict[str, Type]:
+    """The GGUF type of each tensor (by its transformers name) in a file of a kind.
+
+    Args:
+        kind: of the file.
+        tensors: all that are written.
+        config: the model's.
+        importance: whether there is an importance matrix.
+    """
+    heads = config["num_attention_heads"]
+    traits = Traits(
+        config["num_hidden_layers"],
+        shared_head=HEAD not in {tensor.name for tensor in tensors},
+        sharing=heads // (config.get("num_key_value_heads") or heads),
+        importance=importance,
+    )
+    return {t.name: tensor_type(kind, t.gguf_name, t.shape, traits) for t in tensors}
 
 
-def tensor_bytes(kind: Kind, model: MergedModel) -> int:
-    """Bytes of all tensors of a file, with the padding between them."""
+def tensor_bytes(kind: Kind, model: MergedModel, importance: bool = False) -> int:
+    """Bytes of all tensors of a file, with the padding between them; `importance` as `types_of` takes it."""
     tensors = mapped_tensors(family_of(model.config), model)
-    types = types_of(kind, tensors, model.config["num_hidden_layers"])
+    types = types_of(kind, tensors, model.config, importance)
     total = 0
     for tensor in tensors:
         stored = stored_bytes(types[tensor.name], math.prod(tensor.shape))
@@ -79,19 +94,31 @@ class GgufFile:
         model: what is converted.
         vocabulary: its tokenizer.
         general: further `general.*` entries, see `general_of`.
+        rounding: how tensors are rounded.
     """
 
-    def __init__(self, path: Path, kind: Kind, model: MergedModel, vocabulary: Vocabulary, general: General) -> None:
-        self.path, self.kind = path, kind
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        model: MergedModel,
+        vocabulary: Vocabulary,
+        general: General,
+        rounding: Rounding,
+    ) -> None:
+        self.path, self.kind, self._rounding = path, kind, rounding
         self._family, self._config = family_of(model.config), model.config
         self._tensors = mapped_tensors(self._family, model)
-        self._types = types_of(kind, self._tensors, model.config["num_hidden_layers"])
+        self._types = types_of(kind, self._tensors, model.config, rounding.has_importance)
         self._factors = frequency_factors(model.config)
         self._writer = GGUFWriter(path, self._family.name)
         self._writer.add_type(gguf.GGUFType.MODEL)
         write_general(self._writer, general)
         self._writer.add_size_label(gguf.size_label(sum(math.prod(t.shape) for t in self._tensors), 0, 0, 0))
         write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
+        if kind.type not in PLAIN:
+            for key, value in rounding.keys().items():
+                self._writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
         vocabulary.write(self._writer)
 
     def keys(self) -> dict[str, Any]:
@@ -118,10 +145,12 @@ class GgufFile:
         if self._factors is not None:
             writer.write_tensor_data(self._factors)
 
-    def add(self, name: str, values: Any) -> None:
+    def add(self, tensor: Mapped, values: Any) -> None:
         """Encode and write one tensor; tensors come in the order of `mapped_tensors`."""
-        values = to_gguf(self._family, self._config, name, values)
-        self._writer.write_tensor_data(encode(name, values, self._types[name]))
+        values = to_gguf(self._family, self._config, tensor.name, values)
+        self._writer.write_tensor_data(
+            self._rounding.encode(tensor.name, tensor.gguf_name, values, self._types[tensor.name])
+        )
 
     def finish(self) -> None:
         """Close the file."""

@@ -20,6 +20,7 @@ from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, t
 from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.general import General, base_model, public_name, sampling
 from qdpo.export.gguf.kinds import KINDS, Kind
+from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from qdpo.export.output import export_folder, kept_files, link_or_copy
@@ -39,7 +40,7 @@ def write_gguf(request: Request) -> Path:
         DiskError, OutputError: the export cannot be written.
     """
     batch = plan_batch(request)
-    record = request.record("gguf", files=batch.files)
+    record = request.record("gguf", files=batch.files, rounding=batch.rounding.record())
     kept = kept_files(request.out, record)
     record["files"] = kept | batch.files
     with export_folder(request.out, batch.needed, record) as folder:
@@ -58,6 +59,7 @@ class Batch:
     Attributes:
         files: file name -> type.
         needed: bytes of disk.
+        rounding: how tensors are rounded.
         ready: a folder that may hold some of the files already.
     """
 
@@ -66,6 +68,7 @@ class Batch:
     model: MergedModel
     vocabulary: Vocabulary
     general: General
+    rounding: Rounding
     ready: Path | None
 
     def write(self, folder: Path) -> None:
@@ -75,7 +78,9 @@ class Batch:
             if self.ready and (self.ready / name).is_file():
                 link_or_copy(self.ready / name, folder / name)
             else:
-                files.append(GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general))
+                files.append(
+                    GgufFile(folder / name, KINDS[quant], self.model, self.vocabulary, self.general, self.rounding)
+                )
         if not files:
             return
         tensors = mapped_tensors(family_of(self.model.config), self.model)
@@ -86,7 +91,7 @@ class Batch:
             for tensor in tensors:
                 values = self.model.read(tensor.name)  # merged once, encoded for each file
                 for file in files:
-                    file.add(tensor.name, values)
+                    file.add(tensor, values)
                 del values  # else it would live beside the next one while that is merged
                 progress.advance(math.prod(tensor.shape) * 2)
         for file in files:
@@ -100,12 +105,14 @@ def plan_batch(request: Request) -> Batch:
     kinds = chosen_kinds(request.quants)
     model = request.run.merged(request.merge_base)
     warn_of_window(family_of(model.config), model.config)
+    rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
-        needed=sum(tensor_bytes(kind, model) + METADATA_BYTES for _, kind in kinds),
+        needed=sum(tensor_bytes(kind, model, rounding.has_importance) + METADATA_BYTES for _, kind in kinds),
         model=model,
         vocabulary=vocabulary_of(request.run, model),
         general=general_of(request),
+        rounding=rounding,
         ready=request.ready,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qdpo.export.gguf.kinds import KINDS, stored_bytes, tensor_type
+from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
 from qdpo.planner.shapes import Shape
 
 BYTES_PER_TOKEN = 24
@@ -37,11 +37,23 @@ def gguf_bytes(shape: Shape, kind: str) -> int:
         for path, part in layer.items():
             name = path.rsplit(".", 1)[-1]
             tensors.append((f"blk.{number}.{_NAMES.get(name, name)}.weight", part))
+    traits = Traits(shape.layers, shape.tied, sharing=_sharing(shape.matrices[0]))
     total = BYTES_PER_TOKEN * shape.vocab
     counted = 0
     for name, part in tensors:
         weights = math.prod(part)
-        total += stored_bytes(tensor_type(KINDS[kind], name, part, shape.layers, shape.tied), weights)
+        total += stored_bytes(tensor_type(KINDS[kind], name, part, traits), weights)
         counted += weights
     # norms and biases are fp32
     return int(total + 4 * (shape.parameters - counted))
+
+
+def _sharing(layer: dict[str, tuple[int, int]]) -> int:
+    """Query heads that share a value head, from the heights of the projections."""
+    rows = {path.rsplit(".", 1)[-1]: part for path, part in layer.items()}
+    if "k_proj" in rows:
+        return rows["q_proj"][0] // rows["k_proj"][0]
+    if "qkv_proj" in rows:
+        queries = rows["o_proj"][1]
+        return 2 * queries // (rows["qkv_proj"][0] - queries)
+    return 1

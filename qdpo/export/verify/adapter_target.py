@@ -51,7 +51,7 @@ class AdapterTarget(Target):
         pairs = Adapter(self.path).pairs()
         for name, (a, b, scale) in pairs.items():
             delta = scale * (b.float() @ a.float())
-            projection.add(name, delta, delta)  # it is the change itself
+            projection.add(name, delta, delta, delta)  # it is the change itself
         return [Check("read-back", True, f"the adapter itself: LoRA on {len(pairs)} tensors")]
 
     def twin(self, scratch: Path) -> Target:

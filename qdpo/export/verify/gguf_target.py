@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gguf
 import torch
 
 from qdpo.console import note
-from qdpo.export.formats import Request
+from qdpo.export.formats import Request, Way
 from qdpo.export.gguf.convert import FACTORS, GgufFile, mapped_tensors, types_of
 from qdpo.export.gguf.encode import decode
 from qdpo.export.gguf.families import family_of, to_gguf
 from qdpo.export.gguf.format import general_of, plan_batch, vocabulary_of
 from qdpo.export.gguf.kinds import KINDS
+from qdpo.export.gguf.rounding import NONE, Rounding, rounding_of
 from qdpo.export.gguf.settings import frequency_factors
+from qdpo.export.source import TrainedRun
 from qdpo.export.verify.bench import Bench
 from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.projection import Projection, read_both
@@ -34,15 +37,36 @@ from qdpo.model.tensors import TensorFiles
 NO_LLAMA_CPP = "llama-cpp-python is not installed (pip install 'qdpo[verify]')"
 
 
+@dataclass
 class GgufTarget(Target):
-    """A model as a GGUF file."""
+    """A model as a GGUF file.
+
+    Attributes:
+        way: how its levels were chosen.
+        imatrix: what its grids were found by, as `Request.imatrix`.
+    """
+
+    way: Way = "nearest"
+    imatrix: str = NONE
+
+    @classmethod
+    def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
+        rounding = record.get("rounding") or {"way": "nearest", "imatrix": NONE}
+        base = record.get("merge_base")
+        return [cls(folder / name, str(kind), run, base, **rounding) for name, kind in record["files"].items()]
+
+    @property
+    def _request(self) -> Request:
+        assert self.merge_base is not None
+        return Request(self.run, self.path.parent, self.merge_base, rounding=self.way, imatrix=self.imatrix)
 
     def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
         reader = gguf.GGUFReader(self.path)
         found = {tensor.name: tensor for tensor in reader.tensors}
         family, bare = family_of(model.config), self.bare_model()
         tensors = mapped_tensors(family, model)
-        types = types_of(KINDS[self.kind], tensors, model.config["num_hidden_layers"])
+        rounding = rounding_of(self.run, model, self.way, self.imatrix)
+        types = types_of(KINDS[self.kind], tensors, model.config, rounding.has_importance)
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
         beside = {tensor.name: tensor for tensor in gguf.GGUFReader(twin.path).tensors} if twin else {}
 
@@ -70,14 +94,12 @@ class GgufTarget(Target):
         ]
         names = {tensor.gguf_name for tensor in tensors} | ({FACTORS} if factors is not None else set())
         read_back = comparison.check(names - found.keys(), found.keys() - names)
-        return [read_back, self._settings(reader, model)]
+        return [read_back, self._settings(reader, model, rounding)]
 
-    def _settings(self, reader: gguf.GGUFReader, model: MergedModel) -> Check:
+    def _settings(self, reader: gguf.GGUFReader, model: MergedModel, rounding: Rounding) -> Check:
         """Compare all keys, the vocabulary and the template among them, with what a fresh conversion would write."""
-        assert self.merge_base is not None
-        request = Request(self.run, self.path.parent, self.merge_base)
         vocabulary = vocabulary_of(self.run, model)
-        fresh = GgufFile(self.path, KINDS[self.kind], model, vocabulary, general_of(request)).keys()
+        fresh = GgufFile(self.path, KINDS[self.kind], model, vocabulary, general_of(self._request), rounding).keys()
         found = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         differ = [key for key in sorted(fresh.keys() | found.keys()) if not _same(fresh.get(key), found.get(key))]
         problems = [
@@ -88,14 +110,13 @@ class GgufTarget(Target):
         )
 
     def twin(self, scratch: Path) -> Target:
-        assert self.merge_base is not None
         run = self.run.without_adapter()
-        batch = plan_batch(Request(run, scratch, self.merge_base, quants=(self.kind,)))
+        batch = plan_batch(replace(self._request, run=run, out=scratch, quants=(self.kind,)))
         require_room(scratch, batch.needed)
         note(BESIDE)
         batch.write(scratch)
         (name,) = batch.files
-        return GgufTarget(scratch / name, self.kind, run, self.merge_base)
+        return replace(self, path=scratch / name, run=run)
 
     def encoder(self) -> tuple[Encode | None, str]:
         if not has_llama_cpp():

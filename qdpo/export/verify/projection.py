@@ -8,20 +8,24 @@ the change D. Its projection on D is 1 where the change survived, 0 where none d
 
 H holds the second moments of the layer's inputs, so that <X, X> is what X changes at the layer's output, on average
 over tokens. Without moments H is 1, and every weight counts the same.
+
+Layers give outputs of very different size: in a real model one down projection, which few tokens make huge, would be
+nine tenths of the sum. So each tensor counts by how much training has changed its output beside what it was,
+<D, D> / <B + D, B + D>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from qdpo.evaluation.statistics import bootstrap_ratios
-from qdpo.export.source import TrainedRun
 from qdpo.model.merged import MergedModel
+from qdpo.model.moments import Moments
 
 WORST = 5
 """Tensors that are named."""
@@ -32,26 +36,6 @@ CHUNK = 1 << 22
 Inner = Callable[[torch.Tensor, torch.Tensor], float]
 
 
-class Moment(Protocol):
-    """Second moments of a layer's inputs."""
-
-    def inner(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """tr(x H y^T) of two changes of the layer's weight, [rows, columns] each."""
-
-
-class Moments(Protocol):
-    """Second moments of the inputs of a run's layers."""
-
-    def of(self, name: str) -> Moment | None:
-        """Those of the layer that a weight belongs to."""
-
-
-def moments_of(run: TrainedRun) -> Moments | None:
-    """Those that were collected for a run; None where there are none."""
-    del run  # no run has any yet
-    return None
-
-
 @dataclass
 class Projection:
     """What became of the adapter's change, tensor by tensor.
@@ -60,7 +44,7 @@ class Projection:
         moments: of the layers' inputs; None counts every weight the same.
 
     Attributes:
-        products: for each changed tensor <change, trained> and <trained, trained>.
+        products: for each changed tensor <change, trained> and <trained, trained>, both over <merged, merged>.
         left_out: changed tensors that cannot be compared.
     """
 
@@ -68,19 +52,21 @@ class Projection:
     products: dict[str, tuple[float, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
-    def add(self, name: str, change: torch.Tensor, trained: torch.Tensor) -> None:
+    def add(self, name: str, change: torch.Tensor, trained: torch.Tensor, merged: torch.Tensor) -> None:
         """Take in a tensor.
 
         Args:
             name: the tensor's.
             change: Q(B + D) - Q(B), float32, rows and columns as in torch.
             trained: D, likewise.
+            merged: B + D, likewise.
         """
         inner = self._inner(name, trained)
         if inner is None:
             self.left_out.append(name)
             return
-        self.products[name] = (_by_rows(inner, change, trained), _by_rows(inner, trained, trained))
+        size = _by_rows(inner, merged, merged) or 1.0
+        self.products[name] = (_by_rows(inner, change, trained) / size, _by_rows(inner, trained, trained) / size)
 
     def _inner(self, name: str, tensor: torch.Tensor) -> Inner | None:
         if self.moments is None or tensor.ndim < 2:  # a bias has one input, which is 1

@@ -36,6 +36,10 @@ ERROR_LIMITS = {
     "Q4_K": 0.16,
     "Q4_1": 0.18,
     "Q4_0": 0.22,
+    "IQ4_NL": 0.17,
+    "IQ4_XS": 0.17,
+    "Q3_K": 0.32,
+    "Q2_K": 0.6,
     "W4A16": 0.25,
 }
 
@@ -109,10 +113,9 @@ def compare_all(
         tensor, kind = stored(name)
         wanted = expected(name)
         comparison.add(name, tensor, wanted.values, kind)
-        change, rounded = wanted.change, wanted.rounded
-        del wanted  # a tensor less while the next one is made
-        if change is not None and rounded is not None and tensor.shape == change.shape:
-            projection.add(name, tensor.sub_(rounded()), change)
+        if wanted.change is None or wanted.rounded is None or tensor.shape != wanted.change.shape:
+            continue
+        projection.add(name, tensor.sub_(wanted.rounded()), wanted.change, wanted.values)
     return comparison
 
 
@@ -155,7 +158,7 @@ def compare_smoothed(
         other = wanted.rounded()
         own = twin.factor(name, other, values if wanted.change is None else values - wanted.change)
         if wanted.change is not None:
-            projection.add(name, found.div_(factor).sub_(other.div_(own)), wanted.change)
+            projection.add(name, found.div_(factor).sub_(other.div_(own)), wanted.change, values)
     return comparison
 
 

@@ -12,6 +12,7 @@ from qdpo.config.schema import VerifySection
 from qdpo.console import say
 from qdpo.errors import DiskError, InputMissingError, MemoryShortageError, QdpoError, UsageError
 from qdpo.export.formats import targets_of
+from qdpo.export.moments import moments_of_run
 from qdpo.export.output import RECORD, stamped
 from qdpo.export.pairs import read_heldout
 from qdpo.export.source import MergeBase, TrainedRun, load_run
@@ -22,7 +23,7 @@ from qdpo.export.verify.checks import Check, check_integrity
 from qdpo.export.verify.measures import divergence, preference, text_change
 from qdpo.export.verify.need import explained_shortage, require_memory, tell
 from qdpo.export.verify.parity import limits_of, row, score
-from qdpo.export.verify.projection import Projection, moments_of
+from qdpo.export.verify.projection import Projection
 from qdpo.export.verify.report import SCHEMA, Report, card_section
 from qdpo.export.verify.room import Room
 from qdpo.export.verify.scorers import Scorer
@@ -198,7 +199,7 @@ def examine(target: Target, scratch: Path, model: MergedModel, work: Work | str)
         raise
     except QdpoError as error:
         twin = f"the same export of the bare base cannot be made here: {error.message}"
-    projection = Projection(moments_of(target.run))
+    projection = Projection(moments_of_run(target.run))
     beside = None if isinstance(twin, str) else twin
     report.checks += guarded("read-back", lambda: target.read_back(model, beside, projection))
     heldout = None if isinstance(work, str) else work.yardstick.heldout

@@ -63,9 +63,17 @@ def judge_projection(found: dict[str, Any] | None, limits: VerifySection) -> Fin
     )
     if found["left_out"]:
         detail += f"; {found['left_out']} changed tensors without moments are left out"
-    if least <= found["value"] <= 2 - least:
+    if not least <= found["value"] <= 2 - least:
+        return Finding(name, "lost", f"{detail}; it must lie in {least:g} .. {2 - least:g}")
+    low, high = (found["value"] if end is None else end for end in (found["low"], found["high"]))
+    slack = 2 * (1 - least)
+    if 1 - slack <= low and high <= 1 + slack:
         return Finding(name, "passed", detail)
-    return Finding(name, "lost", f"{detail}; it must lie in {least:g} .. {2 - least:g}")
+    return Finding(
+        name,
+        "cannot be told",
+        f"{detail}; tensors differ so much that the interval leaves {1 - slack:g} .. {1 + slack:g}",
+    )
 
 
 def judge_divergence(found: Divergence, kind: str, limits: VerifySection) -> Finding:

@@ -1,4 +1,4 @@
-"""The K-quant encoders: the bytes decode to what was encoded, as exactly as llama.cpp's own do."""
+"""The encoders: the bytes decode to what was encoded, as exactly as llama.cpp's own do."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from qdpo.export.gguf.kquants import ENCODERS, encode
+from qdpo.errors import InputMissingError
+from qdpo.export.gguf.encode import decode, encode, round_to_nearest
 
 # Relative RMS error of llama.cpp's own encoder on Gaussian rows.
 LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}
-KINDS = list(ENCODERS)
+LLAMA_CPP |= {Type.IQ4_NL: 0.0761, Type.IQ4_XS: 0.0767, Type.Q3_K: 0.1508, Type.Q2_K: 0.2971}
+KINDS = list(LLAMA_CPP)
 
 
 def round_trip(x: torch.Tensor, kind: Type) -> torch.Tensor:
-    stored = encode(x, kind, torch.device("cpu")).numpy()
-    assert stored.shape == (x.shape[0], x.shape[1] // 256 * gguf.GGML_QUANT_SIZES[kind][1])
+    stored = round_to_nearest(x, kind, device=torch.device("cpu")).numpy()
+    assert stored.shape == gguf.quant_shape_to_byte_shape(x.shape, kind)
     return torch.from_numpy(gguf.quants.dequantize(stored, kind))
 
 
@@ -65,7 +67,19 @@ def test_one_sided_and_mixed_blocks(kind: Type) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_that_do_not_fit_are_refused(kind: Type) -> None:
     with pytest.raises(OverflowError, match="do not fit"):
-        encode(torch.full((1, 256), 3e38), kind, torch.device("cpu"))
+        round_to_nearest(torch.full((1, 256), 3e38), kind, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("kind", "most"), [(Type.Q4_1, 65504), (Type.Q5_1, 65504), (Type.Q4_0, 8 * 65504)])
+def test_a_block_beyond_float16_is_refused_by_name(kind: Type, most: float, weighted: bool) -> None:
+    importance = torch.ones(64) if weighted else None
+    x = torch.zeros(2, 64)
+    x[1, 40] = -0.8 * most
+    assert torch.isfinite(decode(encode("x", x, kind, importance), kind, (2, 64))).all()
+    x[1, 40] = -1.3 * most
+    with pytest.raises(InputMissingError, match=f"blk.0.*{kind.name}"):
+        encode("blk.0", x, kind, importance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,9 +88,9 @@ def test_threads_do_not_change_a_byte(kind: Type) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = encode(x, kind, torch.device("cpu"))
+        one = round_to_nearest(x, kind, device=torch.device("cpu"))
         torch.set_num_threads(2)
-        two = encode(x, kind, torch.device("cpu"))
+        two = round_to_nearest(x, kind, device=torch.device("cpu"))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -87,6 +101,6 @@ def test_threads_do_not_change_a_byte(kind: Type) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gpu_encodes_as_well_as_the_cpu(kind: Type) -> None:
     x = gaussian()
-    stored = encode(x, kind, torch.device("cuda")).numpy()
+    stored = round_to_nearest(x, kind, device=torch.device("cuda")).numpy()
     decoded = torch.from_numpy(gguf.quants.dequantize(stored, kind))
     assert float((decoded - x).norm() / x.norm()) == pytest.approx(error(x, kind), rel=1e-3)

@@ -1,0 +1,105 @@
+"""Rounding with error feedback: each column of a weight makes up for what rounding the columns before it has changed.
+
+With H the second moment of the layer's inputs and H = U D U^T, U unit upper triangular, the levels that are chosen one
+column after the other as
+
+    q_j = round(w_j + sum over i < j of (w_i - q_i) U_ij)
+
+keep tr((W - Q) H (W - Q)^T) small: this is GPTQ (arXiv 2210.17323) in the form of LDLQ (QuIP, arXiv 2307.13304).
+Rounding each weight to its nearest level instead loses a small trained change where the base has few values, as an
+NF4 base has: all weights of one value lie at the same place between two levels, and a change smaller than the
+distance to the border moves none of them. With feedback the change adds up along the row until it moves a level.
+
+H is diagonal and a factor of low rank (`qdpo.model.moments`), so U need not be made: U_ij = F_i . G_j for i < j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdpo.model.moments import Moment
+
+DAMPING = 0.03
+"""Share of the mean square of the inputs that is added to each column's: keeps errors from being pushed into columns
+that calibration has hardly seen."""
+
+WIDTH = 64
+"""Columns between two products with the factor."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """U of a layer's inputs.
+
+    Attributes:
+        given: F, [columns, rank].
+        taken: G, [columns, rank].
+    """
+
+    given: Tensor
+    taken: Tensor
+
+    def to(self, device: torch.device) -> Feedback:
+        """The same on a device."""
+        return Feedback(self.given.to(device), self.taken.to(device))
+
+
+def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
+    """U of H + damping * mean(diagonal), in a time of columns times the rank's square.
+
+    Block by block from the last column: its own factor U D U^T, then what it takes from the columns before it.
+    """
+    factor = moment.factor.double()
+    rest = moment.rest.double() + damping * moment.diagonal.double().mean().clamp(min=1e-30)
+    columns, rank = factor.shape
+    # What is left of the factor's inner product when all later columns have been eliminated.
+    inner, taken = torch.eye(rank, dtype=torch.float64), torch.empty_like(factor)
+    for begin in reversed(range(0, columns, WIDTH)):
+        own = slice(begin, min(begin + WIDTH, columns))
+        seen = factor[own] @ inner
+        block = seen @ factor[own].T
+        block.diagonal().add_(rest[own])
+        upper = torch.linalg.cholesky(block.flip(0, 1)).flip(0, 1)
+        scale = upper.diagonal()
+        seen = torch.linalg.solve_triangular(upper / scale, seen, upper=True, unitriangular=True)
+        taken[own] = seen / scale.square().unsqueeze(1)
+        inner -= seen.T @ taken[own]
+    return Feedback(factor.float(), taken.float())
+
+
+def round_columns(
+    weight: Tensor, feedback: Feedback, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Choose levels column by column.
+
+    Args:
+        weight: float32 [rows, columns].
+        feedback: of the layer's inputs.
+        nearest: gives levels and values [rows] of a column, by its index and what shall be rounded [rows].
+
+    Returns:
+        levels, uint8 [rows, columns].
+    """
+    given, taken = feedback.given, feedback.taken
+    target = weight.T.contiguous()
+    rows, columns = weight.shape
+    levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    state = weight.new_zeros(given.shape[1], rows)
+    for begin in range(0, columns, WIDTH):
+        end = min(begin + WIDTH, columns)
+        wanted = torch.addmm(target[begin:end], taken[begin:end], state)
+        near = (given[begin:end] @ taken[begin:end].T).T.contiguous()  # near[j, i] = U_ij
+        error = weight.new_empty(end - begin, rows)
+        for column in range(begin, end):
+            here = column - begin
+            value = wanted[here]
+            if here:
+                value = torch.addmv(value, error[:here].T, near[here, :here])
+            levels[column], rounded = nearest(column, value)
+            torch.sub(target[column], rounded, out=error[here])
+        state.addmm_(given[begin:end].T, error)
+    return levels.T.contiguous()

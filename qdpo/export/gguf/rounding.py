@@ -1,0 +1,177 @@
+"""How the tensors of a GGUF export are rounded: to the nearest level, or with feedback from one column to the next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from torch import Tensor
+
+from qdpo.console import note
+from qdpo.errors import InputMissingError
+from qdpo.export.formats import Way
+from qdpo.export.gguf.encode import encode
+from qdpo.export.gguf.families import family_of
+from qdpo.export.gguf.feedback import Feedback, feedback_of, round_columns
+from qdpo.export.gguf.fits import fit
+from qdpo.export.gguf.grids import LAYOUTS
+from qdpo.export.gguf.imatrix import Imatrix, checked, quantize_keys, read_imatrix
+from qdpo.export.gguf.packing import pack
+from qdpo.export.moments import moments_of_run, take_moments
+from qdpo.export.source import TrainedRun
+from qdpo.model.adapter import Adapter
+from qdpo.model.merged import MergedModel
+from qdpo.model.moments import MOMENTS, Moments
+
+EMPHASIS = 10.0
+"""How much more an error counts where the adapter looks at the inputs."""
+
+AUTO, NONE = "auto", "none"
+"""`--imatrix` without a file: what the moments say, or nothing."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How tensors are rounded.
+
+    Attributes:
+        way: `feedback` rounds column by column and makes up for errors, where a tensor's inputs are known.
+        imatrix: `auto`, `none` or a file, as it was asked for.
+        moments: of the layers' inputs; None where they are not known.
+        adapter: whose input directions are emphasised.
+        given: what the file of importances holds; None without one.
+        importances: of it by GGUF name, float32 [columns]; they weigh errors when a grid is found.
+    """
+
+    way: Way
+    imatrix: str
+    moments: Moments | None
+    adapter: Adapter
+    given: Imatrix | None
+    importances: Mapping[str, Tensor]
+
+    @property
+    def has_importance(self) -> bool:
+        """Whether grids are found by the importance of columns; llama.cpp gives some tensors other types then."""
+        return self.given is not None or (self.imatrix == AUTO and self.moments is not None)
+
+    def record(self) -> dict[str, Any]:
+        """For export.json."""
+        return {"way": self.way, "imatrix": self.imatrix}
+
+    def keys(self) -> dict[str, str | int]:
+        """What a rounded file says of its importance matrix, with llama.cpp's keys; nothing without one."""
+        if self.given is not None:
+            return quantize_keys(self.given, Path(self.imatrix).name)
+        if not self.has_importance or self.moments is None:
+            return {}
+        return {
+            "quantize.imatrix.file": MOMENTS,
+            "quantize.imatrix.dataset": self.moments.about.texts,
+            "quantize.imatrix.entries_count": len(self.moments.names),
+        }
+
+    def encode(self, name: str, gguf_name: str, values: Tensor, kind: Type) -> np.ndarray:
+        """One tensor as GGUF stores it.
+
+        Args:
+            name: the tensor's in transformers.
+            gguf_name: the same in the file.
+            values: float32, rows in the file's order.
+            kind: the type.
+
+        Raises:
+            InputMissingError: the values are too large for the type.
+        """
+        if kind not in LAYOUTS:
+            return encode(name, values, kind)
+        moment = self.moments.of(name) if self.moments else None
+        importance = self.importances.get(gguf_name)
+        if importance is None and moment is not None and self.imatrix == AUTO:
+            importance = moment.diagonal
+        if self.way == "nearest" or moment is None:
+            return encode(name, values, kind, importance)
+        directions = self.adapter.directions(name)
+        if directions is not None:
+            moment = moment.emphasised(directions, EMPHASIS)
+        try:
+            return round_with_feedback(values, kind, importance, feedback_of(moment)).numpy()
+        except OverflowError as error:
+            raise InputMissingError(f"{name}: {error}", "export bf16 or q8_0") from error
+
+
+def rounding_of(run: TrainedRun, model: MergedModel, way: Way | None, imatrix: str | None) -> Rounding:
+    """How a run's export is rounded.
+
+    Args:
+        run: the run.
+        model: what is exported of it.
+        way: as asked for; None takes feedback where the run has moments.
+        imatrix: `auto` (None), `none` or a file.
+
+    Raises:
+        InputMissingError: the file cannot be read, or is of another model.
+        UnavailableError: moments were asked for and cannot be taken.
+    """
+    moments = moments_of_run(run)
+    if moments is None and way == "feedback":
+        moments = take_moments(run)
+    if moments is None and way is None:
+        note(
+            "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
+            "layers' inputs; --rounding feedback takes them first (one pass over 8,192 tokens)"
+        )
+    asked = imatrix or AUTO
+    given = None if asked in (AUTO, NONE) else read_imatrix(Path(asked))
+    chosen: Way = way or ("feedback" if moments is not None else "nearest")
+    return Rounding(chosen, asked, moments, Adapter(run.adapter), given, _checked(given, asked, model))
+
+
+def _checked(given: Imatrix | None, file: str, model: MergedModel) -> dict[str, Tensor]:
+    """The importances of a file by GGUF name, which must be those of the model."""
+    if given is None:
+        return {}
+    names = gguf.get_tensor_name_map(family_of(model.config).arch, model.config["num_hidden_layers"])
+    found = {names.get_name(name, try_suffixes=(".weight", ".bias")): model.shape(name) for name in model.names}
+    return checked(given, {str(name): shape[1] for name, shape in found.items() if len(shape) == 2}, file)
+
+
+def round_with_feedback(
+    values: Tensor, kind: Type, importance: Tensor | None, feedback: Feedback, device: torch.device | None = None
+) -> Tensor:
+    """Fit the grid, choose levels column by column, and pack them: uint8 [rows, bytes per row] on the CPU.
+
+    Args:
+        values: float32 [rows, columns].
+        kind: any of `grids.LAYOUTS`.
+        importance: float32 [columns] or None.
+        feedback: of the layer's inputs.
+        device: where to compute; None takes the GPU when there is one.
+
+    Raises:
+        OverflowError: values are too large for the type.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = feedback.to(device)
+
+    def rows(part: Tensor) -> Tensor:
+        grid = fit(part, kind, importance, device)
+        levels = round_columns(part.to(device), there, grid.by_column().round)
+        return pack(grid, levels).cpu()
+
+    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)), len(values))
+    if device.type != "cpu" or threads == 1:
+        return rows(values)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(rows, values.tensor_split(threads))))
+    finally:
+        torch.set_num_threads(threads)
