@@ -71,8 +71,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=list(EXPORTS), choices=list(EXPORTS), help="replace these rows")
     args = parser.parse_args()
     if args.tables:
-        for name in PROMPTS:
-            print(table(read_json(RESULTS / f"export-{name}.json")))
+        for path in (RESULTS / f"export-{name}.json" for name in PROMPTS):
+            if path.is_file():
+                print(table(read_json(path)))
         return 0
     if args.model is None or args.folder is None:
         parser.error("name a model and a folder")

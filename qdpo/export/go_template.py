@@ -235,11 +235,12 @@ class _Cutter:
         if odd:
             told = f"the chat template changes white space around messages ({', '.join(odd)}) in a way that Ollama "
             pieces = replace(pieces, notes=(*pieces.notes, told + "cannot: there it stays as it is written"))
-        reasoned = [Message("user", USER), Message("assistant", f"<think>\n{SYSTEM}\n</think>\n\n{ASSISTANT}")]
-        text = self.text([*reasoned, Message("user", USER2)])
-        if text is not None and SYSTEM not in text:
-            told = "the chat template leaves the reasoning out of earlier answers, Ollama does that only where it has"
-            pieces = replace(pieces, notes=(*pieces.notes, told + " taken the reasoning out of the answer itself"))
+        reasoned = Message("assistant", f"<think>\n{SYSTEM}\n</think>\n\n{ASSISTANT}")
+        talk = [Message("user", USER), reasoned, Message("user", USER2)]
+        if self.text(talk) not in (None, pieces.render(talk)):
+            told = "the chat template leaves the reasoning out of earlier answers, or moves it; Ollama does that only "
+            told += "where it has taken the reasoning out of the answer itself"
+            pieces = replace(pieces, notes=(*pieces.notes, told))
         return pieces
 
     def _ends(self, pieces: Pieces, role: str, pad: str) -> str:

@@ -169,6 +169,7 @@ def test_a_window_is_told_and_cuts_the_context(tmp_path: Path, capsys: pytest.Ca
     ("family", "changes", "named"),
     [
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        ("llama", {"rope_parameters": {**families.YARN_ROPE, "attention_factor": 1.2}}, "YaRN.*attention_factor"),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
         ("gemma2", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar is 100"),
     ],

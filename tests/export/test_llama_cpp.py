@@ -224,6 +224,19 @@ def test_stories260k_through_every_type(tmp_path: Path) -> None:
             assert encode(out / "toy-F16.gguf", tricky) == tokenizer.encode(tricky, add_special_tokens=False), tricky
 
 
+def test_the_time_of_writing_is_foreseen(tmp_path: Path) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
+    scorer = LlamaScorer(next(export(run, "f16").glob("*.gguf")), 256)
+    prompts = [some_ids(10), some_ids(5)]
+    try:
+        before = scorer.generate(prompts, frozenset(), 4)
+        one, hundred = scorer.writing_seconds(prompts, 1), scorer.writing_seconds(prompts, 100)
+        assert 0 < one < hundred
+        assert scorer.generate(prompts, frozenset(), 4) == before, "nothing is left of the trial"
+    finally:
+        scorer.close()
+
+
 def test_verification_runs_llama_cpp(tmp_path: Path) -> None:
     base = toys.save_base(tmp_path / "base", families.config("mistral"))
     run = toys.save_run(tmp_path / "run", base, toys.add_adapter(toys.load_4bit(base)))

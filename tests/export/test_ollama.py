@@ -254,9 +254,11 @@ def test_real_templates(name: str) -> None:
     assert not [word for word in stop_words(pieces, []) if "think" in word.lower()]
     clock = "engines without a clock" in " ".join(pieces.notes)
     padded = [{**m, "content": f" \n{m['content']}\n "} for m in [SYSTEM, *TALK]]
-    talks = [*CONVERSATIONS.values(), [SYSTEM, *TALK, TALK[1], USER], padded]
+    reasoned = [USER, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nFine."}, USER]
+    talks = [*CONVERSATIONS.values(), [SYSTEM, *TALK, TALK[1], USER], padded, reasoned]
     for messages in talks:
-        if messages == padded and "white space" in " ".join(pieces.notes):
+        told = {"white space": padded, "the reasoning": reasoned}
+        if any(messages == talk and part in " ".join(pieces.notes) for part, talk in told.items()):
             continue
         if pieces.system == "nowhere":
             messages = [message for message in messages if message["role"] != "system"]

@@ -78,7 +78,10 @@ def family_of(config: dict[str, Any]) -> Family:
         )
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation is not None and activation not in family.activation:
-        raise InputMissingError(f"{architecture} with {activation}: llama.cpp computes {family.activation[-1]}")
+        raise InputMissingError(
+            f"{architecture} with {activation}: llama.cpp computes {family.activation[-1]}",
+            "export safetensors instead",
+        )
     if family.needs_tied_head and not config.get("tie_word_embeddings", True):
         raise InputMissingError(
             f"{architecture}: llama.cpp takes the embedding as the head, but here they differ",

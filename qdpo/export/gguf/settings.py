@@ -93,7 +93,11 @@ def write_rope(writer: GGUFWriter, config: dict[str, Any]) -> None:
     elif kind == "yarn":
         odd = {k: v for k, v in rope.items() if k in ("attention_factor", "mscale", "mscale_all_dim") and v is not None}
         if odd or not rope.get("truncate", True):
-            raise InputMissingError(f"yarn RoPE with {sorted(odd) or 'truncate: false'} is not known to the converter")
+            # llama.cpp computes these from `factor`, whatever a file says (b11434, `llama-context.cpp`).
+            raise InputMissingError(
+                f"YaRN RoPE with {sorted(odd) or 'truncate: false'}: llama.cpp has its own",
+                "export safetensors instead",
+            )
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])

@@ -6,6 +6,7 @@ A model that is streamed through memory is scored by `qdpo.export.verify.streams
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ class LlamaScorer:
             n_batch=min(BATCH, context),
             n_gpu_layers=-1,
             n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),  # else all cores, which wait for one another on a busy machine
             verbose=False,
         )
 
@@ -142,7 +144,12 @@ class LlamaScorer:
                     progress.advance(min(len(rows), one.positions.stop - start))
 
     def writing_seconds(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
-        return 0.0
+        """By the time that one token takes now; the prompts, taken in many tokens at once, are not counted."""
+        self._llama.reset()
+        self._decode([0], 0)
+        began = time.monotonic()
+        self._decode([0], 1)
+        return (time.monotonic() - began) * new_tokens * len(prompts)
 
     def generate(self, prompts: Sequence[Sequence[int]], ends: frozenset[int], new_tokens: int) -> list[list[int]]:
         return [self._continue(list(ids), ends, new_tokens) for ids in prompts]
