@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: tuple(part.strip() for part in text.split(",")),
         default=(),
         metavar="TYPE,...",
-        help="GGUF types, one file each: f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 "
+        help="GGUF types, one file each: f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl "
+        "iq4_xs q3_k_l q3_k_m q3_k_s q2_k q2_k_s "
         "(default: q4_k_m)",
     )
     parser.add_argument(

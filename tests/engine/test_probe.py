@@ -44,6 +44,22 @@ def test_what_can_be_packed_is_packed(name: str, dtype: torch.dtype) -> None:
     assert decision.errors["packed"] <= max(4 * decision.noise, probe.FLOOR[dtype])
 
 
+def test_rounding_over_many_layers_is_not_taken_for_a_wrong_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the packed row of a deep model differs by more than paddings do, and by less than kernels do."""
+    torch.manual_seed(5)
+    deep = {**SHAPE, "num_hidden_layers": 12, "hidden_size": 128, "head_dim": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **deep))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    model = model.to(torch.bfloat16).requires_grad_(False)
+    decision = decide(model, CPU)
+    assert decision.way == "packed", decision
+    assert decision.kernels > 2 * decision.noise
+    monkeypatch.setattr(attention, "_attend", lambda query, key, value, *rest, **more: value * 0 + value.mean())
+    assert decide(model, CPU).way != "packed", "what is wrong is still found out"
+
+
 @pytest.mark.parametrize(("kind", "way"), [("stablelm", "packed_mask"), ("gpt_oss", "packed_masks")])
 def test_models_with_an_attention_of_their_own_get_a_mask(kind: str, way: str) -> None:
     model = other(kind, num_local_experts=4, num_experts_per_tok=2, sliding_window=6)
