@@ -4,8 +4,8 @@ Rounding a weight W to Q changes what its layer gives for an input x by (Q - W) 
 is tr((Q - W) H (Q - W)^T) with H the mean of x x^T: this is the metric in which a rounding is good or bad, and in
 which one can say how much of a small change of the weights is left. H itself is columns x columns, 800 MB for one
 layer of a 7B model. What is kept is its diagonal and a factor of low rank (Nystrom's approximation: H Q (Q^T H Q)^-1
-Q^T H for a few directions Q, see Halko, Martinsson, Tropp, arXiv 0909.4061), in which the adapter's own input
-directions are exact.
+Q^T H for a few directions Q, see Halko, Martinsson, Tropp, arXiv 0909.4061), with the
+adapter's own input directions among them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def moment_of(inputs: Tensor, directions: Tensor, rank: int = DIRECTIONS, seed: 
 
     Args:
         inputs: float32 [tokens, columns].
-        directions: [count, columns] that the factor shall hold exactly: the A of the adapters that read these inputs.
+        directions: [count, columns] that are among those of the factor: the A of the adapters that read these inputs.
         rank: of the factor, beside `directions`.
         seed: of the random directions that it starts from.
     """

@@ -8,7 +8,10 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from qdpo.errors import InputMissingError
+from qdpo.export.gguf import kinds as files
 from qdpo.export.gguf.encode import decode, encode, round_to_nearest
+from qdpo.export.gguf.grids import LAYOUTS
+from qdpo.export.verify.readback import ERROR_LIMITS
 
 # Relative RMS error of llama.cpp's own encoder on Gaussian rows.
 LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}
@@ -41,6 +44,19 @@ def test_order_of_magnitude_does_not_matter(kind: Type) -> None:
     x = gaussian(8)
     assert error(x * 0.1, kind) == pytest.approx(error(x, kind), rel=0.05)
     assert error(x * 1e4, kind) == pytest.approx(error(x, kind), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_order_of_magnitude_does_not_matter_with_an_importance(kind: Type) -> None:
+    """Below 6e-5 float16 has few bits for a scale."""
+    x, counts = gaussian(8), torch.randn(2048, generator=torch.Generator().manual_seed(1)).exp()
+
+    def weighted(x: torch.Tensor) -> float:
+        values = decode(encode("x", x, kind, counts), kind, tuple(x.shape))
+        return float(((values - x).square() * counts).sum().sqrt() / (x.square() * counts).sum().sqrt())
+
+    for times in (0.1, 1e4):
+        assert weighted(x * times) == pytest.approx(weighted(x), rel=0.06)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,6 +96,10 @@ def test_a_block_beyond_float16_is_refused_by_name(kind: Type, most: float, weig
     x[1, 40] = -1.3 * most
     with pytest.raises(InputMissingError, match=f"blk.0.*{kind.name}"):
         encode("blk.0", x, kind, importance)
+
+
+def test_every_type_has_a_limit_when_it_is_read_back() -> None:
+    assert {kind.type.name for kind in files.KINDS.values()} <= set(ERROR_LIMITS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

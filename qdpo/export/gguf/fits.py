@@ -11,6 +11,7 @@ from qdpo.export.gguf.searches import (
     fit_codebook_scale,
     fit_scale,
     fit_scale_and_minimum,
+    fit_unit,
     half_not_smaller,
     refine_scale_and_minimum,
 )
@@ -98,10 +99,10 @@ def _signed(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tenso
     weight = _weight(x, kind, layout, importance)
     scale = _signed_scale(blocks, weight, layout, tries=9 if importance is None else 19).view(-1, layout.blocks)
     lowest, highest = -layout.largest, layout.largest - 1
-    if kind is Type.Q3_K and importance is not None:
-        d = fit_scale(scale, weight.sum(1).view(scale.shape), lowest, highest, tries=19).half()
-    else:
+    if importance is None:
         d = half_not_smaller(scale.gather(1, scale.abs().argmax(1, keepdim=True)) / lowest)
+    else:
+        d = fit_unit(scale, weight.sum(1).view(scale.shape), lowest, highest)
     scales = (scale * inverse_or_zero(d.float())).round_().clamp_(lowest, highest)
     stored = (d.float() * scales).view(rows, -1)
     return Grid(kind, stored, -layout.zero * stored, d.view(rows, -1), scales.to(torch.int8).view(rows, -1))
@@ -120,7 +121,7 @@ def _with_minimums(x: torch.Tensor, kind: Type, layout: Layout, importance: torc
         d, dmin = (half_not_smaller(part.amax(1, keepdim=True) / largest) for part in (scale, minimum))
     else:
         weights = weight.sum(1).view(scale.shape)
-        d, dmin = (fit_scale(part, weights, 0, largest, tries=9).half() for part in (scale, minimum))
+        d, dmin = (fit_unit(part, weights, 0, largest) for part in (scale, minimum))
     scales = (scale * inverse_or_zero(d.float())).round_().clamp_(0, largest)
     minimums = (minimum * inverse_or_zero(dmin.float())).round_().clamp_(0, largest)
     return Grid(

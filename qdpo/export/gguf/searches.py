@@ -168,3 +168,25 @@ def half_not_smaller(x: torch.Tensor) -> torch.Tensor:
     half = x.half()
     too_small = half.float().abs() < x.abs()
     return (half.view(torch.int16) + too_small.to(torch.int16)).view(torch.float16)
+
+
+def fit_unit(scale: torch.Tensor, weight: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
+    """The float16 of which the blocks' scales are best taken as whole multiples.
+
+    Args:
+        scale: [super-blocks, blocks].
+        weight: [super-blocks, blocks], what a squared error in a scale counts.
+        lowest: of the multiples.
+        highest: of the multiples.
+
+    Returns:
+        float16 [super-blocks, 1]: of the two next to the exact one that which loses less.
+    """
+    exact = fit_scale(scale, weight, lowest, highest, tries=9)
+    near, above = exact.half(), half_not_smaller(exact)
+
+    def loss(unit: torch.Tensor) -> torch.Tensor:
+        multiple = (scale * inverse_or_zero(unit.float())).round_().clamp_(lowest, highest)
+        return (weight * (scale - multiple * unit.float()).square()).sum(1, keepdim=True)
+
+    return torch.where(loss(above) < loss(near), above, near)
