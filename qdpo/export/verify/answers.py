@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qdpo.evaluation.statistics import mcnemar_exact
 
@@ -67,6 +68,16 @@ class Answers:
     loops: tuple[int, int, int | None]
     new_loops: tuple[int, int]
     breaks: tuple[int, int]
+
+    def record(self) -> dict[str, Any]:
+        """The figures for verify.json."""
+        return {
+            "prompts": self.prompts,
+            "tokens": self.tokens,
+            "loops": dict(zip(("trained", "exported", "rounded base"), self.loops, strict=True)),
+            "new_loops": dict(zip(("exported", "trained"), self.new_loops, strict=True)),
+            "breaks": dict(zip(("exported", "trained"), self.breaks, strict=True)),
+        }
 
     @property
     def lost(self) -> bool:

@@ -269,7 +269,7 @@ def measure_one(report: Report, target: Target, twin: Target, model: MergedModel
         assert not isinstance(yardstick.answers, str)
         beside = None if isinstance(rounded_answers, str) else rounded_answers
         looked = compare_answers(yardstick.answers, answers, beside, settings.answer_tokens)
-        report.take("answers", asdict(looked), judge_answers(looked))
+        report.take("answers", looked.record(), judge_answers(looked))
         decode = heldout.tokenizer.decode
         report.samples += [
             {"prompt": text, "trained": decode(own), "exported": decode(new)}

@@ -30,8 +30,8 @@ FREE_KL = 1e-3
 """Without a limit of its own, a divergence may be this many times that of the base's own rounding, or this small."""
 
 WAY_OUT = (
-    "take more bits (--quant q8_0 or f16), or the adapter alone beside a GGUF of the base (--format gguf-lora); "
-    "`qdpo merge-export --pick` looks for the smallest type that keeps it"
+    "round with error feedback (--rounding feedback), take more bits (--quant f16, --dtype float32), or the adapter "
+    "alone beside a GGUF of the base (--format gguf-lora); --pick looks for the smallest type that keeps it"
 )
 
 
