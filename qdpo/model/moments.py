@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from qdpo.errors import InputMissingError
+from qdpo.files import atomic_write
 
 MOMENTS = "moments.safetensors"
 """The file, in the run directory."""
@@ -167,6 +168,9 @@ def save_moments(path: Path, moments: Mapping[str, Moment], places: Mapping[str,
         moments: of the inputs, each under the name of a place.
         places: name of a weight -> the place that it reads its inputs at; several read at one.
         about: what they were taken of.
+
+    Raises:
+        DiskError, OutputError: it cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for place, moment in moments.items():
@@ -174,4 +178,4 @@ def save_moments(path: Path, moments: Mapping[str, Moment], places: Mapping[str,
         tensors[f"{place}.rest"] = torch.cat([unit.view(1), moment.rest / unit]).cpu()
         tensors[f"{place}.factor"] = (moment.factor / unit.sqrt()).half().cpu()
     held: dict[str, Any] = {"about": vars(about), "places": dict(places)}
-    save_file(tensors, path, metadata={_KEY: json.dumps(held)})
+    atomic_write(path, save(tensors, {_KEY: json.dumps(held)}))
