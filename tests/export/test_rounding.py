@@ -166,7 +166,9 @@ def test_without_moments_the_nearest_level_is_taken_and_said(
     FORMATS["gguf"].write(Request(load_run(other), tmp_path / "out", quants=("q4_0",)))
     assert "--rounding feedback takes them first" in capsys.readouterr().err.replace("\n", " ")
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert record["rounding"]["way"] == "nearest"
+    assert record["rounding"] == {"way": "nearest", "imatrix": "none"}
+    FORMATS["gguf"].write(Request(load_run(other), tmp_path / "half", quants=("f16",)))
+    assert "--rounding" not in capsys.readouterr().err, "sixteen bits have no levels to choose"
 
 
 def test_moments_of_another_adapter_are_not_taken(run: Path, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.general import General, base_model, public_name, sampling
-from qdpo.export.gguf.kinds import KINDS, Kind
+from qdpo.export.gguf.kinds import KINDS, PLAIN, Kind
 from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
+from qdpo.export.moments import TOKENS
 from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.source import TrainedRun
 from qdpo.model.merged import EMBEDDING, MergedModel
@@ -106,6 +107,11 @@ def plan_batch(request: Request) -> Batch:
     model = request.run.merged(request.merge_base)
     warn_of_window(family_of(model.config), model.config)
     rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
+    if request.rounding is None and rounding.moments is None and any(kind.type not in PLAIN for _, kind in kinds):
+        note(
+            "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
+            f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
+        )
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
         needed=sum(tensor_bytes(kind, model, rounding.has_importance) + METADATA_BYTES for _, kind in kinds),

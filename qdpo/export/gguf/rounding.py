@@ -15,7 +15,6 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
-from qdpo.console import note
 from qdpo.errors import InputMissingError
 from qdpo.export.formats import Way
 from qdpo.export.gguf.encode import encode
@@ -122,14 +121,9 @@ def rounding_of(run: TrainedRun, model: MergedModel, way: Way | None, imatrix: s
         UnavailableError: moments were asked for and cannot be taken.
     """
     moments = moments_of_run(run)
-    if moments is None and way == "feedback":
+    if moments is None and (way == "feedback" or imatrix == AUTO):
         moments = take_moments(run)
-    if moments is None and way is None:
-        note(
-            "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
-            "layers' inputs; --rounding feedback takes them first (one pass over 8,192 tokens)"
-        )
-    asked = imatrix or AUTO
+    asked = imatrix or (NONE if moments is None else AUTO)
     given = None if asked in (AUTO, NONE) else read_imatrix(Path(asked))
     chosen: Way = way or ("feedback" if moments is not None else "nearest")
     return Rounding(chosen, asked, moments, Adapter(run.adapter), given, _checked(given, asked, model))
