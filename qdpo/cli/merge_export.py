@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounding",
         choices=["feedback", "nearest"],
-        help="how a type's levels are chosen. feedback: column by column, each making up for the errors before it, so "
+        help="how values are rounded (safetensors, gguf, ollama). feedback: column by column, each making up for the errors before it, so "
         "that what was trained is kept (default where the run has moments of its layers' inputs; else they are taken "
         "first); nearest: each weight by itself",
     )

@@ -10,6 +10,7 @@ import torch
 
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError
+from qdpo.export.feedback import Corrections, corrections_of, round_floats
 from qdpo.export.formats import Request
 from qdpo.export.output import export_folder
 from qdpo.export.source import TrainedRun
@@ -36,10 +37,14 @@ def write_safetensors(request: Request) -> Path:
     dtypes = {tensor.name: tensor.dtype for tensor in plan}
     total = sum(tensor.nbytes for tensor in plan)
 
-    def read(name: str) -> torch.Tensor:
-        return rounded(name, model.read(name), dtypes[name])
+    corrections = corrections_of(request.run, request.rounding)
 
-    record = request.record("safetensors", dtype=_main_dtype(plan), tensors=len(plan), weight_bytes=total)
+    def read(name: str) -> torch.Tensor:
+        return rounded(name, model.read(name), dtypes[name], corrections)
+
+    rounding = {"way": "feedback" if corrections else "nearest"}
+    details = {"dtype": _main_dtype(plan), "tensors": len(plan), "weight_bytes": total, "rounding": rounding}
+    record = request.record("safetensors", **details)
     with export_folder(request.out, total, record) as folder:
         with Progress("merging", total) as progress:
             write_folder(folder, plan, read, written=progress.advance)
@@ -48,20 +53,29 @@ def write_safetensors(request: Request) -> Path:
     return request.out
 
 
-def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype, hint: str = "use --dtype float32") -> torch.Tensor:
+def rounded(
+    name: str,
+    tensor: torch.Tensor,
+    dtype: torch.dtype,
+    corrections: Corrections | None = None,
+    hint: str = "use --dtype float32",
+) -> torch.Tensor:
     """Round a merged tensor to the dtype that is stored: the one rounding of an export.
 
     Args:
         name: the tensor, for the message.
         tensor: finite values.
         dtype: what they become.
+        corrections: for rounding with feedback; None takes the nearest value.
         hint: the way out when they do not fit.
 
     Raises:
         InputMissingError: finite values became infinite.
     """
-    stored = tensor.to(dtype)
-    if dtype in (torch.float16, torch.bfloat16) and not is_finite(stored):
+    halved = dtype in (torch.float16, torch.bfloat16)
+    feedback = corrections.of(name) if corrections and halved and tensor.ndim == 2 else None
+    stored = tensor.to(dtype) if feedback is None else round_floats(tensor, feedback, dtype)
+    if halved and not is_finite(stored):
         kind = str(dtype).removeprefix("torch.")
         raise InputMissingError(
             f"{name} has values up to {tensor.abs().max().item():.6g}, {kind} ends at {torch.finfo(dtype).max:.6g}",

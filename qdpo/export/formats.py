@@ -162,7 +162,7 @@ FORMATS = {
         writer="qdpo.export.folder:write_safetensors",
         target="qdpo.export.verify.target:FolderTarget",
         usage=_in_transformers,
-        options=("dtype",),
+        options=("dtype", "rounding"),
     ),
     "gguf": Format(
         "llama.cpp",
@@ -207,7 +207,7 @@ OPTIONS = {
     "dtype": ("is for safetensors", "choose GGUF types with --quant"),
     "quant": ("is for gguf", "choose the precision with --dtype"),
     "awq_layout": ("is for awq", None),
-    "rounding": ("is for gguf and ollama", None),
+    "rounding": ("is for safetensors, gguf and ollama", None),
     "imatrix": ("is for gguf and ollama", None),
     "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
 }

@@ -13,11 +13,11 @@ from export import families, toys
 from gguf import GGMLQuantizationType as Type
 
 from qdpo.errors import InputMissingError
+from qdpo.export.feedback import EMPHASIS, feedback_of, round_columns, round_floats
 from qdpo.export.formats import FORMATS, Request, Way, targets_of
 from qdpo.export.gguf.encode import decode, encode
-from qdpo.export.gguf.feedback import feedback_of, round_columns
 from qdpo.export.gguf.fits import fit
-from qdpo.export.gguf.rounding import EMPHASIS, round_with_feedback
+from qdpo.export.gguf.rounding import round_with_feedback
 from qdpo.export.moments import calibration_texts, moments_of_run, take_moments
 from qdpo.export.source import load_run
 from qdpo.export.verify.projection import Projection
@@ -72,6 +72,21 @@ def test_a_small_change_of_an_nf4_base_survives_feedback_and_not_the_nearest_lev
     assert abs(with_feedback[0] - 1) < 0.2
     assert abs(nearest[0] - 1) > 1.5 * abs(with_feedback[0] - 1)
     assert with_feedback[1] < 0.75 * nearest[1], "what the layer gives is nearer too"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_change_of_a_base_in_16_bits_survives_feedback(
+    layer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Moment], dtype: torch.dtype
+) -> None:
+    """The base stands on the grid; most of a change that is smaller than its steps is rounded away."""
+    base, change, a, moment = layer
+    base, change = base.to(torch.bfloat16).float(), change / 4
+    feedback = feedback_of(moment.emphasised(a, EMPHASIS))
+    size = moment.inner(change, change)
+    nearest = moment.inner((base + change).to(dtype).float() - base, change) / size
+    with_feedback = moment.inner(round_floats(base + change, feedback, dtype).float() - base, change) / size
+    assert with_feedback == pytest.approx(1, abs=0.05)
+    assert 1 - nearest > 10 * abs(1 - with_feedback)
 
 
 def test_the_factors_are_those_of_the_whole_matrix(
@@ -132,9 +147,9 @@ def test_moments_are_those_of_what_the_trained_model_computes(run: Path) -> None
     assert len(moments.names) == 14, "seven in each of two layers; embedding and head are left alone"
 
 
-def kept(run: Path, out: Path, way: Way | None, quant: str = "q4_k_m") -> dict[str, object]:
+def kept(run: Path, out: Path, way: Way | None, format: str = "gguf", **options: object) -> dict[str, object]:
     """The projection of an export's change on the adapter's, as `qdpo verify` finds it."""
-    export = FORMATS["gguf"].write(Request(load_run(run), out / "out", quants=(quant,), rounding=way))
+    export = FORMATS[format].write(Request(load_run(run), out / "out", rounding=way, **options))
     found = load_run(run)
     (target,) = targets_of(export, json.loads((export / "export.json").read_text()), found)
     (out / "scratch").mkdir()
@@ -154,6 +169,15 @@ def test_an_export_of_a_run_with_moments_keeps_its_adapter(run: Path, tmp_path: 
     assert abs(float(str(nearest["value"])) - 1) > abs(float(str(by_default["value"])) - 1)
     record = json.loads((tmp_path / "default" / "out" / "export.json").read_text())
     assert record["rounding"] == {"way": "feedback", "imatrix": "auto"}
+
+
+def test_safetensors_in_16_bits_keep_it_too(run: Path, tmp_path: Path) -> None:
+    by_default = kept(run, tmp_path / "default", None, "safetensors", dtype="bfloat16")
+    nearest = kept(run, tmp_path / "nearest", "nearest", "safetensors", dtype="bfloat16")
+    assert by_default["value"] == pytest.approx(1, abs=0.02)
+    assert abs(float(str(nearest["value"])) - 1) > abs(float(str(by_default["value"])) - 1)
+    record = json.loads((tmp_path / "default" / "out" / "export.json").read_text())
+    assert record["rounding"] == {"way": "feedback"}
 
 
 def test_without_moments_the_nearest_level_is_taken_and_said(

@@ -134,10 +134,10 @@ def write_layers(
         layer, _, part = name.rpartition(".")
         if part in AUTOAWQ_PARTS and layer in plan.layers:
             stored = {kind: made.read(f"{layer}.{kind}") for kind in COMPRESSED_PARTS}
-            rounded(f"{layer}.weight_scale", stored["weight_scale"], dtype, TOO_LARGE)
+            rounded(f"{layer}.weight_scale", stored["weight_scale"], dtype, hint=TOO_LARGE)
             return to_autoawq(from_compressed(stored))[part]
         values = made.read(name)
-        return rounded(name, values, dtype, TOO_LARGE) if values.dtype.is_floating_point else values
+        return rounded(name, values, dtype, hint=TOO_LARGE) if values.dtype.is_floating_point else values
 
     write_folder(folder, tensors, read, shard_bytes=shard_bytes)
     made_config = read_json(scratch / "config.json")["quantization_config"]

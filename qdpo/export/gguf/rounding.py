@@ -16,22 +16,20 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from qdpo.errors import InputMissingError
+from qdpo.export.feedback import Corrections, Feedback, corrections_of, round_columns, round_floats
 from qdpo.export.formats import Way
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import family_of
-from qdpo.export.gguf.feedback import Feedback, feedback_of, round_columns
 from qdpo.export.gguf.fits import fit
 from qdpo.export.gguf.grids import LAYOUTS
 from qdpo.export.gguf.imatrix import Imatrix, checked, quantize_keys, read_imatrix
 from qdpo.export.gguf.packing import pack
 from qdpo.export.moments import moments_of_run, take_moments
 from qdpo.export.source import TrainedRun
-from qdpo.model.adapter import Adapter
 from qdpo.model.merged import MergedModel
 from qdpo.model.moments import MOMENTS, Moments
 
-EMPHASIS = 10.0
-"""How much more an error counts where the adapter looks at the inputs."""
+FLOATS = {Type.F16: torch.float16, Type.BF16: torch.bfloat16}
 
 AUTO, NONE = "auto", "none"
 """`--imatrix` without a file: what the moments say, or nothing."""
@@ -42,18 +40,16 @@ class Rounding:
     """How tensors are rounded.
 
     Attributes:
-        way: `feedback` rounds column by column and makes up for errors, where a tensor's inputs are known.
-        imatrix: `auto`, `none` or a file, as it was asked for.
+        imatrix: `auto`, `none` or a file.
         moments: of the layers' inputs; None where they are not known.
-        adapter: whose input directions are emphasised.
+        corrections: for rounding with feedback; None takes the nearest level.
         given: what the file of importances holds; None without one.
         importances: of it by GGUF name, float32 [columns]; they weigh errors when a grid is found.
     """
 
-    way: Way
     imatrix: str
     moments: Moments | None
-    adapter: Adapter
+    corrections: Corrections | None
     given: Imatrix | None
     importances: Mapping[str, Tensor]
 
@@ -64,7 +60,7 @@ class Rounding:
 
     def record(self) -> dict[str, Any]:
         """For export.json."""
-        return {"way": self.way, "imatrix": self.imatrix}
+        return {"way": "feedback" if self.corrections else "nearest", "imatrix": self.imatrix}
 
     def keys(self) -> dict[str, str | int]:
         """What a rounded file says of its importance matrix, with llama.cpp's keys; nothing without one."""
@@ -90,19 +86,18 @@ class Rounding:
         Raises:
             InputMissingError: the values are too large for the type.
         """
+        feedback = self.corrections.of(name) if self.corrections and values.ndim == 2 else None
+        if feedback is not None and kind in FLOATS:
+            values = round_floats(values, feedback, FLOATS[kind]).float()
         if kind not in LAYOUTS:
             return encode(name, values, kind)
-        moment = self.moments.of(name) if self.moments else None
         importance = self.importances.get(gguf_name)
-        if importance is None and moment is not None and self.imatrix == AUTO:
+        if importance is None and self.imatrix == AUTO and self.moments and (moment := self.moments.of(name)):
             importance = moment.diagonal
-        if self.way == "nearest" or moment is None:
+        if feedback is None:
             return encode(name, values, kind, importance)
-        directions = self.adapter.directions(name)
-        if directions is not None:
-            moment = moment.emphasised(directions, EMPHASIS)
         try:
-            return round_with_feedback(values, kind, importance, feedback_of(moment)).numpy()
+            return round_with_feedback(values, kind, importance, feedback).numpy()
         except OverflowError as error:
             raise InputMissingError(f"{name}: {error}", "export bf16 or q8_0") from error
 
@@ -120,13 +115,13 @@ def rounding_of(run: TrainedRun, model: MergedModel, way: Way | None, imatrix: s
         InputMissingError: the file cannot be read, or is of another model.
         UnavailableError: moments were asked for and cannot be taken.
     """
+    if imatrix == AUTO and moments_of_run(run) is None:
+        take_moments(run)
+    corrections = corrections_of(run, way)
     moments = moments_of_run(run)
-    if moments is None and (way == "feedback" or imatrix == AUTO):
-        moments = take_moments(run)
     asked = imatrix or (NONE if moments is None else AUTO)
     given = None if asked in (AUTO, NONE) else read_imatrix(Path(asked))
-    chosen: Way = way or ("feedback" if moments is not None else "nearest")
-    return Rounding(chosen, asked, moments, Adapter(run.adapter), given, _checked(given, asked, model))
+    return Rounding(asked, moments, corrections, given, _checked(given, asked, model))
 
 
 def _checked(given: Imatrix | None, file: str, model: MergedModel) -> dict[str, Tensor]:

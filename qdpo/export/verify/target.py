@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Self
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qdpo.export.feedback import corrections_of
 from qdpo.export.folder import rounded, write_safetensors
-from qdpo.export.formats import Request
+from qdpo.export.formats import Request, Way
 from qdpo.export.gguf.vocabulary import read_template
 from qdpo.export.source import MergeBase, TrainedRun
 from qdpo.export.verify.bench import Bench, whole_scorer
@@ -110,14 +111,21 @@ def counted(read: Callable[[str], Any], count: int) -> Iterator[Callable[[str], 
         yield one
 
 
+@dataclass
 class FolderTarget(Target):
-    """Safetensors in the Hugging Face layout."""
+    """Safetensors in the Hugging Face layout.
 
+    Attributes:
+        way: how its values were rounded.
+    """
+
+    way: Way = "nearest"
     in_vllm = True
 
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
-        return [cls(folder, str(record["dtype"]), run, record.get("merge_base"))]
+        way = (record.get("rounding") or {}).get("way", "nearest")
+        return [cls(folder, str(record["dtype"]), run, record.get("merge_base"), way)]
 
     @property
     def name(self) -> str:
@@ -125,18 +133,25 @@ class FolderTarget(Target):
 
     def read_back(self, model: MergedModel, twin: Target | None, projection: Projection) -> list[Check]:
         files, bare = TensorFiles.of_folder(self.path), self.bare_model()
+        corrections = corrections_of(self.run, self.way)
 
         def as_stored(name: str, values: torch.Tensor) -> torch.Tensor:
-            return rounded(name, values, files.places[name].dtype).float()
+            return rounded(name, values, files.places[name].dtype, corrections).float()
 
         def expected(name: str) -> Expected:
             merged, base = read_both(model, bare, name)
+            # With feedback the last digit depends on the order in which a machine sums.
+            wanted = as_stored(name, merged) if corrections is None else merged
             if base is None or twin is None:
-                return Expected(as_stored(name, merged))
-            return Expected(as_stored(name, merged), merged - base, lambda: as_stored(name, base))
+                return Expected(wanted)
+            return Expected(wanted, merged - base, lambda: as_stored(name, base))
+
+        def found(name: str) -> tuple[torch.Tensor, str]:
+            kind = "float32" if corrections is None else str(files.places[name].dtype).removeprefix("torch.")
+            return files.read(name).float(), kind
 
         names = [name for name in model.names if name in files]
-        with counted(lambda name: (files.read(name).float(), "float32"), len(names)) as stored:
+        with counted(found, len(names)) as stored:
             comparison = compare_all(names, stored, expected, projection)
         problems = self._settings_problems(model)
         return [
@@ -172,7 +187,7 @@ class FolderTarget(Target):
         return bench.torch_scorer(read_json(self.path / "config.json"), set(files), files.read, dtype, "transformers")
 
     def twin(self, scratch: Path) -> Target:
-        return RoundedBase(self.path, self.kind, self.run.without_adapter(), self.merge_base, scratch)
+        return RoundedBase(self.path, self.kind, self.run.without_adapter(), self.merge_base, self.way, scratch)
 
 
 @dataclass
@@ -189,12 +204,15 @@ class RoundedBase(FolderTarget):
     def scorer(self, model: MergedModel, bench: Bench) -> contextlib.AbstractContextManager[Scorer]:
         if bench.vllm:
             assert self.merge_base is not None
-            folder = write_safetensors(Request(self.run, self.scratch / "base", self.merge_base, dtype=self.kind))
+            where = self.scratch / "base"
+            folder = write_safetensors(Request(self.run, where, self.merge_base, dtype=self.kind, rounding=self.way))
             return FolderTarget(folder, self.kind, self.run, self.merge_base).scorer(model, bench)
+
+        corrections = corrections_of(self.run, self.way)
 
         def read(name: str) -> torch.Tensor:
             stored = getattr(torch, self.kind) if model.is_float(name) else model.stored_dtype(name)
-            return rounded(name, model.read(name), stored)
+            return rounded(name, model.read(name), stored, corrections)
 
         dtype = torch.float32 if self.kind == "float32" else computing_dtype()
         return bench.torch_scorer(model.config, model.names, read, dtype, "transformers")

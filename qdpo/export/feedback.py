@@ -21,11 +21,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdpo.model.moments import Moment
+from qdpo.export.formats import Way
+from qdpo.export.moments import moments_of_run, take_moments
+from qdpo.export.source import TrainedRun
+from qdpo.model.adapter import Adapter
+from qdpo.model.moments import Moment, Moments
 
 DAMPING = 0.03
 """Share of the mean square of the inputs that is added to each column's: keeps errors from being pushed into columns
 that calibration has hardly seen."""
+
+EMPHASIS = 10.0
+"""How much more an error counts where the adapter looks at the inputs."""
 
 WIDTH = 64
 """Columns between two products with the factor."""
@@ -46,6 +53,46 @@ class Feedback:
     def to(self, device: torch.device) -> Feedback:
         """The same on a device."""
         return Feedback(self.given.to(device), self.taken.to(device))
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The feedback of each tensor of a run.
+
+    Attributes:
+        moments: of the layers' inputs.
+        adapter: whose input directions are emphasised.
+    """
+
+    moments: Moments
+    adapter: Adapter
+
+    def of(self, name: str) -> Feedback | None:
+        """That of a tensor, by its name in the model; None where its inputs are not known."""
+        moment = self.moments.of(name)
+        if moment is None:
+            return None
+        directions = self.adapter.directions(name)
+        return feedback_of(moment if directions is None else moment.emphasised(directions, EMPHASIS))
+
+
+def corrections_of(run: TrainedRun, way: Way | None) -> Corrections | None:
+    """How a run's tensors are rounded; None takes the nearest level.
+
+    Args:
+        run: the run.
+        way: as asked for; None takes feedback where the run has moments.
+
+    Raises:
+        InputMissingError: the moments cannot be read.
+        UnavailableError: they were asked for and cannot be taken.
+    """
+    if way == "nearest":
+        return None
+    moments = moments_of_run(run)
+    if moments is None and way == "feedback":
+        moments = take_moments(run)
+    return None if moments is None else Corrections(moments, Adapter(run.adapter))
 
 
 def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
@@ -72,7 +119,10 @@ def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
 
 
 def round_columns(
-    weight: Tensor, feedback: Feedback, nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+    weight: Tensor,
+    feedback: Feedback,
+    nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]],
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     """Choose levels column by column.
 
@@ -80,14 +130,15 @@ def round_columns(
         weight: float32 [rows, columns].
         feedback: of the layer's inputs.
         nearest: gives levels and values [rows] of a column, by its index and what shall be rounded [rows].
+        dtype: of the levels.
 
     Returns:
-        levels, uint8 [rows, columns].
+        levels [rows, columns].
     """
     given, taken = feedback.given, feedback.taken
     target = weight.T.contiguous()
     rows, columns = weight.shape
-    levels = torch.empty(columns, rows, dtype=torch.uint8, device=weight.device)
+    levels = torch.empty(columns, rows, dtype=dtype, device=weight.device)
     state = weight.new_zeros(given.shape[1], rows)
     for begin in range(0, columns, WIDTH):
         end = min(begin + WIDTH, columns)
@@ -103,3 +154,16 @@ def round_columns(
             torch.sub(target[column], rounded, out=error[here])
         state.addmm_(given[begin:end].T, error)
     return levels.T.contiguous()
+
+
+def round_floats(weight: Tensor, feedback: Feedback, dtype: torch.dtype) -> Tensor:
+    """A weight float32 [rows, columns] in 16 bits.
+
+    A base that was loaded in 16 bits stands on that grid exactly; a change of less than half a step is rounded away.
+    """
+
+    def nearest(_: int, target: Tensor) -> tuple[Tensor, Tensor]:
+        stored = target.to(dtype)
+        return stored, stored.float()
+
+    return round_columns(weight, feedback, nearest, dtype)
