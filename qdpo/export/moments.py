@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
-from importlib.resources import files as package_files
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from qdpo.errors import UnavailableError
-from qdpo.export.pairs import calibration_ids
+from qdpo.export.pairs import CALIBRATION_TEXTS, calibration_ids, plain_texts
 from qdpo.export.source import TrainedRun
 from qdpo.export.whole import computing_dtype
 from qdpo.hardware import find_device
@@ -82,14 +80,8 @@ def calibration_texts(run: TrainedRun, tokens: int = TOKENS) -> list[list[int]]:
         if left <= 0:
             break
     tokenizer = AutoTokenizer.from_pretrained(run.tokenizer_files()[0].parent)
-    plain = [tokenizer.encode(text) for text in plain_texts()]
+    plain = [tokenizer.encode(text) for text in plain_texts(CALIBRATION_TEXTS)]
     return [*talked, *(ids[: max(half // len(plain), 2)] for ids in plain)]
-
-
-def plain_texts() -> list[str]:
-    """Texts of several domains, in several languages."""
-    lines = (package_files("qdpo.assets") / "plain_text.jsonl").read_text(encoding="utf-8").splitlines()
-    return [str(json.loads(line)["text"]) for line in lines]
 
 
 def _taken(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -24,10 +25,12 @@ CALIBRATION_TOKENS = 512
 """Longest sequence, as in the paper: memory and time grow with it."""
 
 
-TEXT_FILE = ASSETS / "text_heldout.jsonl"
+CALIBRATION_TEXTS, HELDOUT_TEXTS = ASSETS / "plain_text.jsonl", ASSETS / "plain_text_heldout.jsonl"
+"""Plain texts of several domains and languages: those that exports are fitted to, and those that they are scored on."""
+
 TEXTS = 24
-TEXT_TOKENS = 128
-"""Plain texts that exports are scored on, where there are as many pairs, and the most tokens of each."""
+TEXT_TOKENS = 96
+"""Pieces of plain text that exports are scored on, where there are as many pairs, and the tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,22 @@ def read_heldout(run: TrainedRun, count: int) -> Heldout:
     pairs = list(prepared.heldout[:count])
     ends = prepared.template.end_of_turn or frozenset({int(tokenizer.eos_token_id)})
     prompts = [(str(tokenizer.decode(pair.prompt)), pair.prompt) for pair in pairs]
-    return Heldout(pairs, prompts, ends, tokenizer, plain_texts(tokenizer, min(len(pairs), TEXTS)))
+    return Heldout(pairs, prompts, ends, tokenizer, plain_pieces(tokenizer, min(len(pairs), TEXTS)))
 
 
-def plain_texts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Plain texts that come with qdpo, evenly spaced among them all, as ids, cut to `TEXT_TOKENS`."""
-    texts = [json.loads(line)["text"] for line in TEXT_FILE.read_text("utf-8").splitlines()]
-    plain = [text for text in texts if "<|" not in text]  # no conversations: their marks mean nothing to other models
-    spaced = plain[:: max(1, len(plain) // max(count, 1))][:count]
-    found = ([int(i) for i in tokenizer.encode(text)][:TEXT_TOKENS] for text in spaced)
-    return [ids for ids in found if len(ids) > 1]
+def plain_texts(path: Path) -> list[str]:
+    """The texts of one of the files that come with qdpo."""
+    return [str(json.loads(line)["text"]) for line in path.read_text("utf-8").splitlines()]
+
+
+def plain_pieces(tokenizer: Any, count: int) -> list[list[int]]:
+    """Pieces of the texts that exports are scored on, evenly spaced among them all, as ids."""
+    pieces = []
+    for text in plain_texts(HELDOUT_TEXTS):
+        ids = [int(i) for i in tokenizer.encode(text)]
+        pieces += [ids[begin : begin + TEXT_TOKENS] for begin in range(0, len(ids), TEXT_TOKENS)]
+    whole = [piece for piece in pieces if len(piece) > TEXT_TOKENS // 2]
+    return whole[:: max(1, len(whole) // max(count, 1))][:count]
 
 
 def calibration_ids(run: TrainedRun) -> list[list[int]]:
