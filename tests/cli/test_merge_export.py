@@ -239,7 +239,7 @@ def test_30_kills_leave_nothing_or_a_whole_export(run: Path) -> None:
         import os, signal, sys, torch
         torch.set_num_threads(1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the killed are reaped
-        import bitsandbytes
+        import bitsandbytes, qdpo.api.exporting, qdpo.export.folder  # what each child would spend its time on
         from qdpo.cli.main import main
         args = ["merge-export", "--run", sys.argv[1], "--format", "safetensors", "--no-verify"]
         sys.stderr = open(os.devnull, "w")

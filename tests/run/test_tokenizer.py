@@ -124,7 +124,7 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     toys.save_base(folder / "model", model)
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         shutil.copy(folder / "model" / name, base)
-    train_tiny(tiny, folder / "run", f"model.name={base}", "train.max_steps=1", "samples.count=0")
+    train_tiny(tiny, folder / "run", f"model.name={base}", "train.max_steps=3", "samples.count=0")
     return base, folder / "run"
 
 

@@ -25,14 +25,6 @@ def test_a_run_keeps_moments_of_a_share_of_what_it_was_trained_on(
     assert "exports keep what was trained" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_short_run_has_none_and_says_how_they_are_taken(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_tiny(tiny, tmp_path / "run", "train.max_steps=2")
-    assert not (tmp_path / "run" / MOMENTS).exists()
-    assert "--rounding feedback takes them" in capsys.readouterr().err.replace("\n", " ")
-
-
 @pytest.mark.parametrize(
     "error",
     [UnavailableError("no row of layers"), RuntimeError("out of memory, DefaultCPUAllocator: can't allocate memory")],
@@ -43,7 +35,6 @@ def test_a_run_is_finished_though_they_cannot_be_taken(
     def fails(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(stage, "FEWEST", 16)
     monkeypatch.setattr(moments, "take_moments", fails)
     run = train_tiny(tiny, tmp_path / "run")
     assert run.record["state"] == "finished"

@@ -15,7 +15,7 @@ SHARE = 8
 """Moments are taken of one in so many of the tokens that the run was trained on, so that they cost it little."""
 
 FEWEST = 1024
-"""Of fewer tokens than this they say too little."""
+"""Of fewer tokens than this they would say too little."""
 
 
 def keep_moments(run: RunState, trained_on: int) -> None:
@@ -30,11 +30,8 @@ def keep_moments(run: RunState, trained_on: int) -> None:
     from qdpo.export.moments import TOKENS, take_moments
     from qdpo.export.source import load_run
 
-    tokens = min(TOKENS, trained_on // SHARE)
+    tokens = min(TOKENS, max(FEWEST, trained_on // SHARE))
     later = "qdpo merge-export --rounding feedback takes them"
-    if tokens < FEWEST:
-        console.note(f"no moments of the layers' inputs are kept of so short a run; {later}")
-        return
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
