@@ -9,8 +9,7 @@ from typing import Any
 
 from qdpo.api.process import borrowed
 from qdpo.errors import UsageError
-from qdpo.export.awq.plan import Layout
-from qdpo.export.formats import FORMATS, Request, Way, check_options
+from qdpo.export.formats import FORMATS, Layout, Request, Way, check_options
 from qdpo.export.source import MergeBase, load_run
 from qdpo.paths import output_path, refuse_link, refuse_links_out
 from qdpo.progress import waiting

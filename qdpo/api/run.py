@@ -17,8 +17,7 @@ from qdpo.run.record import read_run
 
 if TYPE_CHECKING:
     from qdpo.api.exporting import Export
-    from qdpo.export.awq.plan import Layout
-    from qdpo.export.formats import Way
+    from qdpo.export.formats import Layout, Way
     from qdpo.export.source import MergeBase
     from qdpo.verdicts.rules import Verdict
 
@@ -172,7 +171,7 @@ class Run:
                 `original` into the 16-bit base.
             dtype: of safetensors: `bfloat16`, `float16` or `float32`; None keeps the base's own.
             awq_layout: of awq: `compressed-tensors` (None) or `autoawq`.
-            rounding: of GGUF types: `feedback` makes up for errors column by column, `nearest` rounds each weight by
+            rounding: of safetensors and GGUF types: `feedback` makes up for errors column by column, `nearest` rounds each weight by
                 itself; None takes feedback where the run has moments of its layers' inputs.
             imatrix: of GGUF types: which errors count more when scales are found: `auto` (None: by the moments),
                 `none`, or a file of llama.cpp's llama-imatrix.

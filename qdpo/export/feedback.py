@@ -95,6 +95,11 @@ def corrections_of(run: TrainedRun, way: Way | None) -> Corrections | None:
     return None if moments is None else Corrections(moments, Adapter(run.adapter))
 
 
+def way_of(corrections: Corrections | None) -> Way:
+    """What `corrections_of` has found, for export.json."""
+    return "nearest" if corrections is None else "feedback"
+
+
 def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
     """U of H + damping * mean(diagonal), in a time of columns times the rank's square.
 

@@ -10,7 +10,7 @@ import torch
 
 from qdpo.console import good, note
 from qdpo.errors import InputMissingError
-from qdpo.export.feedback import Corrections, corrections_of, round_floats
+from qdpo.export.feedback import Corrections, corrections_of, round_floats, way_of
 from qdpo.export.formats import Request
 from qdpo.export.output import export_folder
 from qdpo.export.source import TrainedRun
@@ -42,7 +42,7 @@ def write_safetensors(request: Request) -> Path:
     def read(name: str) -> torch.Tensor:
         return rounded(name, model.read(name), dtypes[name], corrections)
 
-    rounding = {"way": "feedback" if corrections else "nearest"}
+    rounding = {"way": way_of(corrections)}
     details = {"dtype": _main_dtype(plan), "tensors": len(plan), "weight_bytes": total, "rounding": rounding}
     record = request.record("safetensors", **details)
     with export_folder(request.out, total, record) as folder:

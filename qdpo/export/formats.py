@@ -54,7 +54,7 @@ class Request:
             "format": format,
             "run": record["name"],
             "base": {key: base.get(key) for key in ("name", "revision", "architecture", "license", "weights_sha256")},
-            "adapter_sha256": (record.get("result") or {}).get("adapter_sha256"),
+            "adapter_sha256": self.run.adapter_sha256,
             "merge_base": self.merge_base,
             "quantization": {k: v for k, v in record.get("quantization", {}).items() if k != "modules"},
         } | details

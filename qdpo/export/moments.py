@@ -35,7 +35,7 @@ def moments_of_run(run: TrainedRun) -> Moments | None:
     if not path.is_file():
         return None
     moments = Moments(path)
-    return moments if moments.about.adapter_sha256 == _adapter(run) else None
+    return moments if moments.about.adapter_sha256 == str(run.adapter_sha256) else None
 
 
 def take_moments(run: TrainedRun, tokens: int = TOKENS) -> Moments:
@@ -59,7 +59,9 @@ def take_moments(run: TrainedRun, tokens: int = TOKENS) -> Moments:
     except NotStreamableError as error:
         raise UnavailableError(f"moments cannot be taken: {error}", "use --rounding nearest") from None
     count = sum(map(len, texts))
-    about = About(_adapter(run), count, "half the run's training conversations, half plain text of several domains")
+    about = About(
+        str(run.adapter_sha256), count, "half the run's training conversations, half plain text of several domains"
+    )
     save_moments(run.folder / MOMENTS, moments, places, about)
     return Moments(run.folder / MOMENTS)
 
@@ -146,7 +148,3 @@ def _listening(linears: dict[str, nn.Module]) -> Iterator[_Heard]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _adapter(run: TrainedRun) -> str:
-    return str((run.record.get("result") or {}).get("adapter_sha256"))

@@ -52,6 +52,11 @@ class TrainedRun:
     def name(self) -> str:
         return str(self.facts.name)
 
+    @property
+    def adapter_sha256(self) -> str | None:
+        """Of the adapter's weights, as the end of the training recorded it."""
+        return (self.record.get("result") or {}).get("adapter_sha256")
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The record as run.json holds it."""

@@ -4,8 +4,8 @@ Rounding a weight W to Q changes what its layer gives for an input x by (Q - W) 
 is tr((Q - W) H (Q - W)^T) with H the mean of x x^T: this is the metric in which a rounding is good or bad, and in
 which one can say how much of a small change of the weights is left. H itself is columns x columns, 800 MB for one
 layer of a 7B model. What is kept is its diagonal and a factor of low rank (Nystrom's approximation: H Q (Q^T H Q)^-1
-Q^T H for a few directions Q, see Halko, Martinsson, Tropp, arXiv 0909.4061), with the
-adapter's own input directions among them.
+Q^T H for a few directions Q, see Halko, Martinsson, Tropp, arXiv 0909.4061), with the adapter's own input directions
+among them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from qdpo.errors import InputMissingError
+from qdpo.errors import InputMissingError, first_line
 from qdpo.files import atomic_write
 
 MOMENTS = "moments.safetensors"
@@ -145,7 +145,7 @@ class Moments:
                 self.names = set(self._places)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputMissingError(
-                f"{path} does not hold moments: {str(error).splitlines()[0:1]}",
+                f"{path} does not hold moments: {first_line(error)}",
                 "remove it; `qdpo merge-export --rounding feedback` takes them anew",
             ) from None
 

@@ -14,7 +14,9 @@ CHUNK = 1 << 17
 GPU_CHUNK = 1 << 24
 
 
-def row_chunks(work: Callable[[int, torch.Tensor], None], x: torch.Tensor, device: torch.device | None) -> None:
+def row_chunks(
+    work: Callable[[int, torch.Tensor], None], x: torch.Tensor, device: torch.device | None, by_column: bool = False
+) -> None:
     """Call `work` with the number of the first row and the rows, on the device, until all rows were taken.
 
     On a CPU chunks run side by side, one torch thread each: splitting one small operation among cores costs more.
@@ -23,10 +25,16 @@ def row_chunks(work: Callable[[int, torch.Tensor], None], x: torch.Tensor, devic
         work: takes rows [n, columns]; called from several threads.
         x: [rows, columns].
         device: where the rows are handed over; None takes the GPU when there is one.
+        by_column: the work goes from column to column, which costs as much for few rows as for many: each thread, or
+            the GPU, gets all its rows at once.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    height = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // max(1, x.shape[1]))
-    starts, threads = range(0, x.shape[0], height), torch.get_num_threads()
+    threads = torch.get_num_threads()
+    if by_column:
+        height = max(1, -(-x.shape[0] // (threads if device.type == "cpu" else 1)))
+    else:
+        height = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // max(1, x.shape[1]))
+    starts = range(0, x.shape[0], height)
 
     def take(start: int) -> None:
         work(start, x[start : start + height].to(device))
@@ -35,8 +43,10 @@ def row_chunks(work: Callable[[int, torch.Tensor], None], x: torch.Tensor, devic
         for start in starts:
             take(start)
         return
-    with ThreadPoolExecutor(
-        min(threads, len(os.sched_getaffinity(0))), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        list(pool.map(take, starts))
-    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(
+            min(threads, len(os.sched_getaffinity(0))), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            list(pool.map(take, starts))
+    finally:
+        torch.set_num_threads(threads)

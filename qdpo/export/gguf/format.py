@@ -159,7 +159,7 @@ def general_of(request: Request) -> General:
     """`general.*` entries: what the file is, what it was made from, and how its base is sampled."""
     run = request.run
     base = run.record["base"]
-    adapter = json.dumps({"adapter_sha256": (run.record.get("result") or {}).get("adapter_sha256")})
+    adapter = json.dumps({"adapter_sha256": run.adapter_sha256})
     about: General = {
         "name": (run.name,),
         "description": (f"DPO of {public_name(base)} by qdpo, merged into the {request.merge_base} base {adapter}",),

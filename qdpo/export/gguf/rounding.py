@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
 from qdpo.errors import InputMissingError
-from qdpo.export.feedback import Corrections, Feedback, corrections_of, round_columns, round_floats
+from qdpo.export.feedback import Corrections, Feedback, corrections_of, round_columns, round_floats, way_of
 from qdpo.export.formats import Way
+from qdpo.export.gguf.chunks import row_chunks
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.families import family_of
 from qdpo.export.gguf.fits import fit
@@ -60,7 +59,7 @@ class Rounding:
 
     def record(self) -> dict[str, Any]:
         """For export.json."""
-        return {"way": "feedback" if self.corrections else "nearest", "imatrix": self.imatrix}
+        return {"way": way_of(self.corrections), "imatrix": self.imatrix}
 
     def keys(self) -> dict[str, str | int]:
         """What a rounded file says of its importance matrix, with llama.cpp's keys; nothing without one."""
@@ -133,9 +132,7 @@ def _checked(given: Imatrix | None, file: str, model: MergedModel) -> dict[str, 
     return checked(given, {str(name): shape[1] for name, shape in found.items() if len(shape) == 2}, file)
 
 
-def round_with_feedback(
-    values: Tensor, kind: Type, importance: Tensor | None, feedback: Feedback, device: torch.device | None = None
-) -> Tensor:
+def round_with_feedback(values: Tensor, kind: Type, importance: Tensor | None, feedback: Feedback) -> Tensor:
     """Fit the grid, choose levels column by column, and pack them: uint8 [rows, bytes per row] on the CPU.
 
     Args:
@@ -143,24 +140,16 @@ def round_with_feedback(
         kind: any of `grids.LAYOUTS`.
         importance: float32 [columns] or None.
         feedback: of the layer's inputs.
-        device: where to compute; None takes the GPU when there is one.
 
     Raises:
         OverflowError: values are too large for the type.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = feedback.to(device)
+    encoded: dict[int, Tensor] = {}
 
-    def rows(part: Tensor) -> Tensor:
-        grid = fit(part, kind, importance, device)
-        levels = round_columns(part.to(device), there, grid.by_column().round)
-        return pack(grid, levels).cpu()
+    def round_rows(start: int, rows: Tensor) -> None:
+        grid = fit(rows, kind, importance, rows.device)
+        levels = round_columns(rows, feedback.to(rows.device), grid.by_column().round)
+        encoded[start] = pack(grid, levels).cpu()
 
-    threads = min(torch.get_num_threads(), len(os.sched_getaffinity(0)), len(values))
-    if device.type != "cpu" or threads == 1:
-        return rows(values)
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(rows, values.tensor_split(threads))))
-    finally:
-        torch.set_num_threads(threads)
+    row_chunks(round_rows, values, None, by_column=True)
+    return torch.cat([encoded[start] for start in sorted(encoded)])
