@@ -171,8 +171,8 @@ class Run:
                 `original` into the 16-bit base.
             dtype: of safetensors: `bfloat16`, `float16` or `float32`; None keeps the base's own.
             awq_layout: of awq: `compressed-tensors` (None) or `autoawq`.
-            rounding: of safetensors and GGUF types: `feedback` makes up for errors column by column, `nearest` rounds each weight by
-                itself; None takes feedback where the run has moments of its layers' inputs.
+            rounding: of safetensors and GGUF types: `feedback` makes up for errors column by column, `nearest` rounds
+                each weight by itself; None takes feedback where the run has moments of its layers' inputs.
             imatrix: of GGUF types: which errors count more when scales are found: `auto` (None: by the moments),
                 `none`, or a file of llama.cpp's llama-imatrix.
             pick: try the types of `quant`, and keep the smallest that does what was trained.
