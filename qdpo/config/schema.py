@@ -236,6 +236,13 @@ class TrainSection(Section):
     early_stop_evals: Annotated[
         PositiveInt, Field(description="evaluations in a row without a new best after which early_stop ends the run")
     ] = 3
+    grid: Annotated[
+        str | None,
+        Field(
+            description="GGUF type, such as q4_k_m, that every pass rounds base and adapter to, so that a file of that "
+            "type is the model that was trained; null trains the sum unrounded"
+        ),
+    ] = None
     report_to: Annotated[
         list[Literal["tensorboard", "wandb", "trackio"]], Field(description="experiment trackers besides metrics.jsonl")
     ] = []
@@ -366,9 +373,19 @@ class RunConfig(Section):
     def _reference_needs_adapter(self) -> Self:
         if self.reference == "start" and self.model.adapter is None:
             raise ValueError("reference: start needs model.adapter; use reference: base when training a new adapter")
+        if self.train.grid is not None and not self._can_train_on_grid():
+            raise ValueError(
+                "train.grid needs engine: packed, backend: hf, packing.fused_lora: true, lora.bias: none, a new "
+                "adapter, and no dropout (train.disable_dropout: true)"
+            )
         if self.model.trust_remote_code and not _is_commit(self.model.revision):
             raise ValueError("model.trust_remote_code needs model.revision to be a 40-hex commit that you have read")
         return self
+
+    def _can_train_on_grid(self) -> bool:
+        still = self.train.disable_dropout or self.lora.lora_dropout == 0
+        new = self.model.adapter is None and self.lora.bias == "none"
+        return still and new and self.engine == "packed" and self.backend == "hf" and self.packing.fused_lora
 
 
 def _is_commit(revision: str | None) -> bool:

@@ -1,4 +1,7 @@
-"""A frozen linear layer as the fused functions see it: dense, or in 4 bits and dequantized where it is needed."""
+"""A frozen linear layer as the fused functions see it: dense, or in 4 bits and dequantized where it is needed.
+
+Where a run is trained on a grid (`engine.on_grid`), the weight is base and adapter together, rounded.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from qdpo.engine.decoding import is_decoding
 from qdpo.engine.kept import kept_weight
+from qdpo.engine.on_grid import OnGrid, on_grid_of
 
 
 class Frozen:
@@ -24,8 +28,17 @@ class Frozen:
     def __init__(self, module: Any) -> None:
         self.module = module
 
+    @property
+    def on_grid(self) -> OnGrid | None:
+        """What rounds base and adapter to a grid; None where the weight is the base's, and the adapter comes beside."""
+        return on_grid_of(self.module)
+
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(out, in) in a type; a 4-bit weight is dequantized anew at every call, unless its values are kept."""
+        on_grid = self.on_grid
+        return self._base(dtype) if on_grid is None else on_grid.weight(self._base, dtype)
+
+    def _base(self, dtype: torch.dtype) -> Tensor:
         kept = kept_weight(self.module)
         if kept is not None:
             return kept.to(dtype)
@@ -40,7 +53,7 @@ class Frozen:
         """(N, in) to (N, out)."""
         bias = self.module.bias.to(x.dtype) if self.module.bias is not None else None
         state = getattr(self.module.weight, "quant_state", None)
-        if state is not None and is_decoding():
+        if state is not None and is_decoding() and self.on_grid is None:
             from bitsandbytes import matmul_4bit
 
             return matmul_4bit(x, self.module.weight, state, bias=bias)

@@ -246,8 +246,10 @@ def _lora_forward(fusion: Fusion, module: Any) -> Callable[..., Tensor]:
     plain = type(module).forward
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and not self.merged and not torch.is_grad_enabled():
-            # the reference takes the same path through a 4-bit weight as the policy, so that both round alike
+        # the reference takes the same path through a 4-bit weight as the policy, so that both round alike; on a grid
+        # the weight is whole for either
+        whole = self.disable_adapters or frozen.on_grid is not None
+        if whole and not self.merged and not torch.is_grad_enabled():
             dtype = _dtype_for(x)
             if dtype is not None and _compute_type_fits(frozen.module, dtype):
                 return frozen(x.to(dtype))

@@ -2,6 +2,9 @@
 
     y = x W^T + b + s (x A^T) B^T
 
+On a grid (`Frozen.on_grid`) W already has the adapter in it, rounded: y = x W^T + b, and the gradients of A and B are
+those of the unrounded sum (straight through).
+
 PEFT writes this as separate modules: a scaled copy and a sum of output size in the forward pass, and autograd keeps
 both branches' inputs. Here the adapter is added in place, and only x and x A^T are kept.
 """
@@ -40,7 +43,8 @@ def lora_forward(x: Tensor, frozen: Frozen, lora: LoraWeights) -> tuple[Tensor, 
     """(N, out) output and (N, r) projection x A^T."""
     y = frozen(x)
     projected = x @ lora.a.t()
-    y.addmm_(projected, lora.b.t(), alpha=lora.scale)
+    if frozen.on_grid is None:
+        y.addmm_(projected, lora.b.t(), alpha=lora.scale)
     return y, projected
 
 
@@ -52,7 +56,14 @@ def lora_weight_gradients(g: Tensor, x: Tensor, projected: Tensor, lora: LoraWei
 
 def lora_input_gradient(g: Tensor, inner: Tensor, frozen: Frozen, lora: LoraWeights) -> Tensor:
     """(N, in) gradient of x."""
-    return (g @ frozen.weight(g.dtype)).addmm_(inner, lora.a)
+    gradient = g @ frozen.weight(g.dtype)
+    return gradient if frozen.on_grid is not None else gradient.addmm_(inner, lora.a)
+
+
+def add_lora_input_gradient(total: Tensor, g: Tensor, inner: Tensor, frozen: Frozen, lora: LoraWeights) -> Tensor:
+    """`lora_input_gradient` added to another gradient of the same x, in place."""
+    total.addmm_(g, frozen.weight(g.dtype))
+    return total if frozen.on_grid is not None else total.addmm_(inner, lora.a)
 
 
 class FusedLora(torch.autograd.Function):

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from qdpo.engine.casts import Casts
 from qdpo.engine.frozen import Frozen
-from qdpo.engine.fused_linear import LoraWeights, lora_forward, lora_input_gradient, lora_weight_gradients
+from qdpo.engine.fused_linear import (
+    LoraWeights,
+    add_lora_input_gradient,
+    lora_forward,
+    lora_input_gradient,
+    lora_weight_gradients,
+)
 from qdpo.engine.recompute import running_again
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
@@ -85,7 +91,7 @@ class FusedMlp(torch.autograd.Function):
         inner, grad_up_a, grad_up_b = lora_weight_gradients(g_up, rows, v_projected, up)
         grad_x = lora_input_gradient(g_up, inner, up_layer, up)
         inner, grad_gate_a, grad_gate_b = lora_weight_gradients(g_gate, rows, e_projected, gate)
-        grad_x.addmm_(g_gate, gate_layer.weight(g_gate.dtype)).addmm_(inner, gate.a)
+        add_lora_input_gradient(grad_x, g_gate, inner, gate_layer, gate)
         gradients = (grad_gate_a, grad_gate_b, grad_up_a, grad_up_b, grad_down_a, grad_down_b)
         return (
             grad_x.view(ctx.shape).to(ctx.type),

@@ -57,6 +57,7 @@ class Request:
             "adapter_sha256": self.run.adapter_sha256,
             "merge_base": self.merge_base,
             "quantization": {k: v for k, v in record.get("quantization", {}).items() if k != "modules"},
+            "trained_on_grid": self.run.grids.kind if self.run.grids else None,
         } | details
 
 

@@ -13,6 +13,7 @@ from qdpo.files import MANIFEST, manifest_problems, read_json
 from qdpo.hardware import find_device
 from qdpo.model.adapter import Adapter
 from qdpo.model.blueprint import blueprint
+from qdpo.model.grid_file import GRIDS, Grids
 from qdpo.model.merged import MergedModel
 from qdpo.model.nf4 import Quantization
 from qdpo.model.source import Source
@@ -62,12 +63,22 @@ class TrainedRun:
         """The record as run.json holds it."""
         return self.facts.as_dict()
 
+    @cached_property
+    def grids(self) -> Grids | None:
+        """Those that it was trained on; None for none.
+
+        Raises:
+            InputMissingError: they are damaged.
+        """
+        path = self.adapter / GRIDS
+        return Grids(path) if path.is_file() else None
+
     def merged(self, merge_base: MergeBase) -> MergedModel:
         """The run's model, as a source of merged tensors.
 
         Args:
-            merge_base: `trained` merges into the base as the training saw it (rounded to NF4 and dequantised),
-                `original` into the base as it is on disk.
+            merge_base: `trained` merges into the base as the training saw it (rounded to NF4 and dequantised; on the
+                run's grids, where it was trained on some), `original` into the base as it is on disk.
 
         Raises:
             InputMissingError: base and adapter cannot be merged.
@@ -88,10 +99,12 @@ class TrainedRun:
 
     def _merged(self, adapter: Adapter | None, merge_base: MergeBase) -> MergedModel:
         config, files = read_json(self.base / "config.json"), TensorFiles.of_folder(self.base)
-        quantization = quantization_of(self.facts) if merge_base == "trained" else None
-        if quantization is not None and (stored := self._stored(files, quantization)):
-            return MergedModel(config, stored, adapter, quantization.rounded_already)
-        return MergedModel(config, files, adapter, quantization)
+        if merge_base == "original":
+            return MergedModel(config, files, adapter, None)
+        quantization, grids = quantization_of(self.facts), self.grids
+        if stored := self._stored(files, quantization):
+            return MergedModel(config, stored, adapter, quantization.rounded_already, grids)
+        return MergedModel(config, files, adapter, quantization, grids)
 
     def _stored(self, files: TensorFiles, quantization: Quantization) -> StoredBase | None:
         """The base in NF4 as it is kept: by the kind of device that the run was trained on, else by this machine's."""

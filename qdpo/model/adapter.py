@@ -137,6 +137,14 @@ class Adapter:
         part = self._parts.get(name, {}).get("lora_A.weight")
         return None if part is None else self._files.read(part).float()
 
+    def change(self, name: str) -> torch.Tensor | None:
+        """s B A, float32 [out, in], of the plain LoRA on a tensor; None without one."""
+        parts = self._parts.get(name)
+        if parts is None:
+            return None
+        a, b = (self._files.read(parts[part]).float() for part in ("lora_A.weight", "lora_B.weight"))
+        return (b @ a).mul_(self._scale(name, a.shape[0]))
+
     def replaced_shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor that the adapter has in place of the base's (a resized embedding has another one)."""
         return self._files.places[self.replaced[name]].shape

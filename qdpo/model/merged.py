@@ -11,6 +11,7 @@ import torch
 
 from qdpo.errors import InputMissingError
 from qdpo.model.adapter import Adapter
+from qdpo.model.grid_file import Grids
 from qdpo.model.nf4 import Quantization
 from qdpo.model.tensors import TensorSource, is_finite, is_rotary
 
@@ -26,6 +27,7 @@ class MergedModel:
         base: the base's tensors, in 16 or 32 bit, or rounded as in training and dequantised.
         adapter: the trained adapter; None gives the base alone.
         trained_on: how the base was quantised in training; None merges into the base as it is on disk.
+        grids: that the training saw the merged weights on; None for none.
 
     Raises:
         InputMissingError: base and adapter do not belong together.
@@ -33,13 +35,19 @@ class MergedModel:
     Attributes:
         config: what `config.json` of the merged model says.
         names: tensors of the merged model, in the base's order.
+        grids: see above.
     """
 
     def __init__(
-        self, config: dict[str, Any], base: TensorSource, adapter: Adapter | None, trained_on: Quantization | None
+        self,
+        config: dict[str, Any],
+        base: TensorSource,
+        adapter: Adapter | None,
+        trained_on: Quantization | None,
+        grids: Grids | None = None,
     ) -> None:
         self.config = {key: value for key, value in config.items() if key != "quantization_config"}
-        self._base, self._adapter, self._trained_on = base, adapter, trained_on
+        self._base, self._adapter, self._trained_on, self.grids = base, adapter, trained_on, grids
         if config.get("quantization_config"):
             method = config["quantization_config"].get("quant_method", "unknown")
             raise InputMissingError(
@@ -150,10 +158,13 @@ class MergedModel:
         weight = require_finite(
             name, self._base.read(self._source(name)), "in the base", "the base is damaged: fetch it again"
         )
-        return self.adapted(name, self._trained_on.as_trained(name, weight) if self._trained_on else weight.float())
+        base = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
+        if self.grids is None:
+            return self.adapted(name, base)
+        return self.grids.place(name, base, self._adapter.change(name) if self._adapter else None)
 
     def adapted(self, name: str, weight: torch.Tensor | None) -> torch.Tensor:
-        """What the adapter makes of a tensor of the base that has been read already.
+        """What the adapter makes of a tensor of the base that has been read already, before any grid.
 
         Args:
             name: the merged tensor's.

@@ -12,6 +12,9 @@ PROCESS_BYTES = 480 << 20
 HELD_BYTES = 512 << 20
 """Hidden states and distributions that are kept in the host's memory; what is more lies in files."""
 
+WHOLE_BYTES = 1 << 30
+"""A model of up to this size is kept in the host's memory while it writes answers, token by token."""
+
 CHUNK_BYTES = 64 << 20
 """Logits that are in memory at a time."""
 
@@ -72,7 +75,9 @@ def verification_memory(sizes: Sizes, computing: int, *, on_card: bool, held: in
     # The read-back holds a stored tensor, the merged one and their difference in float32; of a tensor that the adapter
     # changes the base's and the change beside them.
     compares = max(20 * sizes.tensor, 12 * sizes.embedding)
-    return PROCESS_BYTES + max(held + max(begins, layers, ends), compares)
+    whole = sizes.everything * computing
+    writes = whole if not on_card and whole <= WHOLE_BYTES else 0
+    return PROCESS_BYTES + max(held + max(begins, layers, ends, writes), compares)
 
 
 def card_memory(sizes: Sizes, computing: int, hidden: int) -> int:

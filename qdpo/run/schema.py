@@ -106,11 +106,13 @@ class Quantization(Section):
 
 
 class Adapter(Section):
-    """The adapter: layers that have one, weights that are trained, and the hash of the one that it started from."""
+    """The adapter: layers that have one, weights that are trained, and the hashes of the one that it started from and
+    of the grids that it was trained on."""
 
     modules: int | None = None
     trainable_parameters: int | None = None
     start_sha256: str | None = None
+    grids_sha256: str | None = None
 
 
 class Engine(Section):

@@ -74,12 +74,15 @@ def where_it_lies(section: ModelSection, run: Path) -> ModelSection:
 
 
 def load_adapted(config: ModelSection, adapter: Path, device: Device) -> tuple[Base, PeftModel]:
-    """A base as the section says and an adapter on it, frozen and in evaluation mode.
+    """A base as the section says and an adapter on it, frozen and in evaluation mode, on the grids it was trained on.
 
     Raises:
         ConfigError: the adapter does not fit the base.
         QdpoError: the base cannot be loaded.
     """
+    from qdpo.engine.fuse import fuse
+    from qdpo.engine.on_grid import put_on_grid
+    from qdpo.model.grid_file import GRIDS, Grids
     from qdpo.model.load import load_base
     from qdpo.model.lora import attach
 
@@ -89,6 +92,9 @@ def load_adapted(config: ModelSection, adapter: Path, device: Device) -> tuple[B
     policy = attach(base.model, LoraSection(), 0, str(adapter))
     policy.requires_grad_(False)
     policy.eval()
+    if (adapter / GRIDS).is_file():
+        fuse(policy, mlp=False, norm=False)
+        put_on_grid(policy, Grids(adapter / GRIDS))
     return base, policy
 
 

@@ -41,7 +41,9 @@ VERDICTS = {
     **dict.fromkeys(("train.eval_every", "train.gradient_checkpointing", "data.contamination", "data.text"), FREE),
     "model.nf4_cache": FREE,
     **dict.fromkeys(("model.name", "model.revision", "model.tokenizer", "model.adapter"), CONTENT),
-    **dict.fromkeys(("lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER),
+    **dict.fromkeys(
+        ("train.grid", "lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER
+    ),
 }
 """What a changed setting means for the result; of a setting that is not here, `_verdict` knows it by its section."""
 
@@ -58,6 +60,7 @@ FACTS = {
     "base.weights_sha256": RESULT,
     "base.config_sha256": RESULT,
     "adapter.start_sha256": RESULT,
+    "adapter.grids_sha256": RESULT,
     "backend.version": RESULT,
     "dtype.compute": RESULT,
     "quantization.modules": RESULT,

@@ -25,6 +25,7 @@ from qdpo.training.resume import accept, reopen, settings_of
 from qdpo.training.signals import Stop, Stopped, insisting
 from qdpo.training.stages.data import prepare_data
 from qdpo.training.stages.disk import check_by_headers, check_room, shapes_of_base
+from qdpo.training.stages.grid import begin_on_grid, check_grid
 from qdpo.training.stages.memory import use_memory
 from qdpo.training.stages.model import load_policy, run_checks
 from qdpo.training.stages.moments import keep_moments
@@ -85,6 +86,7 @@ def train(
         from qdpo.model import unsloth
 
         unsloth.start(config)
+    check_grid(config)
     trackers.check_installed(config.train.report_to)
     quiet_libraries()
     device = find_device()
@@ -135,6 +137,7 @@ def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | N
     say_pace(run, resolved, data, shapes)
     with waiting("loading the base and setting up the engine"):
         policy, engine = load_policy(run)
+    begin_on_grid(run, policy)
     accept(run)
     check_room(run, policy, tokenizer, data)
     with waiting("checking what must hold before the first step"):

@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType as Type
 from qdpo.errors import InputMissingError
 from qdpo.export.gguf import kinds as files
 from qdpo.export.gguf.encode import decode, encode, round_to_nearest
-from qdpo.export.gguf.grids import LAYOUTS
 from qdpo.export.verify.readback import ERROR_LIMITS
+from qdpo.model.grids import LAYOUTS
 
 # Relative RMS error of llama.cpp's own encoder on Gaussian rows.
 LLAMA_CPP = {Type.Q4_K: 0.0713, Type.Q5_K: 0.0361, Type.Q6_K: 0.01771}

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType as Type
 
 from qdpo.export.gguf.encode import decode, encode
 from qdpo.export.gguf.fits import fit
-from qdpo.export.gguf.grids import LAYOUTS
 from qdpo.export.gguf.packing import pack
+from qdpo.model.grids import LAYOUTS
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (pip install 'qdpo[verify]')")
 

@@ -42,15 +42,20 @@ def mapped_tensors(family: Family, model: MergedModel) -> list[Mapped]:
     Raises:
         InputMissingError: a tensor has no place in the architecture.
     """
-    names = gguf.get_tensor_name_map(family.arch, model.config["num_hidden_layers"])
-    mapped = []
-    for name in model.names:
+    return mapped(family, model.config, {name: model.shape(name) for name in model.names})
+
+
+def mapped(family: Family, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Mapped]:
+    """`mapped_tensors` of a model that is known by its config and the shapes of its tensors."""
+    names = gguf.get_tensor_name_map(family.arch, config["num_hidden_layers"])
+    found = []
+    for name, shape in shapes.items():
         if name == HEAD and family.needs_tied_head:
             continue
         if (gguf_name := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
             raise InputMissingError(f"{name} has no place in llama.cpp's {family.name}", "export safetensors instead")
-        mapped.append(Mapped(name, gguf_name, model.shape(name)))
-    return mapped
+        found.append(Mapped(name, gguf_name, shape))
+    return found
 
 
 def types_of(
@@ -106,10 +111,10 @@ class GgufFile:
         general: General,
         rounding: Rounding,
     ) -> None:
-        self.path, self.kind, self._rounding = path, kind, rounding
+        self.path, self.kind, self._rounding = path, kind, rounding.of_file(kind)
         self._family, self._config = family_of(model.config), model.config
         self._tensors = mapped_tensors(self._family, model)
-        self._types = types_of(kind, self._tensors, model.config, rounding.has_importance)
+        self._types = types_of(kind, self._tensors, model.config, self._rounding.has_importance)
         self._factors = frequency_factors(model.config)
         self._writer = GGUFWriter(path, self._family.name)
         self._writer.add_type(gguf.GGUFType.MODEL)
@@ -117,7 +122,7 @@ class GgufFile:
         self._writer.add_size_label(gguf.size_label(sum(math.prod(t.shape) for t in self._tensors), 0, 0, 0))
         write_settings(self._writer, self._family, model.config, kind, model.shape(EMBEDDING)[0])
         if kind.type not in PLAIN:
-            for key, value in rounding.keys().items():
+            for key, value in self._rounding.keys().items():
                 self._writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
         vocabulary.write(self._writer)
 

@@ -6,7 +6,6 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from qdpo.export.gguf.chunks import row_chunks
-from qdpo.export.gguf.grids import LAYOUTS, Grid, Layout, inverse_or_zero, joined
 from qdpo.export.gguf.searches import (
     fit_codebook_scale,
     fit_scale,
@@ -15,6 +14,7 @@ from qdpo.export.gguf.searches import (
     half_not_smaller,
     refine_scale_and_minimum,
 )
+from qdpo.model.grids import LAYOUTS, Grid, Layout, inverse_or_zero, joined
 
 LARGEST = 1e6
 """Values above are refused: near the end of what scales in float16 can hold, and of no use in a weight."""
@@ -87,10 +87,7 @@ def _single(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tenso
         low = blocks.amin(1, keepdim=True)
         scale = (blocks.amax(1, keepdim=True) - low) / layout.top
     d = scale.view(rows, -1).half()
-    if low is None:
-        return Grid(kind, d.float(), -layout.zero * d.float(), d)
-    stored = low.view(rows, -1).half()
-    return Grid(kind, d.float(), stored.float(), d, dmin=stored)
+    return Grid.of_stored(kind, d, dmin=None if low is None else low.view(rows, -1).half())
 
 
 def _signed(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tensor | None) -> Grid:
@@ -104,8 +101,7 @@ def _signed(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tenso
     else:
         d = fit_unit(scale, weight.sum(1).view(scale.shape), lowest, highest)
     scales = (scale * inverse_or_zero(d.float())).round_().clamp_(lowest, highest)
-    stored = (d.float() * scales).view(rows, -1)
-    return Grid(kind, stored, -layout.zero * stored, d.view(rows, -1), scales.to(torch.int8).view(rows, -1))
+    return Grid.of_stored(kind, d.view(rows, -1), scales.to(torch.int8).view(rows, -1))
 
 
 def _with_minimums(x: torch.Tensor, kind: Type, layout: Layout, importance: torch.Tensor | None) -> Grid:
@@ -124,10 +120,8 @@ def _with_minimums(x: torch.Tensor, kind: Type, layout: Layout, importance: torc
         d, dmin = (fit_unit(part, weights, 0, largest) for part in (scale, minimum))
     scales = (scale * inverse_or_zero(d.float())).round_().clamp_(0, largest)
     minimums = (minimum * inverse_or_zero(dmin.float())).round_().clamp_(0, largest)
-    return Grid(
+    return Grid.of_stored(
         kind,
-        (d.float() * scales).view(rows, -1),
-        -(dmin.float() * minimums).view(rows, -1),
         d.view(rows, -1),
         scales.to(torch.uint8).view(rows, -1),
         dmin.view(rows, -1),

@@ -107,14 +107,17 @@ def plan_batch(request: Request) -> Batch:
     model = request.run.merged(request.merge_base)
     warn_of_window(family_of(model.config), model.config)
     rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
-    if request.rounding is None and rounding.moments is None and any(kind.type not in PLAIN for _, kind in kinds):
+    rounds = any(kind.type not in PLAIN and rounding.of_file(kind).grids is None for _, kind in kinds)
+    if request.rounding is None and rounding.moments is None and rounds:
         note(
             "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
             f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
         )
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
-        needed=sum(tensor_bytes(kind, model, rounding.has_importance) + METADATA_BYTES for _, kind in kinds),
+        needed=sum(
+            tensor_bytes(kind, model, rounding.of_file(kind).has_importance) + METADATA_BYTES for _, kind in kinds
+        ),
         model=model,
         vocabulary=vocabulary_of(request.run, model),
         general=general_of(request),

@@ -37,6 +37,11 @@ def write_gguf_lora(request: Request) -> Path:
     if len(request.quants) > 1 or quant not in TYPES:
         raise UsageError(f"--quant {','.join(request.quants)}: an adapter is written as f32 (default) or f16")
     run = request.run
+    if run.grids is not None:
+        raise UsageError(
+            f"{run.name} was trained on the grid of {run.grids.kind}, which no adapter beside a file sees",
+            f"--format gguf --quant {run.grids.kind}",
+        )
     config = read_json(run.base / "config.json")
     family, adapter = family_of(config), Adapter(run.adapter)
     names = _gguf_names(family, adapter, config["num_hidden_layers"])

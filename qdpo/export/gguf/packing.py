@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from qdpo.export.gguf.grids import Grid
+from qdpo.model.grids import Grid
 
 
 def pack(grid: Grid, q: torch.Tensor) -> torch.Tensor:

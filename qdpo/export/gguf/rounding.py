@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from qdpo.export.feedback import Corrections, Feedback, corrections_of, round_co
 from qdpo.export.formats import Way
 from qdpo.export.gguf.chunks import row_chunks
 from qdpo.export.gguf.encode import encode
-from qdpo.export.gguf.families import family_of
+from qdpo.export.gguf.families import family_of, to_gguf
 from qdpo.export.gguf.fits import fit
-from qdpo.export.gguf.grids import LAYOUTS
 from qdpo.export.gguf.imatrix import Imatrix, checked, quantize_keys, read_imatrix
+from qdpo.export.gguf.kinds import KINDS, Kind
 from qdpo.export.gguf.packing import pack
 from qdpo.export.moments import moments_of_run, take_moments
 from qdpo.export.source import TrainedRun
+from qdpo.model.grid_file import Grids
+from qdpo.model.grids import LAYOUTS
 from qdpo.model.merged import MergedModel
 from qdpo.model.moments import MOMENTS, Moments
 
@@ -44,6 +47,8 @@ class Rounding:
         corrections: for rounding with feedback; None takes the nearest level.
         given: what the file of importances holds; None without one.
         importances: of it by GGUF name, float32 [columns]; they weigh errors when a grid is found.
+        grids: that the run was trained on, which are taken as they are; None where grids are found.
+        rows: puts the rows of a tensor into the file's order.
     """
 
     imatrix: str
@@ -51,6 +56,14 @@ class Rounding:
     corrections: Corrections | None
     given: Imatrix | None
     importances: Mapping[str, Tensor]
+    grids: Grids | None
+    rows: Callable[[str, Tensor], Tensor]
+
+    def of_file(self, kind: Kind) -> Rounding:
+        """How the tensors of one file are rounded: the grids that the run was trained on are those of one kind."""
+        if self.grids is None or KINDS.get(self.grids.kind) != kind:
+            return replace(self, grids=None)
+        return replace(self, imatrix=NONE, corrections=None, given=None, importances={})
 
     @property
     def has_importance(self) -> bool:
@@ -85,6 +98,9 @@ class Rounding:
         Raises:
             InputMissingError: the values are too large for the type.
         """
+        if self.grids and (grid := self.grids.of(name)):
+            grid = grid.rows(lambda part: self.rows(name, part))
+            return pack(grid, grid.levels(values)).numpy()
         feedback = self.corrections.of(name) if self.corrections and values.ndim == 2 else None
         if feedback is not None and kind in FLOATS:
             values = round_floats(values, feedback, FLOATS[kind]).float()
@@ -120,7 +136,8 @@ def rounding_of(run: TrainedRun, model: MergedModel, way: Way | None, imatrix: s
     moments = moments_of_run(run)
     asked = imatrix or (NONE if moments is None else AUTO)
     given = None if asked in (AUTO, NONE) else read_imatrix(Path(asked))
-    return Rounding(asked, moments, corrections, given, _checked(given, asked, model))
+    rows = partial(to_gguf, family_of(model.config), model.config)
+    return Rounding(asked, moments, corrections, given, _checked(given, asked, model), model.grids, rows)
 
 
 def _checked(given: Imatrix | None, file: str, model: MergedModel) -> dict[str, Tensor]:

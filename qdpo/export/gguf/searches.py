@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from qdpo.export.gguf.grids import IQ4, codebook, inverse_or_zero
+from qdpo.model.grids import IQ4, codebook, inverse_or_zero
 
 
 def fit_scale(x: torch.Tensor, weight: torch.Tensor, lowest: int, highest: int, tries: int) -> torch.Tensor:

@@ -65,7 +65,7 @@ class GgufTarget(Target):
         found = {tensor.name: tensor for tensor in reader.tensors}
         family, bare = family_of(model.config), self.bare_model()
         tensors = mapped_tensors(family, model)
-        rounding = rounding_of(self.run, model, self.way, self.imatrix)
+        rounding = rounding_of(self.run, model, self.way, self.imatrix).of_file(KINDS[self.kind])
         types = types_of(KINDS[self.kind], tensors, model.config, rounding.has_importance)
         present = {tensor.name: found[tensor.gguf_name] for tensor in tensors if tensor.gguf_name in found}
         beside = {tensor.name: tensor for tensor in gguf.GGUFReader(twin.path).tensors} if twin else {}

@@ -117,6 +117,8 @@ def read_both(model: MergedModel, bare: MergedModel, name: str) -> tuple[torch.T
     Returns:
         B + D, and B where the adapter changes the tensor and leaves its shape; float32.
     """
+    if model.grids is not None and name in model.changed:
+        return model.read(name), bare.read(name)  # each on its grid, neither made from the other
     if name not in model.changed or name not in bare.names or model.shape(name) != bare.shape(name):
         return model.read(name), None
     base = bare.read(name)

@@ -15,7 +15,7 @@ from qdpo.export.verify.room import Room, free_on
 from qdpo.export.verify.scorers import Asked
 from qdpo.model.merged import EMBEDDING, MergedModel
 from qdpo.model.skeleton import AdapterSkeleton, base_name
-from qdpo.model.stream_memory import HELD_BYTES, SPARE_CARD_BYTES
+from qdpo.model.stream_memory import SPARE_CARD_BYTES, WHOLE_BYTES
 from qdpo.model.streamed import END, Passage, Streamed
 from qdpo.progress import Progress
 
@@ -212,7 +212,7 @@ def can_be_kept(streamed: Streamed) -> bool:
     """Whether a streamed model may be in memory as a whole for a while."""
     if streamed.device.type == "cuda":
         return streamed.nbytes + SPARE_CARD_BYTES <= free_on(streamed.device)
-    return streamed.nbytes <= HELD_BYTES
+    return streamed.nbytes <= WHOLE_BYTES
 
 
 class StreamScorer:

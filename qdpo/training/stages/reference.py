@@ -91,6 +91,8 @@ def reference_identity(run: RunState, engine: Engine) -> dict[str, str]:
     }
     if record.dtype.compute in ("float16", "bfloat16"):
         identity["head"] = "logits in fp32"
+    if record.adapter.grids_sha256 is not None:
+        identity["grids_sha256"] = record.adapter.grids_sha256
     if run.config.backend != "hf":
         identity["backend"] = json.dumps(record.backend.model_dump())
     if run.config.reference == "start" and adapter is not None:

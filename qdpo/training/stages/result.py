@@ -29,7 +29,9 @@ def finish(
     seconds: float,
 ) -> None:
     """Write the final adapter, the result, the plots, the scored pairs, the card and the report page."""
+    from qdpo.export.output import link_or_copy
     from qdpo.files import sha256_file
+    from qdpo.model.grid_file import GRIDS
     from qdpo.report.plots import draw_plots
     from qdpo.report.refresh import refresh
     from qdpo.run import checkpoint
@@ -45,6 +47,8 @@ def finish(
     with staged_folder(adapter, replace=True) as staging:
         checkpoint.write_adapter(policy, staging, run.config.model.name)
         save_tokenizer(tokenizer, run.config.model, staging, ())
+        if run.config.train.grid is not None:
+            link_or_copy(run.folder / GRIDS, staging / GRIDS)
     lines = [line for line in read_metrics(run.folder / METRICS) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)

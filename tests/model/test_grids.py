@@ -9,8 +9,8 @@ from gguf import GGMLQuantizationType as Type
 
 from qdpo.export.gguf.encode import encode
 from qdpo.export.gguf.fits import fit
-from qdpo.export.gguf.grids import LAYOUTS
 from qdpo.export.gguf.packing import pack
+from qdpo.model.grids import LAYOUTS
 
 KINDS = list(LAYOUTS)
 CPU = torch.device("cpu")

@@ -1,13 +1,13 @@
 """The grids on which GGUF types place weights.
 
 A quantised type cuts every row into blocks and gives each a grid: the values scale * q + low for the levels q in
-0..top, or scale * codebook[q]. Finding the grid (`fits.fit`), choosing levels on it (`Grid.levels`, or column by column
-with `Grid.by_column`) and writing the bytes (`packing.pack`) are three separate steps.
+0..top, or scale * codebook[q]. Finding the grid (`export.gguf.fits.fit`), choosing levels on it (`Grid.levels`, or
+column by column with `Grid.by_column`) and writing the bytes (`export.gguf.packing.pack`) are three separate steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
@@ -78,10 +78,80 @@ class Grid:
     dmin: torch.Tensor | None = None
     minimums: torch.Tensor | None = None
 
+    @classmethod
+    def of_stored(
+        cls,
+        kind: Type,
+        d: torch.Tensor,
+        scales: torch.Tensor | None = None,
+        dmin: torch.Tensor | None = None,
+        minimums: torch.Tensor | None = None,
+    ) -> Grid:
+        """The grid that a reader of a file makes of what is stored there, see the attributes."""
+        layout, scale = LAYOUTS[kind], d.float()
+        if scales is not None:
+            scale = _times(scale, scales, layout.blocks)
+        if dmin is None:
+            low = -layout.zero * scale
+        else:
+            low = dmin.float() if minimums is None else -_times(dmin.float(), minimums, layout.blocks)
+        return cls(kind, scale, low, d, scales, dmin, minimums)
+
     @property
     def layout(self) -> Layout:
         """What all grids of the type share."""
         return LAYOUTS[self.kind]
+
+    def to(self, device: torch.device) -> Grid:
+        """The same on a device."""
+        return self._with({name: part.to(device) for name, part in self._tensors().items()})
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What `of_stored` takes, by name."""
+        return {name: part for name, part in self._tensors().items() if name not in ("scale", "low")}
+
+    def rows(self, chosen: Callable[[torch.Tensor], torch.Tensor]) -> Grid:
+        """The grid of a matrix some of whose rows were taken, or put into another order.
+
+        Args:
+            chosen: does it to any tensor [rows, ...].
+        """
+        return self._with({name: chosen(part) for name, part in self._tensors().items()})
+
+    def _with(self, parts: dict[str, Any]) -> Grid:
+        return replace(self, **parts)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in found.items() if isinstance(part, torch.Tensor)}
+
+    def moved(self, base: torch.Tensor, change: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
+        """What a change does to weights that stand on the grid: those whose threshold it passes go to another level.
+
+        With thresholds that are even between -1/2 and 1/2 the change is kept on average, however small it is. Levels
+        must be evenly spaced.
+
+        Args:
+            base: float32 [rows, columns], taken to its nearest levels.
+            change: likewise.
+            thresholds: likewise, how far in steps each weight is taken to stand from its level.
+
+        Returns:
+            the values, float32 [rows, columns].
+        """
+        layout, scale, low = self.layout, self.scale.unsqueeze(2), self.low.unsqueeze(2)
+        inverse = inverse_or_zero(scale)
+        blocks = (*self.scale.shape, -1)
+        levels = _nearest(layout, base.reshape(blocks), inverse, low)
+        # rounded before the level is added: a change may be a ten-thousandth of a step
+        levels += (change.reshape(blocks) * inverse).add_(thresholds.reshape(blocks)).round_()
+        return _values(layout, levels.clamp_(0, layout.top), scale, low).view(base.shape)
+
+    def nearest(self, x: torch.Tensor) -> torch.Tensor:
+        """The nearest value to each weight, float32 [rows, columns]."""
+        scale, low = self.scale.unsqueeze(2), self.low.unsqueeze(2)
+        levels = _nearest(self.layout, x.reshape(*self.scale.shape, -1), inverse_or_zero(scale), low)
+        return _values(self.layout, levels, scale, low).view(x.shape)
 
     def levels(self, x: torch.Tensor) -> torch.Tensor:
         """The nearest level of each weight: float32 [rows, columns] -> uint8 [rows, columns]."""
@@ -133,11 +203,12 @@ class Columns:
 def joined(grids: Sequence[Grid]) -> Grid:
     """One grid of matrices that stand below each other."""
     first = grids[0]
-    parts: dict[str, Any] = {}
-    for field in fields(Grid):
-        if isinstance(getattr(first, field.name), torch.Tensor):
-            parts[field.name] = torch.cat([getattr(grid, field.name) for grid in grids])
-    return replace(first, **parts)
+    return first._with({name: torch.cat([getattr(grid, name) for grid in grids]) for name in first._tensors()})
+
+
+def _times(unit: torch.Tensor, count: torch.Tensor, blocks: int) -> torch.Tensor:
+    """Integers [rows, blocks] times their super-blocks' units [rows, super-blocks]."""
+    return (unit.unsqueeze(2) * count.view(*unit.shape, blocks)).view(count.shape)
 
 
 def inverse_or_zero(x: torch.Tensor) -> torch.Tensor:
