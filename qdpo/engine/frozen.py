@@ -36,18 +36,21 @@ class Frozen:
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(out, in) in a type; a 4-bit weight is dequantized anew at every call, unless its values are kept."""
         on_grid = self.on_grid
-        return self._base(dtype) if on_grid is None else on_grid.weight(self._base, dtype)
+        return self._base().to(dtype) if on_grid is None else on_grid.weight(self._base, dtype)
 
-    def _base(self, dtype: torch.dtype) -> Tensor:
+    def _base(self) -> Tensor:
+        """The base's weight, in the type that it was loaded in."""
         kept = kept_weight(self.module)
         if kept is not None:
-            return kept.to(dtype)
+            return kept
         state = getattr(self.module.weight, "quant_state", None)
         if state is None:
-            return self.module.weight.to(dtype)
+            own: Tensor = self.module.weight
+            return own
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(self.module.weight, state).to(dtype)
+        values: Tensor = dequantize_4bit(self.module.weight, state)
+        return values
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, in) to (N, out)."""

@@ -38,25 +38,22 @@ class OnGrid:
     """
 
     def __init__(self, name: str, grid: Grid, layer: Any) -> None:
-        self._name, self._grid, self._layer = name, grid, layer
+        self._name, self._kind, self._stored, self._layer = name, grid.kind, grid.stored(), layer
         self._last: tuple[torch.dtype, tuple[Tensor, ...], Tensor] | None = None
 
-    def weight(self, base: Callable[[torch.dtype], Tensor], dtype: torch.dtype) -> Tensor:
+    def weight(self, base: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
         """P, or Q(W) where adapters are disabled: [out, in] in a type.
 
         Args:
-            base: gives W in a type.
+            base: gives W.
             dtype: of the result.
         """
         parts = self._adapter()
         if self._last is not None and self._last[0] == dtype and _equal(self._last[1], parts):
             return self._last[2]
         with torch.no_grad():
-            change = None
-            if parts:
-                a, b = parts
-                change = (b.float() @ a.float()).mul_(self._layer.scaling[self._active()])
-            weight = placed(self._name, self._grid, base(torch.float32), change).to(dtype)
+            adapter = (*parts, float(self._layer.scaling[self._active()])) if parts else None
+            weight = placed(self._name, Grid.of_stored(self._kind, **self._stored), base(), adapter, dtype)
             if weight.device.type == "cpu":
                 self._last = (dtype, tuple(part.clone() for part in parts), weight)
         return weight
@@ -65,7 +62,7 @@ class OnGrid:
         (name,) = self._layer.active_adapters
         return str(name)
 
-    def _adapter(self) -> tuple[Tensor, ...]:
+    def _adapter(self) -> tuple[()] | tuple[Tensor, Tensor]:
         """A and B of the active adapter, nothing where adapters are disabled."""
         if self._layer.disable_adapters:
             return ()
@@ -111,7 +108,7 @@ def put_on_grid(policy: Any, grids: Grids) -> int:
             base.__dict__[ON_GRID] = OnGrid(name, grid.to(device), layer)
             base.__dict__["forward"] = _refuse
         elif (parameter := parameters.get(name)) is not None and not hasattr(parameter, "quant_state"):
-            parameter.data.copy_(placed(name, grid.to(parameter.device), parameter.detach().float(), None))
+            parameter.data.copy_(placed(name, grid.to(parameter.device), parameter.detach(), None, parameter.dtype))
         else:
             raise UnavailableError(
                 f"train.grid: {name} has no adapter", "lora.target_modules must name every linear layer"

@@ -123,27 +123,17 @@ class Adapter:
 
     def pairs(self) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
         """For plain LoRA: base tensor name -> A [r, in], B [out, r], scale."""
-        return {
-            name: (
-                self._files.read(parts["lora_A.weight"]),
-                self._files.read(parts["lora_B.weight"]),
-                self._scale(name, self._files.places[parts["lora_A.weight"]].shape[0]),
-            )
-            for name, parts in self._parts.items()
-        }
+        return {name: self.pair(name) for name in self._parts}
+
+    def pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """For plain LoRA: A [r, in], B [out, r] and scale of a tensor that the adapter changes."""
+        a, b = (self._files.read(self._parts[name][part]) for part in ("lora_A.weight", "lora_B.weight"))
+        return a, b, self._scale(name, a.shape[0])
 
     def directions(self, name: str) -> torch.Tensor | None:
         """A [r, in] of the LoRA on a tensor: the directions of its inputs that the adapter reads; None without one."""
         part = self._parts.get(name, {}).get("lora_A.weight")
         return None if part is None else self._files.read(part).float()
-
-    def change(self, name: str) -> torch.Tensor | None:
-        """s B A, float32 [out, in], of the plain LoRA on a tensor; None without one."""
-        parts = self._parts.get(name)
-        if parts is None:
-            return None
-        a, b = (self._files.read(parts[part]).float() for part in ("lora_A.weight", "lora_B.weight"))
-        return (b @ a).mul_(self._scale(name, a.shape[0]))
 
     def replaced_shape(self, name: str) -> tuple[int, ...]:
         """The shape of the tensor that the adapter has in place of the base's (a resized embedding has another one)."""

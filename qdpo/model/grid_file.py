@@ -76,39 +76,31 @@ class Grids:
             raise InputMissingError(f"{self.path}: {name}: {error}", "restore the file") from error
         return Grid.of_stored(kind, **parts)
 
-    def place(self, name: str, base: Tensor, change: Tensor | None) -> Tensor:
-        """A tensor as the training saw it; the base's own where it is not rounded.
 
-        Args:
-            name: the tensor's in the model.
-            base: float32 [rows, columns].
-            change: D, likewise; None without one.
-        """
-        grid = self.of(name)
-        if grid is None:
-            return base if change is None else base + change
-        return placed(name, grid, base, change)
-
-
-def placed(name: str, grid: Grid, base: Tensor, change: Tensor | None) -> Tensor:
-    """Q(B), or Q(B) moved by D, a few rows at a time.
+def placed(
+    name: str, grid: Grid, base: Tensor, adapter: tuple[Tensor, Tensor, float] | None, dtype: torch.dtype
+) -> Tensor:
+    """Q(B), or Q(B) moved by the adapter's D, a few rows at a time: [rows, columns] in a type.
 
     Args:
         name: of the tensor: thresholds of different tensors are independent.
         grid: of the tensor, on the device of the others.
-        base: float32 [rows, columns].
-        change: likewise; None without one.
+        base: [rows, columns].
+        adapter: A [r, columns], B [rows, r] and their scale; None without one.
+        dtype: of the result.
     """
     rows, columns = base.shape
     height = max(1, ROWS // max(columns, 1))
-    result = torch.empty_like(base)
+    result = torch.empty(rows, columns, dtype=dtype, device=base.device)
     for start in range(0, rows, height):
         part = slice(start, min(start + height, rows))
-        own = grid.rows(itemgetter(part))
-        if change is None:
-            result[part] = own.nearest(base[part])
+        own, values = grid.rows(itemgetter(part)), base[part].float()
+        if adapter is None:
+            result[part] = own.nearest(values)
         else:
-            result[part] = own.moved(base[part], change[part], thresholds(name, part, columns, base.device))
+            a, b, scale = adapter
+            change = (b[part].float() @ a.float()).mul_(scale)
+            result[part] = own.moved(values, change, thresholds(name, part, columns, base.device))
     return result
 
 

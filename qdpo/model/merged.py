@@ -11,7 +11,7 @@ import torch
 
 from qdpo.errors import InputMissingError
 from qdpo.model.adapter import Adapter
-from qdpo.model.grid_file import Grids
+from qdpo.model.grid_file import Grids, placed
 from qdpo.model.nf4 import Quantization
 from qdpo.model.tensors import TensorSource, is_finite, is_rotary
 
@@ -161,7 +161,10 @@ class MergedModel:
         base = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
         if self.grids is None:
             return self.adapted(name, base)
-        return self.grids.place(name, base, self._adapter.change(name) if self._adapter else None)
+        grid, touched = self.grids.of(name), self._adapter is not None and self._adapter.touches(name)
+        if grid is None:
+            return self.adapted(name, base)
+        return placed(name, grid, base, self._adapter.pair(name) if self._adapter and touched else None, torch.float32)
 
     def adapted(self, name: str, weight: torch.Tensor | None) -> torch.Tensor:
         """What the adapter makes of a tensor of the base that has been read already, before any grid.

@@ -61,13 +61,14 @@ def plainly(policy: Any, grids: Grids, adapted: bool) -> tuple[Tensor, dict[str,
         own = name.replace(".base_layer.", ".")
         base, grid = parameter.detach().clone(), grids.of(own)
         if own not in layers:
-            state[own] = base if grid is None else placed(own, grid, base, None)
+            state[own] = base if grid is None else placed(own, grid, base, None, torch.float32)
             continue
         assert grid is not None
         a, b = (getattr(layers[own], part)["default"].weight.detach().clone() for part in ("lora_A", "lora_B"))
         leaves[f"{own}.A"], leaves[f"{own}.B"] = a.requires_grad_(), b.requires_grad_()
-        change = (b @ a) * layers[own].scaling["default"]
-        stands = placed(own, grid, base, change.detach() if adapted else None)
+        scale = layers[own].scaling["default"]
+        change = (b @ a) * scale
+        stands = placed(own, grid, base, (a.detach(), b.detach(), scale) if adapted else None, torch.float32)
         state[own] = StraightThrough.apply(base + change, stands)
     logits = torch.func.functional_call(dense, state, (IDS,)).logits
     loss = logits.log_softmax(-1).square().mean()
