@@ -91,6 +91,8 @@ def estimate(plays: Plays, settings: Settings) -> Estimate:
     adapter = {parts.ADAPTER: parts.LORA * trained}
     if model.cast:
         adapter[parts.CASTS] = b * trained
+    if grids := parts.grid_bytes(shape, config, b, cpu=not settings.cuda):
+        adapter[parts.ON_GRID] = int(grids)
     kept = {parts.KEPT: int(size)} if (size := parts.kept_bytes(shape, config, b)) else {}
     state, paged = optimizer_bytes(config.train.optim, trained), settings.cuda and is_paged(config.train.optim)
     resident = {} if paged else {parts.STATE: int(state)}

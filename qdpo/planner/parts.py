@@ -15,6 +15,7 @@ BLOCK = 64
 
 ADAPTER, CASTS = "LoRA weights (fp32)", "LoRA weights (half precision)"
 GRADIENTS, STATE, KEPT = "gradients", "optimizer state", "weights kept dequantized"
+ON_GRID = "weights on their grid"
 """Parts of a run's memory."""
 
 LORA = 4
@@ -51,6 +52,14 @@ def kept_bytes(shape: Shape, config: RunConfig, b: int) -> float:
     count = kept_layers(shape, config)
     rest = shape.linear * (1 - count / shape.layers) if count and config.model.double_quant else 0.0
     return shape.linear * b * count / shape.layers + rest / BLOCK * (4 - 1)
+
+
+def grid_bytes(shape: Shape, config: RunConfig, b: int, *, cpu: bool) -> float:
+    """What `train.grid` takes: the grids, and rounded weights in the compute type: all on a CPU, else one at a time."""
+    if config.train.grid is None:
+        return 0.0
+    # Q4_K's scales and minimums, a byte each here, and their two units: 20 bytes for 256 weights; most types have less
+    return shape.linear * 20 / 256 + b * (shape.linear if cpu else shape.largest_linear)
 
 
 def host_loading(shape: Shape, static: Mapping[str, int], quantization: str, b: int, *, cpu: bool) -> dict[str, float]:
