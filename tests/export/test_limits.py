@@ -80,8 +80,8 @@ def test_the_projection_says_in_which_metric_it_is() -> None:
     assert judge_projection(None, VerifySection()).result == "cannot be told"
 
 
-def divergence(total: float, base: float) -> Divergence:
-    return Divergence(*(Estimate(value, value, value) for value in (total, base, total - base)), tokens=100)
+def divergence(total: float, base: float, moved: float = 0.0) -> Divergence:
+    return Divergence(*(Estimate(value, value, value) for value in (total, base, total - base, moved)), tokens=100)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,13 @@ def test_the_divergence_is_held_to_a_limit_or_to_the_bases_own_rounding(
     found = judge_divergence(divergence(total, base), "q4_k_m", VerifySection(max_kl=limits))
     assert found.result == result
     assert "the rounding of the base alone costs" in found.detail
+
+
+def test_a_hundredth_of_what_training_has_moved_is_no_loss_and_a_quarter_is() -> None:
+    strongly = VerifySection()
+    assert judge_divergence(divergence(0.0011, 0.00028), "q4_k_m", strongly).result == "lost"
+    assert judge_divergence(divergence(0.0011, 0.00028, 0.39), "q4_k_m", strongly).result == "passed"
+    assert judge_divergence(divergence(0.39 / 4, 0.00028, 0.39), "q4_k_m", strongly).result == "lost"
 
 
 # --- the preference --------------------------------------------------------------------------------------------------

@@ -88,12 +88,14 @@ class Divergence:
         total: KL(B + D || Q(B + D)), its interval over pairs.
         base: KL(B || Q(B)): what the same rounding costs the base.
         rest: total less base: what it costs the adapter.
+        moved: KL(B + D || B): what training has done.
         tokens: how many were compared.
     """
 
     total: Estimate
     base: Estimate
     rest: Estimate
+    moved: Estimate
     tokens: int
 
 
@@ -107,13 +109,14 @@ def divergence(
         pairs: which were scored.
         kept: tokens of each completion whose distributions were kept.
     """
-    total, own = (per_token(one, other)[0] for one, other in ((policy, exported), (base, rounded)))
+    compared = ((policy, exported), (base, rounded), (policy, base))
+    total, own, moved = (per_token(one, other)[0] for one, other in compared)
     lengths = [sum(min(kept, len(side)) for side in (pair.chosen, pair.rejected)) for pair in pairs]
     tokens = np.array(lengths, np.float64)
-    sums = [np.array([float(part.sum()) for part in kl.split(lengths)]) for kl in (total, own)]
-    columns = np.stack([sums[0], sums[1], sums[0] - sums[1]], 1)
-    found = bootstrap_ratios(columns, np.stack([tokens] * 3, 1))
-    return Divergence(found[0], found[1], found[2], int(tokens.sum()))
+    sums = [np.array([float(part.sum()) for part in kl.split(lengths)]) for kl in (total, own, moved)]
+    columns = np.stack([sums[0], sums[1], sums[0] - sums[1], sums[2]], 1)
+    found = bootstrap_ratios(columns, np.stack([tokens] * 4, 1))
+    return Divergence(*found, int(tokens.sum()))
 
 
 @dataclass(frozen=True)

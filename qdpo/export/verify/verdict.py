@@ -26,8 +26,10 @@ WIDEST = 0.5
 """An artefact is lost when the whole interval of its slope lies below the one, unless it is wider than from 0 to 1."""
 
 TIMES_BASE = 2.0
+OF_MOVED = 0.01
 FREE_KL = 1e-3
-"""Without a limit of its own, a divergence may be this many times that of the base's own rounding, or this small."""
+"""Without a limit of its own, a divergence may be this many times that of the base's own rounding, this share of what
+training has moved (an adapter cut in half would leave a quarter), or this small."""
 
 WAY_OUT = (
     "round with error feedback (--rounding feedback), take more bits (--quant f16, --dtype float32), or the adapter "
@@ -80,13 +82,18 @@ def judge_divergence(found: Divergence, kind: str, limits: VerifySection) -> Fin
     """Hold a divergence against the limit of the artefact's precision, or else against the rounding of its base."""
     detail = (
         f"KL {_figure(found.total)} nats a token over {found.tokens:,} tokens (0: the same predictions); the rounding "
-        f"of the base alone costs {found.base.value:.2g}, the rest is {_figure(found.rest, '+')}"
+        f"of the base alone costs {found.base.value:.2g}, the rest is {_figure(found.rest, '+')}; training has moved "
+        f"{found.moved.value:.2g}"
     )
     limit = limits.max_kl.get(kind)
-    allowed = limit if limit is not None else max(FREE_KL, TIMES_BASE * found.base.value)
+    allowed = limit if limit is not None else max(FREE_KL, TIMES_BASE * found.base.value, OF_MOVED * found.moved.value)
     if found.total.value <= allowed:
         return Finding("divergence", "passed", detail)
-    why = f"verify.max_kl of {kind}" if limit is not None else f"{TIMES_BASE:g} times the rounding of the base"
+    why = (
+        f"verify.max_kl of {kind}"
+        if limit is not None
+        else f"{TIMES_BASE:g} times the rounding of the base, {OF_MOVED:.0%} of moved"
+    )
     return Finding("divergence", "lost", f"{detail}; at most {allowed:.2g} is allowed ({why})")
 
 
