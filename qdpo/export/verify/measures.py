@@ -116,7 +116,7 @@ def divergence(
     sums = [np.array([float(part.sum()) for part in kl.split(lengths)]) for kl in (total, own, moved)]
     columns = np.stack([sums[0], sums[1], sums[0] - sums[1], sums[2]], 1)
     found = bootstrap_ratios(columns, np.stack([tokens] * 4, 1))
-    return Divergence(*found, int(tokens.sum()))
+    return Divergence(found[0], found[1], found[2], found[3], int(tokens.sum()))
 
 
 @dataclass(frozen=True)
