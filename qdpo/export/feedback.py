@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdpo.console import note
 from qdpo.export.formats import Way
-from qdpo.export.moments import moments_of_run, take_moments
+from qdpo.export.moments import TOKENS, moments_of_run, take_moments
 from qdpo.export.source import TrainedRun
 from qdpo.model.adapter import Adapter
 from qdpo.model.moments import Moment, Moments
@@ -69,11 +70,13 @@ class Corrections:
 
     def of(self, name: str) -> Feedback | None:
         """That of a tensor, by its name in the model; None where its inputs are not known."""
-        moment = self.moments.of(name)
-        if moment is None:
-            return None
-        directions = self.adapter.directions(name)
-        return feedback_of(moment if directions is None else moment.emphasised(directions, EMPHASIS))
+        moment = self.moment(name)
+        return None if moment is None else feedback_of(moment)
+
+    def moment(self, name: str) -> Moment | None:
+        """The moment of a tensor's inputs, the adapter's directions emphasised."""
+        moment, directions = self.moments.of(name), self.adapter.directions(name)
+        return moment if moment is None or directions is None else moment.emphasised(directions, EMPHASIS)
 
 
 def corrections_of(run: TrainedRun, way: Way | None) -> Corrections | None:
@@ -98,6 +101,14 @@ def corrections_of(run: TrainedRun, way: Way | None) -> Corrections | None:
 def way_of(corrections: Corrections | None) -> Way:
     """What `corrections_of` has found, for export.json."""
     return "nearest" if corrections is None else "feedback"
+
+
+def note_nearest() -> None:
+    """Say what a run without moments means for an export whose rounding was not chosen."""
+    note(
+        "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
+        f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
+    )
 
 
 def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from qdpo.console import good, note
 from qdpo.data.template import end_of_turn
 from qdpo.errors import ConfigError, DataError, UsageError
+from qdpo.export.feedback import note_nearest
 from qdpo.export.folder import generation_config
 from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
@@ -23,7 +24,6 @@ from qdpo.export.gguf.kinds import KINDS, PLAIN, Kind
 from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from qdpo.export.moments import TOKENS
 from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.source import TrainedRun
 from qdpo.model.merged import EMBEDDING, MergedModel
@@ -108,10 +108,7 @@ def plan_batch(request: Request) -> Batch:
     warn_of_window(family_of(model.config), model.config)
     rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
     if request.rounding is None and rounding.moments is None and any(kind.type not in PLAIN for _, kind in kinds):
-        note(
-            "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
-            f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
-        )
+        note_nearest()
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
         needed=sum(tensor_bytes(kind, model, rounding.has_importance) + METADATA_BYTES for _, kind in kinds),
