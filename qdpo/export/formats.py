@@ -49,7 +49,7 @@ class Request:
     def record(self, format: str, **details: Any) -> dict[str, Any]:
         """The entry for `export.json`: what was exported, from what, and how."""
         record = self.run.record
-        base = record["base"]
+        base = record["base"] | {"name": self.run.public_base}
         return {
             "format": format,
             "run": record["name"],

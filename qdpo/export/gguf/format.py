@@ -19,7 +19,7 @@ from qdpo.export.folder import generation_config
 from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
-from qdpo.export.gguf.general import General, base_model, public_name, sampling
+from qdpo.export.gguf.general import General, base_model, sampling
 from qdpo.export.gguf.kinds import KINDS, PLAIN, Kind
 from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
@@ -155,12 +155,12 @@ def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
 def general_of(request: Request) -> General:
     """`general.*` entries: what the file is, what it was made from, and how its base is sampled."""
     run = request.run
-    base = run.record["base"]
+    license = run.record["base"].get("license")
     adapter = json.dumps({"adapter_sha256": run.adapter_sha256})
     about: General = {
         "name": (run.name,),
-        "description": (f"DPO of {public_name(base)} by qdpo, merged into the {request.merge_base} base {adapter}",),
-        **base_model(base),
+        "description": (f"DPO of {run.public_base} by qdpo, merged into the {request.merge_base} base {adapter}",),
+        **base_model(run),
         **sampling(run.base),
     }
-    return about | ({"license": (base["license"],)} if base.get("license") else {})
+    return about | ({"license": (license,)} if license else {})
