@@ -15,7 +15,7 @@ from torch import Tensor
 from qdpo.export.awq.packing import Quantised
 from qdpo.export.awq.plan import Plan
 from qdpo.export.awq.smoothing import Smoothing
-from qdpo.export.feedback import Corrections, Feedback, feedback_of, round_columns, round_floats
+from qdpo.export.feedback import Corrections, Feedback, round_columns, round_floats
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.chunks import row_chunks
 from qdpo.export.gguf.grids import Columns, Layout, inverse_or_zero
@@ -27,6 +27,12 @@ TOP = 15
 
 OFFSET = 8
 """What compressed-tensors takes from zero points while a model is in memory."""
+
+SHARES = (0.6, 1.05, 16)
+"""Scales that are tried, as shares of the one that spans a group: the smallest, the largest, and how many."""
+
+LEAST_IMPORTANCE = 1e-6
+"""Of the mean: a group whose inputs were never seen to move still gets a scale."""
 
 TOO_LARGE = "use --awq-layout compressed-tensors, or export gguf"
 
@@ -46,34 +52,40 @@ def choose_levels(whole: Any, model: MergedModel, plan: Plan, dtype: torch.dtype
     Raises:
         InputMissingError: scales are too large for the dtype.
     """
-    smoothing, layers = Smoothing(model, model.names), {*plan.layers, *plan.kept}
-    names = [name for name in smoothing.order if smoothing.is_norm(name) or name.removesuffix(".weight") in layers]
-    with Progress("choosing levels with feedback", len(names), unit="tensors") as progress:
-        for name in names:
-            found, merged = whole.get_parameter(name).detach().cpu(), model.read(name)
-            stored = found.to(dtype) if smoothing.is_norm(name) else found
-            factor = smoothing.factor(name, stored.float(), merged)
-            moment = corrections.moment(name)
-            if moment is not None:
-                feedback = feedback_of(moment.scaled(1 / smoothing.columns(name)))
-                _replace(whole, name, merged * factor, plan, dtype, feedback)
+    smoothing = Smoothing(model, model.names)
+
+    def stored(name: str) -> Tensor:
+        return whole.get_parameter(name).detach().cpu()
+
+    for name in filter(smoothing.is_norm, smoothing.order):
+        smoothing.factor(name, stored(name).to(dtype).float(), model.read(name))
+    layers = {f"{layer}.weight" for layer in (*plan.layers, *plan.kept)}
+    with Progress("choosing levels with feedback", len(layers), unit="layers") as progress:
+        for name in filter(layers.__contains__, smoothing.order):
+            merged = model.read(name)
+            wanted = merged * smoothing.factor(name, stored(name).float(), merged)
+            columns = smoothing.columns(name)
+            moment, feedback = corrections.moments.of(name), corrections.of(name, columns)
+            if moment is not None and feedback is not None:
+                module = whole.get_submodule(name.removesuffix(".weight"))
+                if name.removesuffix(".weight") in plan.kept:
+                    module.weight.data = round_floats(wanted, feedback, dtype).to(module.weight.device)
+                else:
+                    importance = moment.scaled(1 / columns).diagonal
+                    _put(module, round_with_feedback(name, wanted, plan.group, dtype, importance, feedback))
             progress.advance()
 
 
-def _replace(whole: Any, name: str, wanted: Tensor, plan: Plan, dtype: torch.dtype, feedback: Feedback) -> None:
-    """Put a layer's chosen values into the model."""
-    layer = name.removesuffix(".weight")
-    module = whole.get_submodule(layer)
-    if layer in plan.kept:
-        module.weight.data = round_floats(wanted, feedback, dtype).to(module.weight.device)
-        return
-    chosen = round_with_feedback(name, wanted, plan.group, dtype, feedback)
+def _put(module: Any, chosen: Quantised) -> None:
+    """Put what was chosen into a layer as llmcompressor keeps it."""
     module.weight.data.copy_(chosen.dequantised())
     module.weight_scale.data = chosen.scales.to(module.weight.device)
     module.weight_zero_point.data.copy_(chosen.zeros.to(module.weight_zero_point.dtype) - OFFSET)
 
 
-def round_with_feedback(name: str, wanted: Tensor, group: int, dtype: torch.dtype, feedback: Feedback) -> Quantised:
+def round_with_feedback(
+    name: str, wanted: Tensor, group: int, dtype: torch.dtype, importance: Tensor, feedback: Feedback
+) -> Quantised:
     """A layer in 4 bits.
 
     Args:
@@ -81,12 +93,13 @@ def round_with_feedback(name: str, wanted: Tensor, group: int, dtype: torch.dtyp
         wanted: float32 [rows, columns].
         group: columns that share a scale.
         dtype: what scales are stored in.
+        importance: float32 [columns], the mean square of the input that each column is multiplied with.
         feedback: of the layer's inputs.
 
     Raises:
         InputMissingError: scales are too large for the dtype.
     """
-    scales, zeros = fit_groups(wanted, group)
+    scales, zeros = fit_groups(wanted, group, importance)
     scales = rounded(f"{name}_scale", scales, dtype, hint=TOO_LARGE).float()
     codes = torch.empty(wanted.shape, dtype=torch.uint8)
 
@@ -100,17 +113,42 @@ def round_with_feedback(name: str, wanted: Tensor, group: int, dtype: torch.dtyp
     return Quantised(codes, zeros.to(torch.uint8), scales)
 
 
-def fit_groups(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """Scales and zero points that span each group and 0, as llmcompressor has them.
+def fit_groups(weight: Tensor, group: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zero points with which the nearest levels lose least, each square counted by its column's importance.
 
     Args:
         weight: float32 [rows, columns].
         group: columns that share a scale.
+        importance: float32 [columns].
 
     Returns:
         float32 [rows, groups] both, the zero points whole numbers of 0 to 15.
     """
-    grouped = weight.unflatten(1, (-1, group))
-    low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
-    scales = (high - low) / TOP
-    return scales, (-low * inverse_or_zero(scales)).round()
+    scales, zeros = (torch.empty(weight.shape[0], weight.shape[1] // group) for _ in range(2))
+
+    def fit_rows(start: int, rows: Tensor) -> None:
+        own = slice(start, start + len(rows))
+        scales[own], zeros[own] = (part.cpu() for part in _fitted(rows, group, importance.to(rows.device)))
+
+    row_chunks(fit_rows, weight, None)
+    return scales, zeros
+
+
+def _fitted(weight: Tensor, group: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """`fit_groups` of a few rows: shares of the range are tried, and each choice of levels gets its best scale."""
+    x = weight.unflatten(1, (-1, group))
+    counts = importance.clamp(min=importance.mean() * LEAST_IMPORTANCE).view(-1, group)
+    low, high = x.amin(2, keepdim=True).clamp(max=0), x.amax(2, keepdim=True).clamp(min=0)
+    best_gain, best_scale, best_zero = torch.zeros_like(low), (high - low) / TOP, torch.zeros_like(low)
+    for share in torch.linspace(*SHARES).tolist():
+        inverse = inverse_or_zero((high - low) * share / TOP)
+        zero = (-low * share * inverse).round().clamp_(0, TOP)
+        level = (x * inverse + zero).round_().clamp_(0, TOP).sub_(zero)
+        weighted = counts * level
+        along, size = (weighted * x).sum(2, keepdim=True), (weighted * level).sum(2, keepdim=True)
+        gain = along.square() * inverse_or_zero(size)  # what the squared error is less by than that of a scale of 0
+        better = (gain > best_gain) & (along > 0)
+        best_gain = torch.where(better, gain, best_gain)
+        best_scale = torch.where(better, along * inverse_or_zero(size), best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale.squeeze(2), best_zero.squeeze(2)
