@@ -96,7 +96,7 @@ def test_the_layouts_hold_what_compressed_tensors_computes_with(tmp_path: Path) 
 def test_layers_that_do_not_fit_stay_in_16_bits(tmp_path: Path) -> None:
     run = load_run(make_run(tmp_path, "llama", hidden_size=64, intermediate_size=172), as_trained=True)
     take_moments(run, 500)
-    out = write_awq(Request(run, run.folder / "export" / "awq", awq_layout="autoawq"))
+    out = write_awq(Request(run, run.folder / "export" / "awq"))
     kept = [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]
     assert json.loads((out / RECORD).read_text())["kept_in_16_bits"] == kept
     verdict = verify_export(out, pairs=4)
@@ -104,8 +104,6 @@ def test_layers_that_do_not_fit_stay_in_16_bits(tmp_path: Path) -> None:
     assert verdict["artefacts"][0]["measures"]["projection"]["value"] == pytest.approx(1, abs=0.1)
     weights, merged = AwqWeights(out), run.merged("trained")
     for layer in kept:
-        wanted = merged.read(f"{layer}.weight")
-        assert weights.read(f"{layer}.weight") == pytest.approx(wanted, rel=2e-3, abs=1e-6)
-        assert not torch.equal(weights.read(f"{layer}.weight"), wanted.half().float()), (
-            "they are rounded with feedback too"
-        )
+        found, wanted = weights.read(f"{layer}.weight"), merged.read(f"{layer}.weight")
+        assert (found - wanted).norm() < 0.004 * wanted.norm()
+        assert not torch.equal(found, wanted.bfloat16().float()), "rounded with feedback, as the others are"
