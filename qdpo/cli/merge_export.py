@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounding",
         choices=["feedback", "nearest"],
-        help="how values are rounded (safetensors, gguf, ollama). feedback: column by column, each making up for the "
-        "errors before it, so that what was trained is kept (default where the run has moments of its layers' inputs; "
-        "else they are taken first); nearest: each weight by itself",
+        help="how values are rounded (safetensors, gguf, ollama, awq). feedback: column by column, each making up for "
+        "the errors before it, so that what was trained is kept (default where the run has moments of its layers' "
+        "inputs; else they are taken first); nearest: each weight by itself",
     )
     parser.add_argument(
         "--imatrix",

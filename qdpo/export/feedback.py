@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdpo.console import note
 from qdpo.export.formats import Way
-from qdpo.export.moments import moments_of_run, take_moments
+from qdpo.export.moments import TOKENS, moments_of_run, take_moments
 from qdpo.export.source import TrainedRun
 from qdpo.model.adapter import Adapter
 from qdpo.model.moments import Moment, Moments
@@ -43,16 +44,18 @@ class Feedback:
     """U of a layer's inputs.
 
     Attributes:
-        given: F, [columns, rank].
-        taken: G, [columns, rank].
+        order: the columns, in the order in which they are rounded.
+        given: F, [columns, rank], in that order.
+        taken: G, [columns, rank], likewise.
     """
 
+    order: Tensor
     given: Tensor
     taken: Tensor
 
     def to(self, device: torch.device) -> Feedback:
         """The same on a device."""
-        return Feedback(self.given.to(device), self.taken.to(device))
+        return Feedback(self.order.to(device), self.given.to(device), self.taken.to(device))
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,19 @@ class Corrections:
     moments: Moments
     adapter: Adapter
 
-    def of(self, name: str) -> Feedback | None:
-        """That of a tensor, by its name in the model; None where its inputs are not known."""
-        moment = self.moments.of(name)
+    def of(self, name: str, columns: Tensor | None = None) -> Feedback | None:
+        """That of a tensor; None where its inputs are not known.
+
+        Args:
+            name: the tensor's, in the model.
+            columns: what its columns were multiplied by, and its inputs divided by.
+        """
+        moment, directions = self.moments.of(name), self.adapter.directions(name)
         if moment is None:
             return None
-        directions = self.adapter.directions(name)
-        return feedback_of(moment if directions is None else moment.emphasised(directions, EMPHASIS))
+        if columns is not None:
+            moment, directions = moment.scaled(1 / columns), None if directions is None else directions * columns
+        return feedback_of(moment, directions)
 
 
 def corrections_of(run: TrainedRun, way: Way | None) -> Corrections | None:
@@ -100,13 +109,31 @@ def way_of(corrections: Corrections | None) -> Way:
     return "nearest" if corrections is None else "feedback"
 
 
-def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
+def note_nearest() -> None:
+    """Say what a run without moments means for an export whose rounding was not chosen."""
+    note(
+        "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
+        f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
+    )
+
+
+def feedback_of(moment: Moment, directions: Tensor | None = None, damping: float = DAMPING) -> Feedback:
     """U of H + damping * mean(diagonal), in a time of columns times the rank's square.
 
-    Block by block from the last column: its own factor U D U^T, then what it takes from the columns before it.
+    The columns with the largest inputs come first, because more columns are left then to make up for their errors
+    (GPTQ's activation order; here a column stays in its own block, whenever it is rounded). The rest goes block by
+    block from the last column: its own factor U D U^T, then what it takes from the columns before it.
+
+    Args:
+        moment: H.
+        directions: [count, columns] in which errors count more, such as an adapter's A.
+        damping: share of the diagonal's mean that is added to it.
     """
-    factor = moment.factor.double()
-    rest = moment.rest.double() + damping * moment.diagonal.double().mean().clamp(min=1e-30)
+    order = moment.diagonal.argsort(descending=True, stable=True)
+    if directions is not None:
+        moment = moment.emphasised(directions, EMPHASIS)
+    factor = moment.factor.double()[order]
+    rest = moment.rest.double()[order] + damping * moment.diagonal.double().mean().clamp(min=1e-30)
     columns, rank = factor.shape
     # What is left of the factor's inner product when all later columns have been eliminated.
     inner, taken = torch.eye(rank, dtype=torch.float64), torch.empty_like(factor)
@@ -120,7 +147,7 @@ def feedback_of(moment: Moment, damping: float = DAMPING) -> Feedback:
         seen = torch.linalg.solve_triangular(upper / scale, seen, upper=True, unitriangular=True)
         taken[own] = seen / scale.square().unsqueeze(1)
         inner -= seen.T @ taken[own]
-    return Feedback(factor.float(), taken.float())
+    return Feedback(order, factor.float(), taken.float())
 
 
 def round_columns(
@@ -129,7 +156,7 @@ def round_columns(
     nearest: Callable[[int, Tensor], tuple[Tensor, Tensor]],
     dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
-    """Choose levels column by column.
+    """Choose levels column by column, in the feedback's order.
 
     Args:
         weight: float32 [rows, columns].
@@ -141,7 +168,8 @@ def round_columns(
         levels [rows, columns].
     """
     given, taken = feedback.given, feedback.taken
-    target = weight.T.contiguous()
+    target = weight.T[feedback.order]
+    places = feedback.order.tolist()
     rows, columns = weight.shape
     levels = torch.empty(columns, rows, dtype=dtype, device=weight.device)
     state = weight.new_zeros(given.shape[1], rows)
@@ -155,7 +183,7 @@ def round_columns(
             value = wanted[here]
             if here:
                 value = torch.addmv(value, error[:here].T, near[here, :here])
-            levels[column], rounded = nearest(column, value)
+            levels[places[column]], rounded = nearest(places[column], value)
             torch.sub(target[column], rounded, out=error[here])
         state.addmm_(given[begin:end].T, error)
     return levels.T.contiguous()

@@ -49,7 +49,7 @@ class Request:
     def record(self, format: str, **details: Any) -> dict[str, Any]:
         """The entry for `export.json`: what was exported, from what, and how."""
         record = self.run.record
-        base = record["base"]
+        base = record["base"] | {"name": self.run.public_base}
         return {
             "format": format,
             "run": record["name"],
@@ -190,7 +190,7 @@ FORMATS = {
         writer="qdpo.export.awq.format:write_awq",
         target="qdpo.export.verify.awq_target:AwqTarget",
         usage=_in_transformers,
-        options=("awq_layout",),
+        options=("awq_layout", "rounding"),
     ),
     "ollama": Format(
         "GGUF and Modelfile",
@@ -208,7 +208,7 @@ OPTIONS = {
     "dtype": ("is for safetensors", "choose GGUF types with --quant"),
     "quant": ("is for gguf", "choose the precision with --dtype"),
     "awq_layout": ("is for awq", None),
-    "rounding": ("is for safetensors, gguf and ollama", None),
+    "rounding": ("is for safetensors, gguf, ollama and awq", None),
     "imatrix": ("is for gguf and ollama", None),
     "pick": ("chooses among GGUF types", "use --format gguf or ollama"),
 }

@@ -58,6 +58,17 @@ class TrainedRun:
         """Of the adapter's weights, as the end of the training recorded it."""
         return (self.record.get("result") or {}).get("adapter_sha256")
 
+    @property
+    def base_on_hub(self) -> bool:
+        """Whether the base came from the hub: only then has it a commit."""
+        return re.fullmatch(r"[0-9a-f]{40}", self.facts.base.revision or "") is not None
+
+    @property
+    def public_base(self) -> str:
+        """The base's name on the hub; of a folder on this machine the last component."""
+        name = str(self.facts.base.name)
+        return name if self.base_on_hub else Path(name).name
+
     @cached_property
     def record(self) -> dict[str, Any]:
         """The record as run.json holds it."""

@@ -59,6 +59,10 @@ class Moment:
         apart = torch.einsum("ij,ij,j->", one, other, self.rest)
         return float(apart + ((one @ self.factor) * (other @ self.factor)).sum())
 
+    def scaled(self, times: Tensor) -> Moment:
+        """That of the inputs multiplied by `times`, [columns]."""
+        return Moment(self.rest * times.square(), self.factor * times.unsqueeze(1))
+
     def emphasised(self, directions: Tensor, times: float) -> Moment:
         """H with the part that lies in the span of some directions counted 1 + times fold.
 

@@ -11,6 +11,7 @@ from export import families, toys
 
 from qdpo.export.awq.format import write_awq
 from qdpo.export.formats import Request
+from qdpo.export.moments import take_moments
 from qdpo.export.output import RECORD
 from qdpo.export.source import load_run
 from qdpo.export.verify.awq_target import AwqWeights
@@ -93,9 +94,16 @@ def test_the_layouts_hold_what_compressed_tensors_computes_with(tmp_path: Path) 
 
 
 def test_layers_that_do_not_fit_stay_in_16_bits(tmp_path: Path) -> None:
-    run = load_run(make_run(tmp_path, "llama", hidden_size=64, intermediate_size=172))
+    run = load_run(make_run(tmp_path, "llama", hidden_size=64, intermediate_size=172), as_trained=True)
+    take_moments(run, 500)
     out = write_awq(Request(run, run.folder / "export" / "awq"))
-    assert json.loads((out / RECORD).read_text())["kept_in_16_bits"] == [
-        f"model.layers.{i}.mlp.down_proj" for i in (0, 1)
-    ]
-    assert verify_export(out, pairs=4)["verdict"] != "failed"
+    kept = [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]
+    assert json.loads((out / RECORD).read_text())["kept_in_16_bits"] == kept
+    verdict = verify_export(out, pairs=4)
+    assert verdict["verdict"] != "failed"
+    assert verdict["artefacts"][0]["measures"]["projection"]["value"] == pytest.approx(1, abs=0.1)
+    weights, merged = AwqWeights(out), run.merged("trained")
+    for layer in kept:
+        found, wanted = weights.read(f"{layer}.weight"), merged.read(f"{layer}.weight")
+        assert (found - wanted).norm() < 0.004 * wanted.norm()
+        assert not torch.equal(found, wanted.bfloat16().float()), "rounded with feedback, as the others are"

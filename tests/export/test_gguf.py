@@ -20,7 +20,8 @@ from qdpo.export.formats import Request
 from qdpo.export.gguf import general
 from qdpo.export.gguf.format import write_gguf
 from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
-from qdpo.export.source import load_run
+from qdpo.export.source import TrainedRun, load_run
+from qdpo.run.schema import Record
 
 
 def export(run: Path, *quants: str) -> Path:
@@ -118,18 +119,23 @@ def test_what_the_file_says_about_itself(tmp_path: Path) -> None:
     assert not [key for key, value in found.items() if str(tmp_path) in str(value)], "no path of this machine"
 
 
-def test_a_base_from_the_hub_is_named_in_full() -> None:
-    base = {"name": "mistralai/Mistral-7B-Instruct-v0.3", "revision": "0" * 40}
-    assert general.public_name(base) == base["name"]
-    assert general.base_model(base) == {
+def test_a_base_from_the_hub_is_named_in_full(tmp_path: Path) -> None:
+    def run_on(name: str, revision: str | None) -> TrainedRun:
+        facts = Record.model_validate({"name": "toy", "base": {"name": name, "revision": revision}})
+        return TrainedRun(tmp_path, facts, tmp_path, tmp_path)
+
+    hub = run_on("mistralai/Mistral-7B-Instruct-v0.3", "0" * 40)
+    assert hub.public_base == "mistralai/Mistral-7B-Instruct-v0.3"
+    assert general.base_model(hub) == {
         "base_model_count": (1,),
         "base_model_name": (0, "Mistral 7B Instruct v0.3"),
         "base_model_version": (0, "v0.3"),
         "base_model_organization": (0, "Mistralai"),
         "base_model_repo_url": (0, "https://huggingface.co/mistralai/Mistral-7B-Instruct-v0.3"),
     }
-    local = {"name": "models/alice/secret-7B", "revision": None}
-    assert general.public_name(local) == "secret-7B"
+    local = run_on("models/alice/secret-7B", None)
+    assert local.public_base == "secret-7B"
+    assert Request(local, tmp_path).record("awq")["base"]["name"] == "secret-7B", "export.json is published too"
     assert general.base_model(local) == {"base_model_count": (1,), "base_model_name": (0, "Secret 7B")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,21 @@ from export import families, toys
 from gguf import GGMLQuantizationType as Type
 
 from qdpo.errors import InputMissingError
-from qdpo.export.feedback import EMPHASIS, feedback_of, round_columns, round_floats
+from qdpo.export.awq import levels
+from qdpo.export.awq.packing import Quantised
+from qdpo.export.feedback import Feedback, feedback_of, round_columns, round_floats
 from qdpo.export.formats import FORMATS, Request, Way, targets_of
 from qdpo.export.gguf.encode import decode, encode
 from qdpo.export.gguf.fits import fit
 from qdpo.export.gguf.rounding import round_with_feedback
 from qdpo.export.moments import calibration_texts, moments_of_run, take_moments
 from qdpo.export.source import load_run
+from qdpo.export.verify.awq_target import AwqWeights
 from qdpo.export.verify.projection import Projection
 from qdpo.model.adapter import Adapter
 from qdpo.model.moments import MOMENTS, Moment, moment_of
 
-ROWS, COLUMNS, RANK = 768, 512, 8
+ROWS, COLUMNS, RANK = 2304, 512, 8
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +58,7 @@ def test_a_small_change_of_an_nf4_base_survives_feedback_and_not_the_nearest_lev
     layer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Moment], kind: Type
 ) -> None:
     base, change, a, moment = layer
-    feedback = feedback_of(moment.emphasised(a, EMPHASIS))
+    feedback = feedback_of(moment, a)
     shape = tuple(base.shape)
 
     def kept(way: Way) -> tuple[float, float]:
@@ -74,6 +78,52 @@ def test_a_small_change_of_an_nf4_base_survives_feedback_and_not_the_nearest_lev
     assert with_feedback[1] < 0.75 * nearest[1], "what the layer gives is nearer too"
 
 
+def test_so_it_does_in_what_awq_has_scaled(
+    layer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Moment],
+) -> None:
+    """Its columns are multiplied by factors, and what it is given is divided by them."""
+    base, change, a, moment = layer
+    columns = torch.rand(COLUMNS, generator=torch.Generator().manual_seed(1)) + 0.5
+    there, importance = moment.scaled(1 / columns), moment.scaled(1 / columns).diagonal
+    alone = Moment(there.rest, torch.zeros(COLUMNS, 1))
+
+    def kept(feedback: Feedback) -> tuple[float, float]:
+        def rounded(weight: torch.Tensor) -> torch.Tensor:
+            layer = levels.round_with_feedback("w", weight * columns, 64, torch.bfloat16, importance, feedback)
+            assert torch.equal(layer.scales, layer.scales.bfloat16().float()), "levels are for the scales of the file"
+            return layer.dequantised() / columns
+
+        moved = rounded(base + change)
+        error = moved - base - change
+        share = moment.inner(moved - rounded(base), change) / moment.inner(change, change)
+        return share, moment.inner(error, error) ** 0.5
+
+    nearest, with_feedback = kept(feedback_of(alone)), kept(feedback_of(there, a * columns))
+    assert with_feedback[0] == pytest.approx(1, abs=0.1)
+    assert abs(nearest[0] - 1) > 3 * abs(with_feedback[0] - 1)
+    assert with_feedback[1] < 0.5 * nearest[1]
+    other_way = kept(feedback_of(moment.scaled(columns), a / columns))
+    assert other_way[1] > 1.2 * with_feedback[1], "the inputs are divided, not multiplied"
+
+
+def test_groups_are_fitted_to_the_columns_that_matter() -> None:
+    torch.manual_seed(0)
+    weight, importance = torch.randn(24, 128), torch.rand(128).pow(8) + 1e-3
+
+    def error(scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+        grouped, scale, zero = weight.view(24, 2, 64), scales.unsqueeze(2), zeros.unsqueeze(2)
+        found = ((grouped / scale + zero).round().clamp(0, 15) - zero) * scale
+        return (importance * (found.view(24, 128) - weight).square()).sum()
+
+    scales, zeros = levels.fit_groups(weight, 64, importance)
+    assert ((zeros >= 0) & (zeros <= 15) & (zeros == zeros.round())).all()
+    low, high = weight.view(24, 2, 64).aminmax(dim=2)
+    span = (high - low) / 15
+    assert error(scales, zeros) < 0.8 * error(span, (-low / span).round())
+    nothing = levels.fit_groups(torch.zeros(1, 64), 64, importance[:64])
+    assert [part.item() for part in nothing] == [0, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_small_change_of_a_base_in_16_bits_survives_feedback(
     layer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Moment], dtype: torch.dtype
@@ -81,7 +131,7 @@ def test_a_small_change_of_a_base_in_16_bits_survives_feedback(
     """The base stands on the grid; most of a change that is smaller than its steps is rounded away."""
     base, change, a, moment = layer
     base, change = base.to(torch.bfloat16).float(), change / 4
-    feedback = feedback_of(moment.emphasised(a, EMPHASIS))
+    feedback = feedback_of(moment, a)
     size = moment.inner(change, change)
     nearest = moment.inner((base + change).to(dtype).float() - base, change) / size
     with_feedback = moment.inner(round_floats(base + change, feedback, dtype).float() - base, change) / size
@@ -96,9 +146,12 @@ def test_the_factors_are_those_of_the_whole_matrix(
     moment = layer[3]
     damped = moment.rest.double() + 0.03 * moment.diagonal.double().mean()
     whole = torch.diag(damped) + moment.factor.double() @ moment.factor.double().T
+    found = feedback_of(moment, damping=0.03)
+    sizes = moment.diagonal[found.order]
+    assert (sizes[1:] <= sizes[:-1]).all(), "the columns with the largest inputs first"
+    whole = whole[found.order][:, found.order]
     lower = torch.linalg.cholesky(whole.flip(0, 1)).flip(0, 1)
     expected = lower / lower.diagonal()
-    found = feedback_of(moment, damping=0.03)
     made = torch.triu(found.given.double() @ found.taken.double().T, 1) + torch.eye(COLUMNS, dtype=torch.float64)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
 
@@ -110,6 +163,27 @@ def test_columns_that_have_nothing_in_common_are_rounded_each_to_its_nearest_lev
     alone = feedback_of(Moment(torch.rand(COLUMNS) + 0.5, torch.zeros(COLUMNS, 1)))
     grid = fit(base, Type.Q4_K, device=torch.device("cpu"))
     assert torch.equal(round_columns(base, alone, grid.by_column().round), grid.levels(base))
+
+
+def test_the_columns_with_the_largest_inputs_are_rounded_first(
+    layer: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Moment],
+) -> None:
+    base, _, _, moment = layer
+    grid = fit(base, Type.Q4_K, moment.diagonal, torch.device("cpu"))
+
+    def error(feedback: Feedback) -> float:
+        found = grid.values(round_columns(base, feedback, grid.by_column().round)) - base
+        return moment.inner(found, found) ** 0.5
+
+    def in_order(order: torch.Tensor) -> Feedback:
+        damped = torch.diag(moment.rest + 0.03 * moment.diagonal.mean()) + moment.factor @ moment.factor.T
+        lower = torch.linalg.cholesky(damped[order][:, order].double().flip(0, 1)).flip(0, 1)
+        return Feedback(order, torch.eye(COLUMNS), (lower / lower.diagonal()).T.float())
+
+    found = error(feedback_of(moment))
+    assert found == pytest.approx(error(in_order(moment.diagonal.argsort(descending=True))), rel=0.01)
+    assert found < 0.95 * error(in_order(torch.arange(COLUMNS)))
+    assert found < 0.9 * error(in_order(moment.diagonal.argsort()))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +221,7 @@ def test_moments_are_those_of_what_the_trained_model_computes(run: Path) -> None
     assert len(moments.names) == 14, "seven in each of two layers; embedding and head are left alone"
 
 
-def kept(run: Path, out: Path, way: Way | None, format: str = "gguf", **options: object) -> dict[str, object]:
+def kept(run: Path, out: Path, way: Way | None, format: str = "gguf", **options: object) -> dict[str, Any]:
     """The projection of an export's change on the adapter's, as `qdpo verify` finds it."""
     export = FORMATS[format].write(Request(load_run(run), out / "out", rounding=way, **options))
     found = load_run(run)
@@ -177,6 +251,28 @@ def test_safetensors_in_16_bits_keep_it_too(run: Path, tmp_path: Path) -> None:
     assert by_default["value"] == pytest.approx(1, abs=0.02)
     assert abs(float(str(nearest["value"])) - 1) > abs(float(str(by_default["value"])) - 1)
     record = json.loads((tmp_path / "default" / "out" / "export.json").read_text())
+    assert record["rounding"] == {"way": "feedback"}
+
+
+def test_awq_keeps_it_and_packs_what_was_chosen(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llmcompressor", reason="needs llmcompressor (pip install 'qdpo[awq]')")
+    chosen: dict[str, torch.Tensor] = {}
+    choose = levels.round_with_feedback
+
+    def listening(name: str, *args: Any) -> Quantised:
+        layer = choose(name, *args)
+        chosen.setdefault(name, layer.dequantised())  # the bare base's export comes second
+        return layer
+
+    monkeypatch.setattr(levels, "round_with_feedback", listening)
+    by_default = kept(run, tmp_path, None, "awq")
+    assert by_default["value"] == pytest.approx(1, abs=0.05)
+    assert by_default["worst"][0]["value"] == pytest.approx(1, abs=0.15), "0.64 at the nearest level"
+    found = AwqWeights(tmp_path / "out")
+    assert len(chosen) == 14
+    for name, weight in chosen.items():
+        assert torch.equal(found.read(name), weight), name
+    record = json.loads((tmp_path / "out" / "export.json").read_text())
     assert record["rounding"] == {"way": "feedback"}
 
 

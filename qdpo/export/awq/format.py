@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from qdpo.console import good, note, say
+from qdpo.export.awq.levels import TOO_LARGE
 from qdpo.export.awq.packing import AUTOAWQ_PARTS, COMPRESSED_PARTS, PER_WORD, from_compressed, to_autoawq
 from qdpo.export.awq.plan import Plan, plan_layers
 from qdpo.export.awq.quantize import quantise, require_llmcompressor
+from qdpo.export.feedback import corrections_of, note_nearest, way_of
 from qdpo.export.folder import rounded, write_companions
 from qdpo.export.formats import Layout, Request
 from qdpo.export.output import export_folder
@@ -39,6 +41,9 @@ def write_awq(request: Request) -> Path:
     require_llmcompressor()
     model = request.run.merged(request.merge_base)
     plan = plan_layers(model, request.awq_layout)
+    corrections = corrections_of(request.run, request.rounding)
+    if request.rounding is None and corrections is None:
+        note_nearest()
     dtype = stored_dtype(model, plan.layout)
     tensors = list(planned_tensors(model, plan, dtype))
     total = sum(tensor.nbytes for tensor in tensors)
@@ -53,6 +58,7 @@ def write_awq(request: Request) -> Path:
         dtype=str(dtype).removeprefix("torch."),
         calibration={"pairs": len(ids), "tokens": tokens},
         weight_bytes=total,
+        rounding={"way": way_of(corrections)},
     )
     say(f"AWQ: {len(plan.layers)} layers in groups of {plan.group}, calibrated on {len(ids)} pairs ({tokens:,} tokens)")
     require_whole(model)
@@ -63,7 +69,7 @@ def write_awq(request: Request) -> Path:
     with export_folder(request.out, 2 * total, record) as folder:
         write_companions(request.run, model, folder, str(dtype).removeprefix("torch."))
         scratch = folder / SCRATCH
-        quantise(model, plan, ids, folder, scratch)
+        quantise(model, plan, ids, folder, scratch, dtype, corrections)
         write_layers(scratch, folder, tensors, plan, dtype)
         shutil.rmtree(scratch)
     good(f"{len(tensors)} tensors ({total:,} bytes, {plan.layout}) in {time.monotonic() - began:.0f} s")
@@ -143,9 +149,6 @@ def write_layers(
     made_config = read_json(scratch / "config.json")["quantization_config"]
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": quantization_config(plan, made_config)})
-
-
-TOO_LARGE = "use --awq-layout compressed-tensors, or export gguf"
 
 
 def quantization_config(plan: Plan, made: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from qdpo.errors import InputMissingError, UnavailableError
+from qdpo.export.awq.levels import choose_levels
 from qdpo.export.awq.plan import Plan
+from qdpo.export.feedback import Corrections
 from qdpo.export.whole import merged_model, without_bars
 from qdpo.model.merged import HEAD, MergedModel
 from qdpo.model.tensors import is_finite
@@ -34,7 +36,15 @@ def require_llmcompressor() -> None:
         )
 
 
-def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path, scratch: Path) -> None:
+def quantise(
+    model: MergedModel,
+    plan: Plan,
+    ids: list[list[int]],
+    folder: Path,
+    scratch: Path,
+    dtype: torch.dtype,
+    corrections: Corrections | None,
+) -> None:
     """Scale by activations, quantise, and save as compressed-tensors.
 
     The whole model is in memory, on the GPU where there is one.
@@ -45,6 +55,8 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
         ids: sequences to calibrate with.
         folder: where the merged model's config.json lies.
         scratch: where the quantised model is written: safetensors, and a config.json with `quantization_config`.
+        dtype: what the file will hold scales and gains in.
+        corrections: for levels with feedback; None takes the nearest.
 
     Raises:
         InputMissingError: the values broke down on the way.
@@ -81,6 +93,8 @@ def quantise(model: MergedModel, plan: Plan, ids: list[list[int]], folder: Path,
                 f"{bad[0]} has values that are NaN or infinite after AWQ ({len(bad)} tensors in all)",
                 "export gguf instead, and report the model to llmcompressor",
             )
+        if corrections is not None:
+            choose_levels(whole, model, plan, dtype, corrections)
         whole.save_pretrained(scratch, save_compressed=True)
 
 

@@ -14,16 +14,16 @@ from transformers import AutoTokenizer
 from qdpo.console import good, note
 from qdpo.data.template import end_of_turn
 from qdpo.errors import ConfigError, DataError, UsageError
+from qdpo.export.feedback import note_nearest
 from qdpo.export.folder import generation_config
 from qdpo.export.formats import Request
 from qdpo.export.gguf.convert import METADATA_BYTES, GgufFile, mapped_tensors, tensor_bytes
 from qdpo.export.gguf.families import family_of
-from qdpo.export.gguf.general import General, base_model, public_name, sampling
+from qdpo.export.gguf.general import General, base_model, sampling
 from qdpo.export.gguf.kinds import KINDS, PLAIN, Kind
 from qdpo.export.gguf.rounding import Rounding, rounding_of
 from qdpo.export.gguf.settings import warn_of_window
 from qdpo.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from qdpo.export.moments import TOKENS
 from qdpo.export.output import export_folder, kept_files, link_or_copy
 from qdpo.export.source import TrainedRun
 from qdpo.model.merged import EMBEDDING, MergedModel
@@ -109,10 +109,7 @@ def plan_batch(request: Request) -> Batch:
     rounding = rounding_of(request.run, model, request.rounding, request.imatrix)
     rounds = any(kind.type not in PLAIN and rounding.of_file(kind).grids is None for _, kind in kinds)
     if request.rounding is None and rounding.moments is None and rounds:
-        note(
-            "rounding to the nearest level, which may lose part of what was trained: the run has no moments of its "
-            f"layers' inputs; --rounding feedback takes them first (one pass over {TOKENS:,} tokens)"
-        )
+        note_nearest()
     return Batch(
         files={file_name(request.run, kind): quant for quant, kind in kinds},
         needed=sum(
@@ -161,12 +158,12 @@ def vocabulary_of(run: TrainedRun, model: MergedModel) -> Vocabulary:
 def general_of(request: Request) -> General:
     """`general.*` entries: what the file is, what it was made from, and how its base is sampled."""
     run = request.run
-    base = run.record["base"]
+    license = run.record["base"].get("license")
     adapter = json.dumps({"adapter_sha256": run.adapter_sha256})
     about: General = {
         "name": (run.name,),
-        "description": (f"DPO of {public_name(base)} by qdpo, merged into the {request.merge_base} base {adapter}",),
-        **base_model(base),
+        "description": (f"DPO of {run.public_base} by qdpo, merged into the {request.merge_base} base {adapter}",),
+        **base_model(run),
         **sampling(run.base),
     }
-    return about | ({"license": (base["license"],)} if base.get("license") else {})
+    return about | ({"license": (license,)} if license else {})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, Metadata
 
+from qdpo.export.source import TrainedRun
 from qdpo.files import read_json
 
 General = dict[str, tuple[Any, ...]]
@@ -30,23 +29,13 @@ def write_general(writer: GGUFWriter, general: General) -> None:
         getattr(writer, f"add_{name}")(*arguments)
 
 
-def public_name(base: Mapping[str, Any]) -> str:
-    """A base's name on the hub; of a folder on this machine the last component.
-
-    Args:
-        base: the section of run.json. Only what came from the hub has a commit.
-    """
-    name = str(base["name"])
-    return name if _on_hub(base) else Path(name).name
-
-
-def base_model(base: Mapping[str, Any]) -> General:
+def base_model(run: TrainedRun) -> General:
     """What the model was made from, as llama.cpp's converter writes it."""
-    name, organization, _, _, version, _ = Metadata.get_model_id_components(public_name(base))
+    name, organization, _, _, version, _ = Metadata.get_model_id_components(run.public_base)
     found: General = {"base_model_count": (1,), "base_model_name": (0, Metadata.id_to_title(name))}
     if version is not None:
         found["base_model_version"] = (0, version)
-    if organization is not None and _on_hub(base):
+    if organization is not None and run.base_on_hub:
         found["base_model_organization"] = (0, Metadata.id_to_title(organization))
         found["base_model_repo_url"] = (0, f"https://huggingface.co/{organization}/{name}")
     return found
@@ -58,7 +47,3 @@ def sampling(folder: Path) -> General:
     settings = read_json(path) if path.is_file() else {}
     values = {name: settings.get(key) for name, key in SAMPLING.items()}
     return {f"sampling_{name}": (value,) for name, value in values.items() if isinstance(value, int | float)}
-
-
-def _on_hub(base: Mapping[str, Any]) -> bool:
-    return re.fullmatch(r"[0-9a-f]{40}", base.get("revision") or "") is not None

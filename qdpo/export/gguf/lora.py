@@ -51,7 +51,7 @@ def write_gguf_lora(request: Request) -> Path:
     with export_folder(request.out, needed, record) as folder:
         writer = GGUFWriter(folder / file_name, family.name)
         writer.add_type(GGUFType.ADAPTER)
-        write_general(writer, {"name": (run.name,), **base_model(run.record["base"])})
+        write_general(writer, {"name": (run.name,), **base_model(run)})
         writer.add_string("adapter.type", "lora")
         alpha = float(adapter.config["lora_alpha"])
         writer.add_float32("adapter.lora.alpha", alpha)

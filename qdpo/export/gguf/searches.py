@@ -34,11 +34,7 @@ def fit_scale(x: torch.Tensor, weight: torch.Tensor, lowest: int, highest: int, 
         torch.mul(x, start * (span - 0.9 + 1.8 * attempt / (tries - 1)), out=q).round_().clamp_(lowest, highest)
         sum_wxq = torch.mul(weighted, q, out=product).sum(1, keepdim=True)
         sum_wqq = torch.mul(torch.mul(weight, q, out=product), q, out=square).sum(1, keepdim=True)
-        scale = sum_wxq / sum_wqq
-        gain = scale * sum_wxq
-        better = gain > best_gain  # NaN (an empty block) compares false
-        best_gain = torch.where(better, gain, best_gain)
-        best_scale = torch.where(better, scale, best_scale)
+        best_gain, best_scale = _better(best_gain, best_scale, sum_wxq, sum_wqq)
     return best_scale
 
 
@@ -61,12 +57,25 @@ def fit_codebook_scale(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     for target in (-IQ4[0], *range(IQ4[0] - 7, IQ4[0] + 8)):
         c = levels.round(x * (start * target))
         sum_wxc, sum_wcc = (weighted * c).sum(1, keepdim=True), (weight * c).mul_(c).sum(1, keepdim=True)
-        scale = sum_wxc / sum_wcc
-        gain = scale * sum_wxc
-        better = gain > best_gain  # NaN (an empty block) compares false
-        best_gain = torch.where(better, gain, best_gain)
-        best_scale = torch.where(better, scale, best_scale)
+        best_gain, best_scale = _better(best_gain, best_scale, sum_wxc, sum_wcc)
     return best_scale
+
+
+def _better(
+    best_gain: torch.Tensor, best_scale: torch.Tensor, sum_wxq: torch.Tensor, sum_wqq: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per block the better of the best scale so far and the least squares of another choice of levels.
+
+    Args:
+        best_gain: what the squared error is less by than that of a scale of 0.
+        best_scale: the best so far.
+        sum_wxq: of weight * x * q.
+        sum_wqq: of weight * q * q.
+    """
+    scale = sum_wxq / sum_wqq
+    gain = scale * sum_wxq
+    better = gain > best_gain  # NaN (an empty block) compares false
+    return torch.where(better, gain, best_gain), torch.where(better, scale, best_scale)
 
 
 def fit_scale_and_minimum(

@@ -37,7 +37,8 @@ class AwqTarget(FolderTarget):
 
     @classmethod
     def of_export(cls, folder: Path, record: dict[str, Any], run: TrainedRun) -> list[Self]:
-        return [cls(folder, "awq", run, record.get("merge_base"))]
+        way = (record.get("rounding") or {}).get("way", "nearest")
+        return [cls(folder, "awq", run, record.get("merge_base"), way)]
 
     @property
     def name(self) -> str:
@@ -81,8 +82,8 @@ class AwqTarget(FolderTarget):
         assert self.merge_base is not None
         run, layout = self.run.without_adapter(), read_json(self.path / RECORD)["layout"]
         note(BESIDE)
-        folder = write_awq(Request(run, scratch / "awq", self.merge_base, awq_layout=layout))
-        return AwqTarget(folder, self.kind, run, self.merge_base)
+        folder = write_awq(Request(run, scratch / "awq", self.merge_base, awq_layout=layout, rounding=self.way))
+        return AwqTarget(folder, self.kind, run, self.merge_base, self.way)
 
     def _quantization(self) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.path / "config.json")["quantization_config"]
