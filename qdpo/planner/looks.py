@@ -15,7 +15,7 @@ from qdpo.data.formats import Reading, check_columns, recognise, rename, to_pair
 from qdpo.data.ingest import has_roles
 from qdpo.data.pairs import Pair
 from qdpo.data.pieces import BadRow
-from qdpo.data.prepare import Prepared, prepare
+from qdpo.data.prepare import Prepared, heldout_source, prepare
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError, InputMissingError
 from qdpo.libraries import quiet_libraries
@@ -51,9 +51,10 @@ class Look:
         data: hub name, file or folder.
         shape: how its rows were recognised.
         rows: rows that were read.
-        prompts: different prompts of the training rows.
+        keys: (n,) hash of each training pair's prompt.
         lengths: (n, 2) tokens of each training pair's prompt and of its longer answer.
         eval_split: the data's own held-out split; None where it has none.
+        own_heldout: whether the held-out pairs are others than these, by that split or by data.eval_name.
         peeked: rows whose texts were looked at.
         system: how many of them bring a system message.
         thinking: how many have thinking tags in the chosen, and in the rejected answer.
@@ -69,9 +70,10 @@ class Look:
     data: str
     shape: str
     rows: int
-    prompts: int
+    keys: np.ndarray
     lengths: np.ndarray
     eval_split: str | None
+    own_heldout: bool
     peeked: int
     system: int
     thinking: tuple[int, int]
@@ -115,8 +117,9 @@ def look(config: RunConfig, template: str | None) -> Look:
             **{"eval_split": eval_split, "contamination": [], "text": None},
         }
     )
+    own_heldout = heldout_source(measured) is not None
     prepared = prepare(measured, tokenizer, config.train.seed)
-    records = _records(prepared, eval_split)
+    records = _records(prepared, own_heldout)
     weights = base.counted or (base.stored or 0) / 2
     return Look(
         model=config.model.name,
@@ -128,9 +131,10 @@ def look(config: RunConfig, template: str | None) -> Look:
         data=section.name,
         shape=f"{prepared.train_report.format} ({prepared.train_report.format_reason})",
         rows=prepared.train_report.rows_read,
-        prompts=len(np.unique(records["prompt_key"])),
+        keys=records["prompt_key"],
         lengths=np.stack([records["prompt"], np.maximum(records["chosen"], records["rejected"])], axis=1),
         eval_split=eval_split,
+        own_heldout=own_heldout,
         peeked=len(peeked),
         system=sum(any(m.role == "system" and m.content for m in pair.prompt) for _, pair in peeked),
         thinking=(_thinking(pair.chosen for _, pair in peeked), _thinking(pair.rejected for _, pair in peeked)),
@@ -138,9 +142,9 @@ def look(config: RunConfig, template: str | None) -> Look:
     )
 
 
-def _records(prepared: Prepared, eval_split: str | None) -> np.ndarray:
-    """The records of all pairs that can be trained on."""
-    if eval_split is not None:
+def _records(prepared: Prepared, has_own: bool) -> np.ndarray:
+    """The records of all pairs that can be trained on, those that would be cut off and held out included."""
+    if has_own:
         return prepared.train.records
     return np.concatenate([prepared.train.records, prepared.heldout.records])
 

@@ -17,6 +17,7 @@ from qdpo.config.resolve import value_of
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_for
 from qdpo.config.strict_yaml import dump
+from qdpo.data.prepare import split_by_prompt
 from qdpo.model.source import is_local
 from qdpo.planner.looks import Look
 
@@ -52,7 +53,7 @@ def suggest(look: Look, config: RunConfig, given: Set[str]) -> list[Suggested]:
         given: keys of settings that are not to be chosen.
     """
     held = held_out(look)
-    train = max(look.pairs - (0 if look.eval_split else held), 1)
+    train = max(look.pairs - (0 if look.own_heldout else held), 1)
     pairs_per_step, why_pairs = _pairs_per_step(train)
     passes, why_passes = _epochs(train)
     if "train.pairs_per_step" in given:
@@ -65,14 +66,14 @@ def suggest(look: Look, config: RunConfig, given: Set[str]) -> list[Suggested]:
         *_card(look),
         Suggested("model.name", look.model, _model(look)),
         Suggested("data.name", look.data, f"{look.pairs:,} pairs, {look.shape}"),
-        *_held_out(look, held),
+        *_held_out(look, held, config.train.seed),
         Suggested("data.template", look.template, look.template_reason),
         *_lengths(look),
         _loss(look),
         Suggested("train.pairs_per_step", pairs_per_step, why_pairs),
         Suggested("train.num_train_epochs", float(passes), f"{why_passes}: {steps:,} steps"),
         _learning_rate(config.lora.r),
-        Suggested("train.eval_every", every, "about five evaluations"),
+        Suggested("train.eval_every", every, f"{math.ceil(steps / every)} evaluations, and one before the first step"),
         Suggested("train.save_every", every, "with each evaluation"),
     ]
     kept = {setting.key: setting for setting in chosen}
@@ -86,13 +87,17 @@ def held_out(look: Look) -> int:
     return max(round(n / 10), 1) if n < 640 else min(max(64, n // 20), 500)
 
 
-def _held_out(look: Look, held: int) -> list[Suggested]:
+def _held_out(look: Look, held: int, seed: int) -> list[Suggested]:
     if look.eval_split is not None:
         return [Suggested("data.eval_split", look.eval_split, "the data's own")]
-    # by prompt: where a prompt has several pairs, a share of the prompts holds about that share of the pairs
-    share = min(math.ceil(1000 * held / look.pairs) / 1000, 0.5)
-    few = "; under 30 pairs tell little" if held < 30 else ""
-    return [Suggested("data.eval_fraction", share, f"about {held} pairs held out, by prompt{few}")]
+    if look.own_heldout:
+        return []
+    # the split is by prompt, and a prompt may have any number of pairs: the share that holds enough of them
+    share, count = math.ceil(1000 * held / look.pairs) / 1000, 0
+    while (count := len(split_by_prompt(look.keys, share, seed)[1])) < held and share < 0.3:
+        share = round(share + 0.005, 3)
+    few = "; under 30 pairs tell little" if count < 30 else ""
+    return [Suggested("data.eval_fraction", share, f"{count} pairs held out, by prompt{few}")]
 
 
 def _card(look: Look) -> list[Suggested]:
@@ -109,7 +114,7 @@ def _card(look: Look) -> list[Suggested]:
 
 
 def _model(look: Look) -> str:
-    size = "size unknown" if look.weights is None else f"{look.weights:,.0f} M weights"
+    size = "size unknown" if look.weights is None else f"{look.weights:,.{0 if look.weights >= 10 else 1}f} M weights"
     context = f", context {look.context:,}" if look.context else ""
     return f"{look.family}, {size}{context}; held in 4 bits"
 

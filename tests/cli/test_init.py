@@ -125,6 +125,17 @@ def test_a_folder_with_a_held_out_split(tiny: Tiny, here: Path) -> None:
     assert qdpo.Config.load("mine.yaml").data.eval_split == "test"
 
 
+def test_held_out_pairs_in_a_file_of_their_own(tiny: Tiny, here: Path) -> None:
+    own_file = ["--eval-name", str(tiny.heldout), "--max-rows", "30"]
+    assert main(["init", *own(tiny), *own_file, "--out", "mine.yaml"]) == 0
+    config = qdpo.Config.load("mine.yaml")
+    assert (config.data.eval_name, config.data.max_rows) == (str(tiny.heldout), 30)
+    text = (here / "mine.yaml").read_text()
+    assert "eval_fraction" not in text
+    assert "# 30 pairs" in text
+    assert "21 steps" in text  # 30 // 4 a pass, three passes: none of these 30 is held out
+
+
 SHORT = ["--max-steps", "2", "--set", "data.max_rows=12", "--set", "samples.count=0"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import qdpo
 from qdpo.config.resolve import value_of
+from qdpo.data.prepare import split_by_prompt
 from qdpo.planner.looks import Look
 from qdpo.planner.suggest import held_out, name_of, remarks, suggest, to_file
 
@@ -24,9 +25,10 @@ SEEN = Look(
     data="someone/My pairs.v2.jsonl",
     shape="pairs (columns prompt, chosen, rejected (text))",
     rows=2000,
-    prompts=2000,
+    keys=np.arange(2000),
     lengths=np.tile([100, 200], (2000, 1)),
     eval_split=None,
+    own_heldout=False,
     peeked=1000,
     system=0,
     thinking=(0, 0),
@@ -35,7 +37,7 @@ SEEN = Look(
 
 
 def of(pairs: int, prompt: int = 100, answer: int = 200, **changes: Any) -> Look:
-    return replace(SEEN, lengths=np.tile([prompt, answer], (pairs, 1)), rows=pairs, prompts=pairs, **changes)
+    return replace(SEEN, lengths=np.tile([prompt, answer], (pairs, 1)), rows=pairs, keys=np.arange(pairs), **changes)
 
 
 def chosen(seen: Look, *overrides: str) -> dict[str, Any]:
@@ -54,8 +56,18 @@ def test_enough_is_held_out_to_tell(pairs: int, least: int, most: int) -> None:
     share = chosen(seen)["data.eval_fraction"]
     assert least <= share * pairs
     assert share <= 0.15
-    assert "data.eval_fraction" not in chosen(replace(seen, eval_split="test"))
-    assert chosen(replace(seen, eval_split="test"))["data.eval_split"] == "test"
+    own = chosen(replace(seen, eval_split="test", own_heldout=True))
+    assert "data.eval_fraction" not in own
+    assert own["data.eval_split"] == "test"
+    assert not {"data.eval_fraction", "data.eval_split"} & chosen(replace(seen, own_heldout=True)).keys()
+
+
+def test_enough_is_held_out_where_prompts_have_several_pairs() -> None:
+    keys = np.concatenate([np.zeros(300, int), np.arange(1, 341)])  # 300 pairs of one prompt, 340 of others
+    seen = replace(of(640), keys=keys)
+    for seed in range(5):
+        share = chosen(seen, f"train.seed={seed}")["data.eval_fraction"]
+        assert len(split_by_prompt(keys, share, seed)[1]) >= 64
 
 
 def test_length_of_the_run_follows_the_number_of_pairs() -> None:
@@ -76,7 +88,7 @@ def test_lengths_follow_the_data() -> None:
     # all of them up to 1,024 tokens, then 99 of 100
     lengths = np.tile([100, 200], (1000, 1))
     lengths[:5] = [3000, 3000]
-    long = chosen(replace(SEEN, lengths=lengths))
+    long = chosen(replace(SEEN, lengths=lengths, keys=np.arange(1000)))
     assert (long["data.max_length"], long["data.max_prompt_length"]) == (1024, 128)
     assert chosen(of(100, 6000, 3000))["data.max_length"] == 4096
     small = chosen(of(100, 90, 100, context=128))
