@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from pydantic import PrivateAttr
 
+from qdpo.config.replace import Reset, check_named, names_of, resets
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.config.schema import RunConfig
 from qdpo.config.strict_yaml import dump
@@ -33,6 +34,7 @@ class Config(RunConfig):
     _preset: str = PrivateAttr()
     _overrides: tuple[str, ...] = PrivateAttr()
     _resolved: Resolved = PrivateAttr()
+    _resets: tuple[Reset, ...] = PrivateAttr(default=())
 
     @classmethod
     def load(
@@ -48,16 +50,21 @@ class Config(RunConfig):
         Args:
             preset: a shipped preset's name (`qdpo presets` lists them) or a YAML file.
             overrides: settings by their dotted key, as `--set` of the command line takes them.
-            model: another base, a hub name or a local folder; what the preset says of its own does not hold for it.
+            model: another base, a hub name or a local folder. What the preset chose for its own does not hold for it
+                and goes back to the default, see `resets`.
             data: other preference data, a hub name or a local file, likewise.
 
         Raises:
             ConfigError: with every mistake that was found, each with its place.
         """
-        texts = (*replacements(model, data), *texts_of(overrides))
+        given = texts_of(overrides)
+        reset = resets(os.fspath(preset), given, model, data)
+        texts = (*names_of(model, data), *(one.override for one in reset), *given)
         resolved = resolve(os.fspath(preset), texts)
+        check_named(resolved)
         config = cls.model_construct(**{name: getattr(resolved.config, name) for name in RunConfig.model_fields})
         config._preset, config._overrides, config._resolved = os.fspath(preset), texts, resolved
+        config._resets = tuple(reset)
         return config
 
     def change(self, overrides: Overrides) -> Self:
@@ -66,7 +73,9 @@ class Config(RunConfig):
         Raises:
             ConfigError: as `load` does.
         """
-        return type(self).load(self._preset, [*self._overrides, *texts_of(overrides)])
+        changed = type(self).load(self._preset, [*self._overrides, *texts_of(overrides)])
+        changed._resets = self._resets
+        return changed
 
     @property
     def preset(self) -> str:
@@ -77,6 +86,11 @@ class Config(RunConfig):
     def overrides(self) -> tuple[str, ...]:
         """What was changed, as `--set` takes it."""
         return self._overrides
+
+    @property
+    def resets(self) -> tuple[Reset, ...]:
+        """What `model` or `data` of `load` put back to the default; printed, each says what it was and for whom."""
+        return self._resets
 
     @property
     def resolved(self) -> Resolved:
@@ -92,19 +106,27 @@ class Config(RunConfig):
         return to_yaml(self._resolved)
 
 
-def settled(config: str | os.PathLike[str] | Config, overrides: Overrides = None) -> Config:
-    """A configuration given by name, file or `Config`, with overrides.
+def settled(
+    config: str | os.PathLike[str] | Config,
+    overrides: Overrides = None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+) -> Config:
+    """A configuration given by name, file or `Config`, with overrides, another base and other data.
 
     Raises:
         ConfigError: a mistake in it, or values that were changed behind its back.
     """
     if not isinstance(config, Config):
-        return Config.load(config, overrides)
+        return Config.load(config, overrides, model=model, data=data)
     if any(getattr(config, name) != getattr(config.resolved.config, name) for name in RunConfig.model_fields):
         raise ConfigError(
             "this Config has values that were not given as overrides",
             "make another with config.change({...}), which checks them and knows where they came from",
         )
+    if model is not None or data is not None:
+        return type(config).load(config.preset, [*config.overrides, *texts_of(overrides)], model=model, data=data)
     return config.change(overrides) if overrides else config
 
 
@@ -121,19 +143,3 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, list | tuple | dict):
         return dump(list(value) if isinstance(value, tuple) else value)
     return str(value)
-
-
-def replacements(model: str | None, data: str | None) -> list[str]:
-    """Another base and other data as overrides.
-
-    What a preset says of its own model or dataset (revision, split, schema, evaluation sets) does not hold for others.
-    """
-    overrides = []
-    if model is not None:
-        overrides += [f"model.name={model}", "model.revision=null", "model.tokenizer=null"]
-    if data is not None:
-        unset = ("config", "revision", "eval_name", "eval_split")
-        overrides += [f"data.name={data}", "data.split=train", "data.format=auto", "data.columns={}"]
-        overrides += ["data.contamination=[]"]
-        overrides += [f"data.{key}=null" for key in unset]
-    return overrides

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdpo.api.config import Config, replacements
+from qdpo.api.config import Config
+from qdpo.config.replace import elsewhere
 from qdpo.config.schema import DataSection
 from qdpo.evaluation import harness, run_tasks, tasks
 from qdpo.evaluation import run as evaluation
@@ -88,7 +89,7 @@ class Evaluation:
     def _config(self, pairs: str | None) -> Config:
         """How model and pairs are read: as the run did, or by the schema's defaults, then by the overrides."""
         # one file of pairs is evaluated whole
-        changes = [*replacements(self.model, pairs), *(["data.max_rows=null"] if pairs else [])]
+        changes = [*elsewhere(self.model, pairs), *(["data.max_rows=null"] if pairs else [])]
         if self.run:
             config = Config.load(self.run / run_folder.CONFIG, [*changes, *self.overrides])
             found = trained.where_it_lies(config.model, self.run)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qdpo.api.config import Config, Overrides, replacements, settled, texts_of
+from qdpo.api.config import Config, Overrides, settled
 from qdpo.api.process import borrowed
 from qdpo.data.prepare import Prepared, prepare
 from qdpo.data.preview import preview
@@ -90,11 +90,7 @@ def load_pairs(
         QdpoError: data or tokenizer cannot be had.
     """
     name = os.fspath(data)
-    changes = texts_of(overrides)
-    given = settled(preset, changes)
-    # what a preset says of its own dataset (split, schema) does not hold for another one
-    other = replacements(model, None if name == given.data.name else name)
-    config = settled(preset, [*other, *changes])
+    config = settled(preset, overrides, model=model, data=name)
     settings = config.data
     if against:
         settings = settings.model_copy(update={"contamination": [*settings.contamination, *against]})

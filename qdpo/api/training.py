@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qdpo import console
 from qdpo.api.process import borrowed
 from qdpo.errors import ConfigError, QdpoError, UnavailableError, UsageError
 from qdpo.paths import output_path
@@ -59,25 +60,31 @@ class Job:
     mirror: Path | None
 
     def do(self, stop: Stop, command: str) -> Path:
-        """Train, holding the directory's lock; returns the directory.
+        """Train, holding the directory's lock; returns the directory. A start that fails leaves none.
 
         Args:
             stop: says when to stop.
             command: what the card says of how to repeat it.
         """
         with _together(self.folder, self.resume) as folder, lock.locked(folder):
+            from qdpo.run.folder import remove_start
             from qdpo.training.run import train
 
-            return train(
-                self.config.resolved,
-                folder,
-                preset=self.preset,
-                command=command,
-                resume=self.resume,
-                allow_changes=self.allow_changes,
-                stop=stop,
-                mirror=self.mirror,
-            )
+            try:
+                return train(
+                    self.config.resolved,
+                    folder,
+                    preset=self.preset,
+                    command=command,
+                    resume=self.resume,
+                    allow_changes=self.allow_changes,
+                    stop=stop,
+                    mirror=self.mirror,
+                )
+            except QdpoError:
+                if not self.resume:
+                    remove_start(folder)
+                raise
 
 
 def train(
@@ -167,7 +174,8 @@ def prepare(
         # before anything that takes long to import
         lock.refuse_if_busy(output_path(wanted, "--run-dir"))
     from qdpo import cuda
-    from qdpo.api.config import replacements, settled, texts_of
+    from qdpo.api.config import settled, texts_of
+    from qdpo.config.replace import elsewhere
     from qdpo.run import folder as run_folder
 
     copy = None if mirror is None else output_path(os.fspath(mirror), "--mirror")
@@ -177,18 +185,21 @@ def prepare(
         raise UsageError("--allow-change is for --resume", "a new run may be configured in any way")
     if resume and wanted is None:
         raise UsageError("--resume needs --run-dir", "name the run's folder: --run-dir runs/NAME --resume")
-    changes = [*replacements(model, data), *texts_of(overrides)]
+    changes = texts_of(overrides)
     changes += ["model.trust_remote_code=true"] if trust_remote_code else []
     if resume and wanted is not None:
         folder = run_folder.existing(wanted)
-        asked = settled(folder / run_folder.CONFIG if config is None else config, changes)
+        own = folder / run_folder.CONFIG if config is None else config
+        asked = settled(own, [*elsewhere(model, data), *changes])
         preset = str(folder) if config is None else asked.preset
     elif config is None:
         raise UsageError("which preset?", "qdpo train --preset quickstart; `qdpo presets` lists them")
     else:
-        asked = settled(config, changes)
+        asked = settled(config, changes, model=model, data=data)
         preset = asked.preset
         folder = run_folder.choose(wanted, asked.name)
+        for reset in asked.resets:
+            console.note(str(reset))
     if not allow_cpu:
         try:
             cuda.check_gpu(asked)

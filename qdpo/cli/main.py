@@ -42,6 +42,7 @@ class Verb:
 
 VERBS = {
     "train": Verb("qdpo.cli.train", "fine-tune a model on preference pairs"),
+    "init": Verb("qdpo.cli.init", "look at your model and data, and write a preset for them"),
     "plan": Verb("qdpo.cli.plan", "estimate memory, time and disk of a run on a card"),
     "data": Verb("qdpo.cli.data", "check preference data and show what a run would learn from"),
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
@@ -97,6 +98,10 @@ def _run(argv: list[str]) -> int:
         hint = f"did you mean `qdpo {close[0]}`?" if close else f"verbs: {', '.join(VERBS)}"
         raise UsageError(f"there is no verb `{name}`", hint)
     parser, verb_parser, run = _parser(name)
+    if verb_parser is not None:
+        from qdpo.cli.options import understand
+
+        argv = understand(argv, verb_parser)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(f"unknown argument: {' '.join(unknown)}", _option_hint(verb_parser or parser, unknown[0]))
@@ -164,6 +169,10 @@ def _parser(verb: str | None) -> tuple[_Parser, _Parser | None, Run | None]:
 
 def _option_hint(parser: argparse.ArgumentParser, given: str) -> str:
     options = [option for action in parser._actions for option in action.option_strings]
+    if "--set" in options:
+        from qdpo.cli.options import flags
+
+        options += [f"--{name.replace('_', '-')}" for name in flags()]
     close = difflib.get_close_matches(given.partition("=")[0], options, n=1)
     return f"did you mean `{close[0]}`?" if close else f"see `{parser.prog} --help`"
 

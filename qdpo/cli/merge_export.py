@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export and verify; returns the exit code of the verdict, 0 without one."""
     from qdpo.api.exporting import write
+    from qdpo.cli.next_steps import after_export
     from qdpo.console import out, warn
 
     follow_base(args.model, args.run)
@@ -92,10 +93,12 @@ def run(args: argparse.Namespace) -> int:
         pairs=args.pairs,
         verified=not args.no_verify,
     )
-    code = 0
+    code, proof = 0, None
     if args.no_verify:
         warn(f"the export was not scored; before you use it: qdpo verify {export.path}")
     else:
-        code = exit_code(export.verify(args.pairs))
+        proof = export.verify(args.pairs)
+        code = exit_code(proof)
+    after_export(args.run, export.path, args.format, proof.verdict if proof else None)
     out().print(str(export.path), markup=False)
     return code

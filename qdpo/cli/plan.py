@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.errors import UsageError
 
     config = config_of(args, "qdpo plan --preset garrulus-t4")
+    for reset in config.resets:
+        console.note(str(reset))
     if args.calibrate:
         from qdpo.planner.calibrate import calibrate
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qdpo.cli.options import add_config
+from qdpo import console
+from qdpo.cli.next_steps import after_training
+from qdpo.cli.options import add_config, nothing_named
+from qdpo.errors import QdpoError, UsageError
 from qdpo.progress import waiting
+
+if TYPE_CHECKING:
+    from qdpo.api.config import Config
 
 HELP = "Fine-tune a model by DPO on preference pairs, with its base in 4 bits."
 
@@ -40,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-cpu", action="store_true", help="train on the CPU where a preset that is made for a GPU finds none"
     )
+    parser.add_argument("--yes", action="store_true", help="without a preset: do not ask whether to begin")
     parser.add_argument("--dry-run", action="store_true", help="check and print what a run would do, then stop")
 
 
@@ -49,6 +59,48 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 128 + the number of the signal that stopped the run.
     """
+    if args.preset is None and not args.resume:
+        return _train_own(args)
+    return _train(args)
+
+
+def _train_own(args: argparse.Namespace) -> int:
+    """Train a model on data with nothing else said: with settings that are chosen for them, in a file that stays.
+
+    Raises:
+        UsageError: model or data are not named.
+    """
+    if not (args.model and args.data):
+        raise nothing_named(args, "qdpo train --preset quickstart")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("several processes need a preset", "let `qdpo init` write one, then give it with --preset")
+    from qdpo.api.beginning import begin, write
+    from qdpo.cli.init import as_preset, ask, can_ask, say_seen
+
+    trusted = ["model.trust_remote_code=true"] if args.trust_remote_code else []
+    beginning = begin(args.model, args.data, [*args.overrides, *trusted])
+    say_seen(beginning)
+    args.overrides, args.model, args.data = [], None, None
+    if args.dry_run:
+        return _train(args, beginning.config)
+    file = beginning.file()
+    is_new = not file.exists()
+    write(beginning.text, file)
+    args.preset = str(file)
+    console.note(f"these settings are in {file}: change them there, then qdpo train --preset {as_preset(file)}")
+    if can_ask(args.yes) and ask("train now? yes or no", "yes").lower() not in ("y", "yes"):
+        return 0
+    try:
+        return _train(args)
+    except QdpoError:
+        # a start that failed leaves nothing
+        if is_new and not Path(args.run_dir or Path("runs", beginning.name)).exists():
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _train(args: argparse.Namespace, config: Config | None = None) -> int:
+    """Train by a preset, or by a configuration that has no file; returns the exit code."""
     from qdpo.training.signals import insisting, watch
 
     # between the stages, which say what they do, there are imports
@@ -56,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         from qdpo.api.training import prepare
 
         job = prepare(
-            args.preset,
+            config or args.preset,
             args.overrides,
             model=args.model,
             data=args.data,
@@ -72,5 +124,7 @@ def run(args: argparse.Namespace) -> int:
             from qdpo.training.dry_run import describe
 
             return describe(job.config.resolved, job.folder)
-        job.do(stop, shlex.join(["qdpo", *(sys.argv[1:] or ["train"])]))
+        folder = job.do(stop, shlex.join(["qdpo", *(sys.argv[1:] or ["train"])]))
+        if stop.exit_code == 0:
+            after_training(folder)
         return stop.exit_code

@@ -15,6 +15,8 @@ from qdpo.config.problems import Problem, config_error, nearest, quoted
 from qdpo.config.strict_yaml import Document
 from qdpo.errors import ConfigError, InputMissingError
 
+NEUTRAL = "dpo"
+"""The preset for one's own model and data, which chooses nothing for others."""
 MAX_CHAIN = 8
 """Files in one chain of `extends:`; more than a reader can follow."""
 
@@ -42,8 +44,10 @@ def directory() -> Path:
 
 
 def names() -> list[str]:
-    """The shipped presets' names: quickstart first, then by alphabet."""
-    return sorted((path.stem for path in directory().glob("*.yaml")), key=lambda name: (name != "quickstart", name))
+    """The shipped presets' names: quickstart first, the neutral one, then by alphabet."""
+    first = ("quickstart", NEUTRAL)
+    found = (path.stem for path in directory().glob("*.yaml"))
+    return sorted(found, key=lambda name: (first.index(name) if name in first else len(first), name))
 
 
 def find(preset: str, beside: Path | None = None) -> PresetFile:

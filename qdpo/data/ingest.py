@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from qdpo.config.schema import DataSection
 from qdpo.data.contamination import EvaluationSet, texts_of
 from qdpo.data.duplicates import NearDuplicates
 from qdpo.data.formats import Reading, keeps_ties, recognise, rename, to_pair
+from qdpo.data.named import NAMES
 from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, Tie
@@ -84,7 +85,8 @@ class Ingest:
             for place, row in batch:
                 report.rows_read += 1
                 try:
-                    pairs.append(self._pair(row, place, found, reading))
+                    pairs.append(pair := self._pair(row, place, found, reading))
+                    self._check_roles(row, pair, label(place))
                 except BadRow as bad:
                     detail = row.detail if isinstance(row, Broken) else ""
                     report.leave_out(label(place), str(bad), inherent=isinstance(bad, Tie), detail=detail)
@@ -119,6 +121,20 @@ class Ingest:
             raise BadRow("the row comes after rows of which none is an object with columns")
         return to_pair(rename(row, self.config.columns), number, format, reading)
 
+    def _check_roles(self, row: dict[str, Any], pair: Pair, place: int | str) -> None:
+        """Refuse to write a conversation as plain text, where nobody can tell who says what.
+
+        Raises:
+            ConfigError: data.template is none, and the row has roles.
+        """
+        if self.tokeniser.template.source is not None or not has_roles(row, pair.prompt, self.system):
+            return
+        raise ConfigError(
+            f"data.template: none writes plain text without roles, and row {place} is a conversation",
+            f"set data.template=auto (the tokenizer's own template) or one of {NAMES}; for plain text give "
+            "prompt, chosen and rejected as texts",
+        )
+
     def _take(self, pairs: Sequence[Pair], source: int, report: DataReport, label: Callable[[int], int | str]) -> None:
         for pair, result in zip(pairs, self.tokeniser.batch(pairs), strict=True):
             if isinstance(result, BadRow):
@@ -134,6 +150,19 @@ class Ingest:
                 texts = texts_of(pair)
                 for evaluation in self.sets:
                     evaluation.observe(texts, place)
+
+
+def has_roles(row: Mapping[str, Any], prompt: Sequence[Message], added: str | None) -> bool:
+    """Whether a row says who speaks: by messages with roles, or by more than a question.
+
+    Args:
+        row: as it was read.
+        prompt: what became of its prompt.
+        added: the system message that data.system adds, which is not the row's.
+    """
+    turns = [message for message in prompt if message.content and (message.role, message.content) != ("system", added)]
+    messages = (item for value in row.values() if isinstance(value, list) for item in value)
+    return len(turns) > 1 or any(isinstance(item, Mapping) and {"role", "from"} & item.keys() for item in messages)
 
 
 def keys_of(pair: Pair) -> tuple[int, int, int]:

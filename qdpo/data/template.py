@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 SENTENCE = "The quick brown fox isn't lazy."
 ANSWERS = ("Zebra", "Mango")
 QUESTION = "Kiwi"
+ROLES = ("system", "user", "human", "assistant", "gpt", "model", "bot")
+"""How a template may name who speaks."""
 OTHER = "set data.template to another one, or fix this one"
 
 
@@ -33,12 +36,14 @@ class Template:
         origin: where it came from, for messages.
         end_of_turn: the id that ends the assistant's turn; empty when the template ends it with ordinary text.
         takes_system: whether it has a place for a system message.
+        bos_opens_turns: every turn begins with the tokenizer's BOS, as ChatML's do where `<|im_start|>` is the BOS.
     """
 
     source: str | None
     origin: str
     end_of_turn: frozenset[int]
     takes_system: bool = True
+    bos_opens_turns: bool = False
 
     @property
     def sha256(self) -> str:
@@ -218,7 +223,9 @@ def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Templ
             f"the chat template ({origin}) writes nothing after an answer: the model would never learn to stop",
             f"{OTHER}: an answer must be followed by {{{{ eos_token }}}} or another end of turn",
         )
-    _check_bos(texts[0], origin, tokenizer)
+    opens = _opens_turns(template, texts[0], tokenizer)
+    if not opens:
+        _check_bos(texts[0], origin, tokenizer)
     end = _first_special(tails[0], tokenizer)
     if end is None:
         tail = tokenizer.encode(tails[0], add_special_tokens=False)
@@ -226,9 +233,8 @@ def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Templ
             f"the chat template ({origin}) ends a turn with {tails[0].strip()!r}, which is no special token of this "
             f"tokenizer: it is learned as {len(tail)} ordinary tokens"
         )
-    return Template(
-        source, origin, frozenset() if end is None else frozenset({end}), _takes_system(template, tokenizer)
-    )
+    ends = frozenset() if end is None else frozenset({end})
+    return Template(source, origin, ends, _takes_system(template, tokenizer), opens)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -263,6 +269,27 @@ def _check_texts(prompt: str, texts: list[str], origin: str) -> None:
             f"the chat template ({origin}) changes the prompt when an answer follows: prompts would not be shared",
             OTHER,
         )
+
+
+def _opens_turns(template: Template, text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's BOS is what a template opens every turn with, and not written beside its own marks.
+
+    A turn more must bring one BOS more, no BOS may follow on another one, and each must be a word of the template
+    itself or stand before the name of a role.
+    """
+    bos, word = tokenizer.bos_token_id, str(tokenizer.bos_token)
+    if template.source is None or bos is None or bos == tokenizer.eos_token_id:
+        return False
+    turns = [Message("user", QUESTION), Message("assistant", ANSWERS[0])]
+    try:
+        longer = template.conversation(tokenizer, [*turns, turns[0]], [turns[1]])
+    except DataError:  # of one turn only
+        return False
+    short, long = (tokenizer.encode(said, add_special_tokens=False) for said in (text, longer))
+    in_a_row = any(first == second == bos for first, second in itertools.pairwise(long))
+    of_the_template = "bos_token" not in template.source
+    before_a_role = all(after.lstrip().lower().startswith(ROLES) for after in longer.split(word)[1:])
+    return long.count(bos) == short.count(bos) + len(turns) and not in_a_row and (of_the_template or before_a_role)
 
 
 def _check_bos(text: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> None:

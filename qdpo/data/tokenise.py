@@ -120,7 +120,7 @@ class Tokeniser:
         prompt, chosen, rejected = whole[:shared], with_chosen[shared:], with_rejected[shared:]
         if not prompt:
             raise BadRow("the prompt has no token, and the tokenizer has no BOS to condition on")
-        self._check_special(prompt, chosen, rejected)
+        self._check_special(pair, prompt, chosen, rejected)
         counted = []
         if shared < len(whole):
             counted.append("boundary")
@@ -142,12 +142,19 @@ class Tokeniser:
         self.cuts.update(counted)
         return TokenPair(pair.row, prompt, chosen, rejected), counted
 
-    def _check_special(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
-        """One BOS, at the beginning; one end of turn in each completion: texts may spell out either."""
-        bos = self.bos
+    def _check_special(self, pair: Pair, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
+        """One BOS (or one a turn), and one end of turn in each completion: texts may spell out either."""
+        opens = self.template.bos_opens_turns
+        bos = self.tokenizer.bos_token_id if opens else self.bos
         if bos is not None and bos not in self.template.end_of_turn and bos != self.tokenizer.eos_token_id:
-            for name, ids in (("the prompt", prompt[1:]), ("`chosen`", chosen), ("`rejected`", rejected)):
-                if bos in ids:
+            # where turns begin with it, a prompt has several: what was said must not bring another
+            said = opens and any(str(self.tokenizer.bos_token) in message.content for message in pair.prompt)
+            for name, found in (
+                ("the prompt", said if opens else bos in prompt[1:]),
+                ("`chosen`", bos in chosen),
+                ("`rejected`", bos in rejected),
+            ):
+                if found:
                     raise BadRow(f"{name} contains the text of the BOS token")
         if self.template.end_of_turn:
             for name, ids in (("chosen", chosen), ("rejected", rejected)):

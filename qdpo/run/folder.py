@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -126,6 +128,17 @@ def create(folder: Path, resolved: Resolved) -> None:
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CONFIG, to_yaml(resolved))
+
+
+def remove_start(folder: Path) -> None:
+    """Remove what a start that failed has written, the folder too; one that has come further is left as it is."""
+    begun = {CONFIG, RECORD, DATA_REPORT, lock.FILE}
+    with contextlib.suppress(OSError):
+        left = [path for path in folder.rglob("*") if not path.is_dir() and str(path.relative_to(folder)) not in begun]
+        if not left:
+            shutil.rmtree(folder)
+            if folder.parent == Path("runs"):
+                folder.parent.rmdir()  # where this was the first
 
 
 def reopen(folder: Path, preset: str | None = None, overrides: Sequence[str] = ()) -> Resolved:

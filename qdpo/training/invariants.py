@@ -125,11 +125,14 @@ def check_policy_is_reference(
 
 
 def check_sequences(pairs: Sequence[TokenPair], template: Template, bos: int | None, max_length: int) -> Check:
-    """At most one BOS, and exactly one end of turn, learned, in every completion that was not cut."""
-    cut = 0
+    """At most one BOS (none in an answer, where turns begin with it), and exactly one end of turn, learned, in every
+    completion that was not cut."""
+    cut, opens = 0, template.bos_opens_turns
     for pair in pairs:
         for name, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            count = (pair.prompt + completion).count(bos) if bos is not None else 0
+            # where every turn begins with it, a prompt has several, but the first two tokens are not both one
+            looked_at = pair.prompt[:2] + completion if opens else pair.prompt + completion
+            count = looked_at.count(bos) if bos is not None else 0
             if count > 1:
                 raise TrainingError(
                     f"row {pair.row} has {count} BOS tokens in prompt and {name}",

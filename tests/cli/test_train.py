@@ -35,6 +35,9 @@ def test_a_run_leaves_everything_it_promises_and_can_be_resumed(tiny: Tiny, tmp_
     assert "Traceback" not in result.stderr
     for said in ("ok policy equals reference", "ok every adapter learns", "held-out reward accuracy", "ok done in"):
         assert said in result.stderr
+    next_steps = result.stderr[result.stderr.index("next:\n") :]
+    for verb in ("explain", "chat", "merge-export"):
+        assert f"qdpo {verb} --run '{run}'" in next_steps
     for name in ("config.yaml", "run.json", "data_report.json", "metrics.jsonl", "README.md"):
         assert (run / name).stat().st_size > 0, name
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "manifest.json"):
@@ -92,6 +95,8 @@ def test_model_and_data_replace_those_of_a_preset(
     assert str(tiny.model) in said.out
     assert "data.revision" not in said.err
     assert "44 rows" in said.err
+    assert "note: data.template: `auto` instead of `none`, which was chosen for allenai/winogrande" in said.err
+    assert "note: train.max_steps: none instead of `200`, which was chosen for allenai/winogrande" in said.err
 
 
 @pytest.fixture
@@ -181,7 +186,65 @@ def test_a_mistake_is_explained_in_its_own_words_with_its_exit_code(
     assert part in said.err[said.err.index("error: ") :]
     assert "internal error" not in said.err
     assert "Traceback" not in said.err
-    assert not (tmp_path / "run" / "adapter").exists()
+    assert not (tmp_path / "run").exists(), "a start that failed leaves no run"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_start_that_failed_removes_what_it_wrote_and_nothing_else(tiny: Tiny, files: Path, tmp_path: Path) -> None:
+    start = ["train", "--preset", str(tiny.preset), "--data", str(files / "broken.jsonl"), "--run-dir"]
+    (tmp_path / "mine").mkdir()
+    assert main([*start, str(tmp_path / "mine" / "run")]) == 65
+    assert list((tmp_path / "mine").iterdir()) == []
+    # a run that has come further keeps what it has, and is resumed
+    train_until(tiny, tmp_path / "run", 3, "train.max_steps=4", "train.save_every=2")
+    kept = sorted((tmp_path / "run").rglob("*"))
+    assert main(["train", "--run-dir", str(tmp_path / "run"), "--resume", "--set", "lora.r=3"]) == 78
+    assert sorted((tmp_path / "run").rglob("*")) == kept
+
+
+def test_flags_of_other_tools_are_settings(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--lr",
+        "2e-4",
+        "--epochs=2",
+        "--batch-size",
+        "4",
+        "--beta",
+        "0.3",
+        "--lora_r",
+        "2",
+        "--learning-rate=3e-4",
+    ]
+    flags += ["--output_dir", str(tmp_path / "out")]
+    assert main(["train", "--preset", str(tiny.preset), *flags, "--set", "data.max_rows=16", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    for line in (
+        "learning_rate: 0.0003  # --set",
+        "num_train_epochs: 2.0",
+        "pairs_per_step: 4",
+        "beta: 0.3",
+        "r: 2  #",
+    ):
+        assert line in said.out
+    assert "note: --lr 2e-4: --set train.learning_rate=2e-4" in said.err
+    assert f"run directory  {tmp_path / 'out'}" in said.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--lr"], "--lr needs a value"),
+        (["--lr", "--beta", "1"], "--lr needs a value"),
+        (["--learning-rat", "1"], "did you mean `--learning-rate`?"),
+        (["--nam", "x"], "unknown argument: --nam x"),
+        (["--lr", "fast"], "train.learning_rate"),
+    ],
+)
+def test_a_flag_that_is_not_understood(
+    flags: list[str], part: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--preset", str(tiny.preset), "--dry-run", *flags]) in (64, 78)
+    assert part in capsys.readouterr().err
 
 
 def test_a_preset_for_a_gpu_trains_on_a_cpu_where_that_is_allowed(

@@ -11,7 +11,7 @@ from qdpo.data.contamination import EvaluationSet, load_sets, words_of
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.prepare import Prepared, prepare
 from qdpo.data.report import DataReport, length_bias
-from qdpo.errors import DataError
+from qdpo.errors import ConfigError, DataError
 
 
 def row(prompt: str, chosen: str, rejected: str, **more) -> dict:
@@ -49,6 +49,24 @@ def test_the_split_has_no_prompt_on_both_sides_and_depends_on_the_seed(tmp_path)
     again, other = (prepare(config, byte_level(), seed) for seed in (1, 2))
     assert list(again.heldout) == list(data.heldout)
     assert list(other.heldout) != list(data.heldout)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"prompt": [{"role": "user", "content": "a"}]},
+        {"prompt": [{"from": "human", "value": "a"}]},
+        {"chosen": [{"role": "assistant", "content": "b"}]},
+        {"system": "Be brief."},
+    ],
+    ids=["messages", "ShareGPT", "an answer as a message", "a system message"],
+)
+def test_conversations_are_not_written_as_plain_text(tmp_path, extra: dict):
+    rows = [row("a", "b", "c"), {**row("d", "e", "f"), **extra}]
+    with pytest.raises(ConfigError, match="none writes plain text without roles, and row 1 is") as caught:
+        prepared(tmp_path, rows, template="none", eval_fraction=0.4)
+    assert "data.template=auto" in str(caught.value.hint)
+    assert prepared(tmp_path, [row("a", "b", "c"), row("d", "e", "f")], template="none", eval_fraction=0.4)
 
 
 def test_prompts_in_both_of_a_datasets_own_splits_are_counted(tmp_path):

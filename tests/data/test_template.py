@@ -65,6 +65,44 @@ def test_what_ends_a_turn_is_found(name: str, extra: tuple[str, ...], end: str):
     assert load_template(name, tokenizer).end_of_turn == {tokenizer.convert_tokens_to_ids(end)}
 
 
+SMOL = (  # SmolLM2-135M-Instruct's own, with its system message
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + "
+    "message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHATML = NAMED["chatml"]
+BY_BOS = {
+    "SmolLM2": SMOL,
+    "chatml": CHATML,
+    "the role's name after bos_token": CHATML.replace("<|im_start|>", "{{ bos_token }}"),
+    "marks of its own": CHATML.replace("<|im_start|>{{ message['role'] }}\n", "<|im_start|>[{{ message['role'] }}]"),
+}
+IN_ADDITION = {
+    "before all": ("{{ bos_token }}" + CHATML, "writes 3 BOS"),
+    "as text before all": ("<|im_start|>" + CHATML, "writes 3 BOS"),
+    "twice a turn": (CHATML.replace("<|im_start|>", "<|im_start|><|im_start|>"), "writes 4 BOS"),
+    "beside a mark of the turn": (CHATML.replace("<|im_start|>", "{{ bos_token }}[turn]"), "writes 2 BOS"),
+    "in some turns": (CHATML.replace("<|im_start|>{{", "{{ '<|im_start|>' if loop.index < 3 }}{{"), "writes 2 BOS"),
+}
+
+
+@pytest.mark.parametrize("name", BY_BOS)
+def test_a_bos_that_opens_every_turn_is_no_fault(name: str):
+    tokenizer = byte_level(bos="<|im_start|>", eos="<|im_end|>")
+    template = load_template("auto", byte_level(bos="<|im_start|>", eos="<|im_end|>", chat_template=BY_BOS[name]))
+    assert template.bos_opens_turns
+    assert template.end_of_turn == {tokenizer.eos_token_id}
+    assert not load_template("zephyr", tokenizer).bos_opens_turns
+
+
+@pytest.mark.parametrize("name", IN_ADDITION)
+def test_a_bos_beside_those_that_open_turns_is_a_fault(name: str):
+    source, said = IN_ADDITION[name]
+    with pytest.raises(DataError, match=said):
+        load_template("auto", byte_level(bos="<|im_start|>", eos="<|im_end|>", chat_template=source))
+
+
 def test_an_end_of_turn_in_ordinary_tokens_is_warned_of(capsys: pytest.CaptureFixture[str]):
     assert load_template("chatml", byte_level()).end_of_turn == frozenset()
     assert "no special token of this tokenizer" in capsys.readouterr().err

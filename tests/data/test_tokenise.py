@@ -15,6 +15,19 @@ def pair(prompt, chosen: str = "yes", rejected: str = "no", row: int = 3) -> Pai
     return Pair(row, tuple(Message(role, text) for role, text in turns), *answers)
 
 
+CHATML = ("<|im_start|>", "<|im_end|>")
+
+
+def turns_by_bos(writes: bool):
+    """A tokenizer whose BOS is ChatML's `<|im_start|>`, which it writes by itself or does not."""
+    tokenizer = byte_level(bos=CHATML[0], eos=CHATML[1])
+    if not writes:
+        from tokenizers.processors import ByteLevel
+
+        tokenizer.backend_tokenizer.post_processor = ByteLevel()
+    return tokenizer
+
+
 def tokeniser(template: str = "zephyr", max_length: int = 1000, max_prompt: int = 500, tokenizer=None) -> Tokeniser:
     tokenizer = tokenizer or byte_level()
     return Tokeniser(tokenizer, load_template(template, tokenizer), max_length, max_prompt)
@@ -62,6 +75,33 @@ def test_one_bos_at_most(own: bool, template: str, expected: int):
     assert t.bos == (tokenizer.bos_token_id if expected else None)
     result = t(pair("hello"))
     assert (result.prompt + result.chosen).count(tokenizer.bos_token_id) == expected
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["written by the tokenizer", "by the template alone"])
+def test_a_bos_that_opens_every_turn_is_written_once_a_turn(writes: bool):
+    """As SmolLM2-Instruct has it, and every model made with TRL's `setup_chat_format`."""
+    t, plain = tokeniser("chatml", tokenizer=turns_by_bos(writes)), tokeniser("chatml", tokenizer=byte_level(*CHATML))
+    question = [("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "three")]
+    result, same = t(pair(question)), plain(pair(question))
+    for name in ("prompt", "chosen", "rejected"):
+        mine, other = (k.tokenizer.decode(getattr(r, name)) for k, r in ((t, result), (plain, same)))
+        assert mine == other.removeprefix("<s>")
+    assert result.prompt.count(t.tokenizer.bos_token_id) == 5
+    assert t.tokenizer.bos_token_id not in result.chosen
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [
+        (pair("a <|im_start|>"), "the prompt"),
+        (pair("a", "<|im_start|>b"), "`chosen`"),
+        (pair("a", "b", "<|im_start|>"), "`rejected`"),
+    ],
+)
+def test_texts_that_spell_out_a_bos_that_opens_turns(broken: Pair, name: str):
+    for writes in (True, False):
+        with pytest.raises(BadRow, match=f"{name} contains the text of the BOS token"):
+            tokeniser("chatml", tokenizer=turns_by_bos(writes))(broken)
 
 
 def test_no_bos_at_all():

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from training.tiny import TinyRun, read_run
 
-from qdpo.api.config import replacements
 from qdpo.cli.main import main
+from qdpo.config.replace import elsewhere
 from qdpo.config.resolve import Resolved, resolve, to_yaml
 from qdpo.config.schema import RunConfig
 from qdpo.planner.settings import with_changes
@@ -80,7 +80,7 @@ def configured(preset: str, base: Path, data: tuple[Path, Path], steps: int, *ov
         overrides: as `--set` takes them.
     """
     ends = (f"train.max_steps={steps}", f"train.eval_every={steps}", f"train.save_every={steps}")
-    own = [*replacements(str(base), str(data[0])), f"data.eval_name={data[1]}", *ends, *SHORT, *overrides]
+    own = [*elsewhere(str(base), str(data[0])), f"data.eval_name={data[1]}", *ends, *SHORT, *overrides]
     return resolve(preset, own)
 
 

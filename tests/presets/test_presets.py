@@ -49,6 +49,23 @@ GEMMA = {
 }
 STATED = {
     "quickstart": {"model.name": "quickstart", "data.name": "quickstart", "data.text": "quickstart"},
+    "dpo": {
+        "model.name": "quickstart",  # stands for one's own, as the data does
+        "data.name": "quickstart",
+        "data.template": "auto",
+        "data.max_length": 1024,
+        "data.max_prompt_length": 512,
+        "lora.r": 16,
+        "lora.lora_alpha": 16,
+        "loss.loss_type": ["sigmoid"],
+        "loss.beta": 0.1,
+        "train.pairs_per_step": 16,
+        "train.num_train_epochs": 1.0,
+        "train.learning_rate": 5e-5,
+        "train.lr_scheduler_type": "cosine",
+        "train.warmup_ratio": 0.1,
+        "train.seed": 42,
+    },
     "garrulus-a40": GARRULUS,
     "garrulus-t4": {**GARRULUS, "model.dtype": "float16"},
     "neuralhermes-7b": {
@@ -148,6 +165,14 @@ def test_steps_of_the_published_run(name: str):
     rows, steps = STEPS[name]
     train = resolve(name).config.train
     assert steps_for(rows, train.pairs_per_step, train.num_train_epochs, train.max_steps) == steps
+
+
+def test_the_neutral_preset_chooses_nothing_for_a_model_or_for_data():
+    """Else it would have to be undone for one's own, see qdpo.config.replace."""
+    for key, origin in resolve("dpo").origins.items():
+        if key.startswith("data.") and key not in STATED["dpo"]:
+            assert origin == "default", key
+    assert resolve("dpo").config.train.max_steps is None
 
 
 def test_garrulus_on_a_t4_is_the_same_mathematics():

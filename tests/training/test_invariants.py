@@ -126,6 +126,18 @@ def test_a_sequence_with_the_wrong_special_tokens(fault: str) -> None:
         invariants.check_sequences([*GOOD, TokenPair(7, prompt, chosen, rejected)], TEMPLATE, BOS, 100)
 
 
+def test_where_every_turn_begins_with_bos_only_one_beside_the_turns_is_a_fault() -> None:
+    template = Template("any", "test", frozenset({END}), bos_opens_turns=True)
+    turns = TokenPair(7, [BOS, 5, END, BOS, 6], [60, END], [61, END])
+    assert invariants.check_sequences([*GOOD, turns], template, BOS, 100)
+    with pytest.raises(TrainingError, match="row 7 has 2 BOS"):
+        invariants.check_sequences([turns], TEMPLATE, BOS, 100)
+    for fault in ("two BOS in the prompt", "a BOS in the answer"):
+        prompt, chosen, rejected, message = FAULTS[fault]
+        with pytest.raises(TrainingError, match=message):
+            invariants.check_sequences([TokenPair(7, prompt, chosen, rejected)], template, BOS, 100)
+
+
 def test_a_completion_that_was_cut_needs_no_end_of_turn_and_is_counted() -> None:
     pairs = [TokenPair(7, [BOS, 5], [60, 61, 62], [61, END])]
     assert "1 cut before it" in invariants.check_sequences(pairs, TEMPLATE, BOS, 5).detail
