@@ -17,11 +17,14 @@ from typing import Any
 from qdpo.config.schema import RunConfig
 from qdpo.data.report import DataReport, contamination_sentence
 from qdpo.export.formats import FORMATS, Place, Usage
+from qdpo.export.verify.report import VERDICTS
 from qdpo.report import markdown as md
+from qdpo.report import told
 from qdpo.run.folder import HELDOUT
+from qdpo.run.recipe import read_recipe
 from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
 from qdpo.run.results import read_evaluations, read_exports, read_pairs, read_samples
-from qdpo.run.schema import Record, Split
+from qdpo.run.schema import Recipe, Record, Split
 from qdpo.verdicts.measured import evidence_of
 from qdpo.verdicts.rules import Verdict, judge
 
@@ -114,6 +117,15 @@ class Export:
     command: str
     verify: dict[str, Any] | None
 
+    @property
+    def verdict(self) -> str:
+        """What its verification has found, in a word for each of its artefacts."""
+        found = dig(self.verify, "artefacts") if self.verify else None
+        if not isinstance(found, list):
+            return "not verified"
+        words = dict.fromkeys(VERDICTS.get(str(dig(artefact, "verdict")), "?") for artefact in found)
+        return ", ".join(words) or "not verified"
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -123,6 +135,7 @@ class Facts:
         folder: the run directory.
         published: the repository that the card is for; None for the run directory itself.
         record: what ran, where, and with which result (run.json).
+        recipe: the preset that describes itself, and what of it was changed.
         train, evals: the lines of metrics.jsonl, evaluations without `eval_`.
         before, after: the evaluations of step 0 and of the final adapter; empty where there is none.
     """
@@ -131,6 +144,7 @@ class Facts:
     published: Published | None
     config: RunConfig
     record: Record
+    recipe: Recipe
     name: str
     base: Base
     training: Part
@@ -141,6 +155,54 @@ class Facts:
     before: dict[str, Any]
     after: dict[str, Any]
     verdicts: list[Verdict]
+
+    @property
+    def title(self) -> str:
+        """What the run is called where it is described."""
+        return told.title(self)
+
+    @property
+    def about(self) -> str | None:
+        """The recipe in a line, if it is this run's."""
+        return None if self.recipe.changed else self.config.about
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on the recipe, if they are still about this run."""
+        return self.config.notes if self.recipe.noted is not False else []
+
+    @cached_property
+    def changes(self) -> list[told.Change]:
+        """The settings that were given after the preset's description."""
+        return told.changes(self)
+
+    @cached_property
+    def later_changes(self) -> list[told.Later]:
+        """What resumes changed."""
+        return told.later_changes(self)
+
+    @cached_property
+    def answers(self) -> told.Answers | None:
+        """The sample answers of the final adapter, else the newest ones; None where none were taken."""
+        return told.answers(self.samples, self.record.result.adapter_step)
+
+    @cached_property
+    def next_steps(self) -> list[told.Next]:
+        """What can be done with the run now."""
+        return told.next_steps(self)
+
+    @property
+    def commands(self) -> list[str]:
+        """The command lines of the run's processes, each once, in their order."""
+        found = [self.record.command, *(process.command for process in self.record.processes or ())]
+        return list(dict.fromkeys(command for command in found if command))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps done: of a finished run its own, else the newest that is known."""
+        if self.record.result.steps is not None:
+            return self.record.result.steps
+        return max((int(row["step"]) for row in [*self.train, *self.evals]), default=None)
 
     @property
     def merged(self) -> bool:
@@ -219,6 +281,7 @@ def gather(run_dir: Path, published: Published | None = None) -> Facts:
         published=published,
         config=config,
         record=record.facts,
+        recipe=read_recipe(run_dir, config, record.facts),
         name=record.name,
         base=_base(record),
         training=_part(data.train, record.data.get("train"), config.data.name),
