@@ -25,7 +25,7 @@ from qdpo.run.recipe import read_recipe
 from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
 from qdpo.run.results import read_evaluations, read_exports, read_pairs, read_samples
 from qdpo.run.schema import Recipe, Record, Split
-from qdpo.verdicts.measured import evidence_of
+from qdpo.verdicts.measured import evidence_of, planned_steps
 from qdpo.verdicts.rules import Verdict, judge
 
 EMBEDDED = "quickstart"
@@ -137,6 +137,7 @@ class Facts:
         record: what ran, where, and with which result (run.json).
         recipe: the preset that describes itself, and what of it was changed.
         train, evals: the lines of metrics.jsonl, evaluations without `eval_`.
+        planned: optimizer steps of the whole run; 0 where they are not known.
         before, after: the evaluations of step 0 and of the final adapter; empty where there is none.
     """
 
@@ -150,6 +151,7 @@ class Facts:
     training: Part
     heldout: Part
     optimizer: tuple[str, str]
+    planned: int
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     before: dict[str, Any]
@@ -287,6 +289,7 @@ def gather(run_dir: Path, published: Published | None = None) -> Facts:
         training=_part(data.train, record.data.get("train"), config.data.name),
         heldout=_part(data.heldout, record.data.get("heldout"), config.data.eval_name or config.data.name),
         optimizer=_optimizer(record),
+        planned=planned_steps(record),
         train=record.train,
         evals=record.evals,
         before=record.before,
