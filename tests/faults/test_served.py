@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 from faults.runs import World, state_of, steps_done, steps_saved, wait_for
+from report.serving import served
 
 from qdpo.report.serve import TOKEN, Server
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[Server]:
-    """A server of a run, in a thread."""
-    with Server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server: Server, path: str, method: str = "GET") -> dict[str, Any]:

@@ -9,51 +9,32 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from report.conftest import Run
+from report.serving import held, served
 
 from qdpo.errors import InputMissingError, UnavailableError
 from qdpo.report.serve import TOKEN, Server
 from qdpo.run import lock
-
-HOLDS = """
-import signal, sys, time
-from pathlib import Path
-from qdpo.run.lock import locked
-caught = []
-signal.signal(signal.SIGTERM, lambda *found: caught.append(found))
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.readline()
-print(len(caught))
-"""
 
 
 @pytest.fixture
 def server(example: Run) -> Iterator[Server]:
     """A server of a run that says that it trains."""
     example.run |= {"state": "running", "result": None}
-    with Server(example.write(), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with served(example.write()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def holder(server: Server) -> Iterator[Any]:
     """A process that holds the run's lock, and counts the signals that it is sent."""
-    command = [sys.executable, "-c", HOLDS, str(server.watched.folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "held\n"
+    with held(server.watched.folder) as process:
         yield process
-        process.kill()
 
 
 def answer(server: Server, method: str, path: str, **headers: str) -> tuple[int, str, dict[str, str]]:
