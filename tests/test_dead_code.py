@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OTHERS = {
     # by Python, argparse, signal and io
     *("__getattr__", "__dir__", "_action_max_length", "frame", "trace", "kw", "readable"),
+    # by http.server
+    *("daemon_threads", "server_version", "sys_version", "do_GET", "do_POST", "log_message"),
     # by rich
     "on_broken_pipe",
     # by `asdict`

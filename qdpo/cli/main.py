@@ -47,7 +47,7 @@ VERBS = {
     "data": Verb("qdpo.cli.data", "check preference data and show what a run would learn from"),
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
     "merge-export": Verb("qdpo.cli.merge_export", "merge a run's adapter into its base and write the model"),
-    "report": Verb("qdpo.cli.report", "write a run's card and report page anew"),
+    "report": Verb("qdpo.cli.report", "write a run's card and report page anew, or serve the page"),
     "explain": Verb("qdpo.cli.explain", "say what a run's curves mean, and what to change"),
     "verify": Verb("qdpo.cli.verify", "score an export against what was trained"),
     "eval": Verb("qdpo.cli.eval", "score base and result on pairs or benchmarks"),

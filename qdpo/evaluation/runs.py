@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qdpo.config import fields, strict_yaml
+from qdpo.config import fields
 from qdpo.config.resolve import value_of
 from qdpo.errors import BusyError, InputMissingError, QdpoError
 from qdpo.run import lock
 from qdpo.run.folder import CHECKPOINTS, CONFIG, METRICS, RECORD, complete_steps
 from qdpo.run.metrics import all_ties
+from qdpo.run.recipe import read_origins
 from qdpo.run.record import RunRecord, read_run
 from qdpo.run.schema import Metrics, Record
 
@@ -132,21 +133,3 @@ def _versions(records: list[RunRecord]) -> list[dict[str, Any]]:
     names = sorted(set(known[0]) | set(known[1]))
     differing = [name for name in names if known[0].get(name) != known[1].get(name)]
     return [{"name": name, "values": [versions.get(name) for versions in known]} for name in differing]
-
-
-def read_origins(folder: Path) -> dict[str, str]:
-    """Where each setting of a run came from, as the comments of its config.yaml say.
-
-    Raises:
-        ConfigError: the file is not YAML.
-    """
-    path = folder / CONFIG
-    document = strict_yaml.load(path)
-    lines = strict_yaml.read_text(path, str(path)).splitlines()
-    found = {}
-    for key in fields.settings():
-        place = document.places.get(tuple(key.split(".")))
-        line = lines[place.line - 1] if place and place.line <= len(lines) else ""
-        if "  # " in line:
-            found[key] = line.rpartition("  # ")[2]
-    return found

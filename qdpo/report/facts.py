@@ -17,12 +17,15 @@ from typing import Any
 from qdpo.config.schema import RunConfig
 from qdpo.data.report import DataReport, contamination_sentence
 from qdpo.export.formats import FORMATS, Place, Usage
+from qdpo.export.verify.report import VERDICTS
 from qdpo.report import markdown as md
+from qdpo.report import told
 from qdpo.run.folder import HELDOUT
+from qdpo.run.recipe import read_recipe
 from qdpo.run.record import Published, RunRecord, all_ties, dig, read_run
 from qdpo.run.results import read_evaluations, read_exports, read_pairs, read_samples
-from qdpo.run.schema import Record, Split
-from qdpo.verdicts.measured import evidence_of
+from qdpo.run.schema import Recipe, Record, Split
+from qdpo.verdicts.measured import evidence_of, planned_steps
 from qdpo.verdicts.rules import Verdict, judge
 
 EMBEDDED = "quickstart"
@@ -114,6 +117,15 @@ class Export:
     command: str
     verify: dict[str, Any] | None
 
+    @property
+    def verdict(self) -> str:
+        """What its verification has found, in a word for each of its artefacts."""
+        found = dig(self.verify, "artefacts") if self.verify else None
+        if not isinstance(found, list):
+            return "not verified"
+        words = dict.fromkeys(VERDICTS.get(str(dig(artefact, "verdict")), "?") for artefact in found)
+        return ", ".join(words) or "not verified"
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -123,7 +135,9 @@ class Facts:
         folder: the run directory.
         published: the repository that the card is for; None for the run directory itself.
         record: what ran, where, and with which result (run.json).
+        recipe: the preset that describes itself, and what of it was changed.
         train, evals: the lines of metrics.jsonl, evaluations without `eval_`.
+        planned: optimizer steps of the whole run; 0 where they are not known.
         before, after: the evaluations of step 0 and of the final adapter; empty where there is none.
     """
 
@@ -131,16 +145,66 @@ class Facts:
     published: Published | None
     config: RunConfig
     record: Record
+    recipe: Recipe
     name: str
     base: Base
     training: Part
     heldout: Part
     optimizer: tuple[str, str]
+    planned: int
     train: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     before: dict[str, Any]
     after: dict[str, Any]
     verdicts: list[Verdict]
+
+    @property
+    def title(self) -> str:
+        """What the run is called where it is described."""
+        return told.title(self)
+
+    @property
+    def about(self) -> str | None:
+        """The recipe in a line, if it is this run's."""
+        return None if self.recipe.changed else self.config.about
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on the recipe, if they are still about this run."""
+        return self.config.notes if self.recipe.noted is not False else []
+
+    @cached_property
+    def changes(self) -> list[told.Change]:
+        """The settings that were given after the preset's description."""
+        return told.changes(self)
+
+    @cached_property
+    def later_changes(self) -> list[told.Later]:
+        """What resumes changed."""
+        return told.later_changes(self)
+
+    @cached_property
+    def answers(self) -> told.Answers | None:
+        """The sample answers of the final adapter, else the newest ones; None where none were taken."""
+        return told.answers(self.samples, self.record.result.adapter_step)
+
+    @cached_property
+    def next_steps(self) -> list[told.Next]:
+        """What can be done with the run now."""
+        return told.next_steps(self)
+
+    @property
+    def commands(self) -> list[str]:
+        """The command lines of the run's processes, each once, in their order."""
+        found = [self.record.command, *(process.command for process in self.record.processes or ())]
+        return list(dict.fromkeys(command for command in found if command))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps done: of a finished run its own, else the newest that is known."""
+        if self.record.result.steps is not None:
+            return self.record.result.steps
+        return max((int(row["step"]) for row in [*self.train, *self.evals]), default=None)
 
     @property
     def merged(self) -> bool:
@@ -219,11 +283,13 @@ def gather(run_dir: Path, published: Published | None = None) -> Facts:
         published=published,
         config=config,
         record=record.facts,
+        recipe=read_recipe(run_dir, config, record.facts),
         name=record.name,
         base=_base(record),
         training=_part(data.train, record.data.get("train"), config.data.name),
         heldout=_part(data.heldout, record.data.get("heldout"), config.data.eval_name or config.data.name),
         optimizer=_optimizer(record),
+        planned=planned_steps(record),
         train=record.train,
         evals=record.evals,
         before=record.before,

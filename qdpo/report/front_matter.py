@@ -52,7 +52,7 @@ def metadata(run: Facts) -> dict[str, Any]:
     values["tags"] = ["qdpo", "dpo", *(["qlora"] if run.nf4 else []), "lora", "peft", *losses]
     if datasets := [part.name for part in (run.training, run.heldout) if part.on_hub]:
         values["datasets"] = list(dict.fromkeys(datasets))
-    values["model-index"] = [{"name": md.one_line(run.name), "results": _results(run)}]
+    values["model-index"] = [{"name": md.one_line(run.title), "results": _results(run)}]
     return values
 
 

@@ -85,6 +85,17 @@ def cut(value: Any, most: int) -> str:
     return clean if len(clean) <= most else f"{clean[:most]} [{len(clean) - most:,} more characters]"
 
 
+def excerpt(value: Any, most: int = 240, lines: int = 3, end: bool = False) -> str:
+    """A few lines of a text, the first ones or those at its end; a mark stands for what is left out."""
+    kept = [line.rstrip() for line in printable(value).splitlines() if line.strip()]
+    whole = "\n".join(kept)
+    short = "\n".join(kept[-lines:] if end else kept[:lines])
+    short = short[-most:].lstrip() if end else short[:most].rstrip()
+    if len(short) == len(whole):
+        return whole
+    return f"[...] {short}" if end else f"{short} [...]"
+
+
 def block(content: str, language: str) -> str:
     """A fenced code block that its content cannot end."""
     fence = "`" * max(3, _longest_run(content) + 1)

@@ -33,14 +33,18 @@ def write_page(run_dir: Path) -> Path:
     return run_dir / PAGE
 
 
-def render_page(run_dir: Path) -> str:
+def render_page(run_dir: Path, live: bool = False) -> str:
     """The page of a run, from the files in its run directory alone.
+
+    Args:
+        run_dir: the run directory.
+        live: for `qdpo.report.serve`: the page asks its server for what is new, and can stop the run.
 
     Raises:
         InputMissingError: as `write_page`.
     """
     facts = gather(run_dir)
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script, ask = _asset("report.css"), _asset("report.js"), _asset("live.js")
     margins = [float(pair["margin"]) for pair in facts.pairs]
     reach, bars = data.histogram(margins)
     steps = sorted({row["step"] for row in facts.samples})
@@ -61,6 +65,7 @@ def render_page(run_dir: Path) -> str:
             reach=reach,
             bars=bars,
             sample_steps=data.spread(steps, SAMPLE_STEPS),
+            live={"script": ask, "digest": _digest(ask)} if live else None,
             lines_of=lines_of,
             verdicts=VERDICTS,
             parity_columns=COLUMNS,

@@ -76,7 +76,7 @@ def draw_plots(run_dir: Path) -> list[Path]:
 
 def _title(run: Facts, what: str) -> str:
     # A dollar sign would start mathematics.
-    name = md.without_folders(run.name).replace("$", r"\$")
+    name = md.without_folders(run.title).replace("$", r"\$")
     return f"{name}: {what}"
 
 

@@ -60,7 +60,7 @@ def _environment(shown: Callable[[Any], str]) -> Environment:
     )
     for figure in (md.decimal, md.short, md.count, md.gib, md.duration, view.share, view.number):
         environment.filters[figure.__name__] = _marked(figure)
-    for text in (md.cut, md.one_line, md.public_name, md.without_folders, md.command_line):
+    for text in (md.cut, md.excerpt, md.one_line, md.public_name, md.without_folders, md.command_line):
         environment.filters[text.__name__] = text
     environment.filters["finite"] = md.number
     environment.globals |= {"attempt": _attempt, "sentences": view.sentences}

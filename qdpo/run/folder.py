@@ -60,6 +60,11 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def complete_steps(checkpoints: Path) -> list[int]:
     """Steps that have a checkpoint folder, ascending; whether its content is whole is not looked at."""
     found = [STEP_FOLDER.fullmatch(path.name) for path in checkpoints.glob("step-*")]

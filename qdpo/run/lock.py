@@ -12,12 +12,13 @@ import fcntl
 import json
 import os
 import platform
+import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qdpo import console
-from qdpo.errors import BusyError
+from qdpo.errors import BusyError, UnavailableError
 from qdpo.files import explained, is_running
 
 FILE = ".lock"
@@ -34,11 +35,13 @@ class Holder:
         pid: the process.
         host: the machine's name.
         boot: changes whenever the machine starts; empty where it is not known.
+        asked: whether it was asked to stop, see `ask_to_stop`.
     """
 
     pid: int
     host: str
     boot: str
+    asked: bool = False
 
     @classmethod
     def this_process(cls) -> Holder:
@@ -51,7 +54,7 @@ class Holder:
         """The holder that a lock file names; None where a crash left no whole name."""
         try:
             content = json.loads(text)
-            return cls(int(content["pid"]), str(content["host"]), str(content["boot"]))
+            return cls(int(content["pid"]), str(content["host"]), str(content["boot"]), content.get("asked") is True)
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -95,6 +98,50 @@ def refuse_if_busy(folder: Path) -> None:
     if path.is_file():
         with path.open("rb") as stream:
             _lock(stream.fileno(), path)
+
+
+def holder(folder: Path) -> Holder | None:
+    """Who works in a folder now; None for nobody. Whether another machine's process still runs is not known."""
+    with contextlib.suppress(OSError):
+        found = Holder.parse((folder / FILE).read_text("utf-8", "replace"))
+        # the lock is not tried where nobody can hold it: whoever takes it at that moment would be refused
+        if found is None or found.is_elsewhere():
+            return found
+        if found.is_alive():
+            try:
+                refuse_if_busy(folder)
+            except BusyError:
+                return found
+    return None
+
+
+def ask_to_stop(folder: Path) -> bool:
+    """Ask the process that works in a folder to stop, as a first Ctrl-C does; a second time nothing is sent, because
+    a second signal would end it at once.
+
+    Returns:
+        Whether it was asked now; False when it had been asked before.
+
+    Raises:
+        UnavailableError: nobody works there, or a process that cannot be reached from here.
+    """
+    found = holder(folder)
+    if found is None:
+        raise UnavailableError(f"no process works in {folder}", "there is nothing to stop")
+    if found.is_elsewhere():
+        raise UnavailableError(f"process {found.pid} works in {folder} on {found.host}", "stop it on that machine")
+    if found.asked:
+        return False
+    path = folder / FILE
+    try:
+        before = path.stat().st_size
+        with path.open("rb+") as stream:
+            # as long as before, so that nobody ever reads a part
+            stream.write(json.dumps(asdict(replace(found, asked=True))).encode().ljust(before))
+        os.kill(found.pid, signal.SIGTERM)
+    except OSError as error:
+        raise UnavailableError(f"process {found.pid} cannot be asked to stop: {error}", "stop it yourself") from error
+    return True
 
 
 def _take(path: Path) -> int:

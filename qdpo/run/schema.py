@@ -167,7 +167,8 @@ class Check(Section):
 
 
 class Result(Section):
-    """How a finished run ended: the evaluations before the first step and of the final adapter, and that adapter."""
+    """How a finished run ended: the evaluations before the first step and of the final adapter, and that adapter. The
+    time is that of all its processes, the peak memory the largest of theirs."""
 
     steps: int | None = None
     epochs: float | None = None
@@ -179,6 +180,31 @@ class Result(Section):
     text_nll: dict[str, float] | None = None
     adapter_step: int | None = None
     adapter_sha256: str | None = None
+
+
+class Recipe(Section):
+    """Where the settings of a new run came from, see `qdpo.run.recipe`: the preset that describes itself, the settings
+    that were changed after it, and whether its name and its notes are still about this run."""
+
+    preset: str | None = None
+    changed: list[str] | None = None
+    named: bool | None = None
+    noted: bool | None = None
+
+
+class Process(Section):
+    """One process of a run that may have been stopped and continued: its command, when it began (UTC), its device, the
+    step that it began at and the last that it saved, its time and peak memory, and how it ended (`running`: nobody
+    knows, it was killed)."""
+
+    command: str | None = None
+    began: str | None = None
+    device: str | None = None
+    from_step: int | None = None
+    to_step: int | None = None
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    state: str | None = None
 
 
 class Changed(Section):
@@ -196,10 +222,12 @@ class Record(Section):
         id: what a run and its copies have in common.
         preset: what the user called the configuration.
         created: UTC, to the second.
+        recipe: where the settings came from.
         settings: every setting by its dotted key.
         state: running, stopped or finished.
         versions: of Python and of the packages that decide results.
         saved_step: the newest step that was ever saved.
+        processes: those that trained, in their order; None in a run of a version that kept none.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -212,6 +240,7 @@ class Record(Section):
     created: str | None = None
     command: str | None = None
     seed: int | None = None
+    recipe: Recipe = Recipe()
     settings: dict[str, Any] | None = None
     state: str | None = None
     versions: dict[str, str] | None = None
@@ -228,9 +257,22 @@ class Record(Section):
     memory: Memory = Memory()
     optimizer: Optimizer = Optimizer()
     saved_step: int | None = None
+    processes: list[Process] | None = None
     checks: list[Check] | None = None
     result: Result = Result()
     changes: list[Changed] | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time of all processes together: of one that ended without a word, up to what it wrote last."""
+        times = [process.seconds for process in self.processes or () if process.seconds is not None]
+        return sum(times) if times else self.result.seconds
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The largest peak of a process."""
+        peaks = [process.peak_memory_bytes for process in self.processes or () if process.peak_memory_bytes]
+        return max(peaks) if peaks else self.result.peak_memory_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """What was set, as run.json holds it."""

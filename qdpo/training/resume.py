@@ -20,34 +20,12 @@ from qdpo.config.strict_yaml import dump
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import atomic_write
 from qdpo.redact import redact_all
-from qdpo.run.folder import ADAPTER, CHECKPOINTS, CONFIG, RECORD, read_record, versions
+from qdpo.run.folder import ADAPTER, CHECKPOINTS, CONFIG, RECORD, read_record, step_of, versions
+from qdpo.run.meaning import FREE, NEVER, RESULT, ROUNDING, meaning
 from qdpo.run.record import dig
 from qdpo.run.schema import Changed, Record
 from qdpo.training import parallel
 from qdpo.training.stages.state import RunState
-
-FREE = "no influence on the result"
-CONTENT = "its content decides, and is compared"
-ROUNDING = "it may change the last digits"
-RESULT = "it changes the result"
-NEVER = "a checkpoint cannot be continued with another"
-
-VERDICTS = {
-    **dict.fromkeys(("name", "about", "card", "gpu_memory_gib", "notes"), FREE),
-    **dict.fromkeys(
-        (f"train.{key}" for key in ("log_every", "save_every", "save_minutes", "keep", "report_to", "room_for_export")),
-        FREE,
-    ),
-    **dict.fromkeys(("train.eval_every", "train.gradient_checkpointing", "data.contamination", "data.text"), FREE),
-    "model.nf4_cache": FREE,
-    **dict.fromkeys(("model.name", "model.revision", "model.tokenizer", "model.adapter"), CONTENT),
-    **dict.fromkeys(
-        ("train.grid", "lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER
-    ),
-}
-"""What a changed setting means for the result; of a setting that is not here, `_verdict` knows it by its section."""
-
-SECTIONS = {"samples": FREE, "packing": ROUNDING, "data": CONTENT}
 
 FACTS = {
     "qdpo": RESULT,
@@ -174,7 +152,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 def _verdict(key: str, config: RunConfig) -> str:
     if key == "train.eval_every" and (config.train.load_best != "none" or config.train.early_stop != "none"):
         return RESULT
-    return VERDICTS.get(key) or SECTIONS.get(key.partition(".")[0], RESULT)
+    return meaning(key)
 
 
 def _shown(value: Any) -> str:
@@ -242,7 +220,7 @@ def accept(run: RunState) -> None:
     for key in comparison.unused():
         console.note(f"--allow-change {key}: nothing of that name has changed")
     if comparison.found:
-        step = int(run.resume.name.removeprefix("step-")) if run.resume else 0
+        step = step_of(run.resume) if run.resume else 0
         told = [{"key": c.key, "old": c.old, "new": c.new} for c in comparison.found]
         run.record.changes = [*(run.record.changes or []), Changed(after_step=step, changed=told)]
         if parallel.is_first():

@@ -18,6 +18,7 @@ from qdpo.hardware import Device, begin_own_peak, find_device, use_threads
 from qdpo.libraries import quiet_libraries
 from qdpo.progress import waiting
 from qdpo.run import folder as run_folder
+from qdpo.run.recipe import recipe_of
 from qdpo.run.schema import Hardware
 from qdpo.training import parallel, trackers
 from qdpo.training.mirror import Mirror
@@ -77,7 +78,7 @@ def train(
         QdpoError: of many kinds, each explained.
         Stopped: a signal came while there was nothing to save.
     """
-    begin = time.monotonic()
+    begin = time.monotonic()  # before the imports, which take seconds
     expand_segments()
     return_freed_blocks()
     stop = stop or Stop()
@@ -95,7 +96,7 @@ def train(
         from qdpo.training import trl_engine
 
         trl_engine.check(config, device)
-    run = RunState(folder, config, device)
+    run = RunState(folder, config, device, begin=begin)
     run.record = run_folder.new_record(resolved, __version__, preset, command)
     run.record.settings = settings_of(config)
     if resume:
@@ -103,14 +104,16 @@ def train(
         reopen(run, resolved, allow_changes)
         run.config = config = as_it_began(run, resolved)
     else:
+        run.record.recipe = recipe_of(preset, resolved)
         run_folder.create(folder, resolved)
+    run.begin_process(command)
     console.say(f"run directory: {folder}")
     use_processor(run)
     run.save(state="running", versions=run_folder.versions(), hardware=describe(device), result=None)
     copy = open_mirror(run, mirror)
     try:
         with insisting(stop):
-            run_stages(run, resolved, stop, copy, begin)
+            run_stages(run, resolved, stop, copy)
     except Stopped:
         run.save(state="stopped")
         raise
@@ -120,7 +123,7 @@ def train(
     return folder
 
 
-def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | None, begin: float) -> None:
+def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | None) -> None:
     """The stages of a run, one after the other.
 
     Args:
@@ -128,7 +131,6 @@ def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | N
         resolved: what was asked for.
         stop: says when to stop.
         mirror: is told of every checkpoint.
-        begin: when the run began, as `time.monotonic` says it.
     """
     with waiting("reading and tokenising the data"):
         tokenizer, data = prepare_data(run)
@@ -153,7 +155,7 @@ def run_stages(run: RunState, resolved: Resolved, stop: Stop, mirror: Mirror | N
         console.note(f"stopped at {done}; to go on: qdpo train --run-dir {shlex.quote(str(run.folder))} --resume")
         return
     with waiting("writing adapter, plots and report"):
-        finish(run, recipe, policy, tokenizer, seconds=time.monotonic() - begin)
+        finish(run, recipe, policy, tokenizer)
     tokens = recipe.progress.tokens_seen
     del recipe, policy, engine  # moments are taken with the layers in memory one by one
     keep_moments(run, tokens)

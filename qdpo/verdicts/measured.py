@@ -20,7 +20,7 @@ GRAM = 4
 def evidence_of(record: RunRecord) -> Evidence:
     """Everything that verdicts on a run are made from."""
     config, train = record.config, record.config.train
-    steps = _steps(record)
+    steps = planned_steps(record)
     setup = Setup(
         loss_type=tuple(config.loss.loss_type),
         beta=config.loss.beta,
@@ -35,7 +35,7 @@ def evidence_of(record: RunRecord) -> Evidence:
     return Evidence(record.train, record.evals, setup, answers_of(read_samples(record.folder)), lengths_of(heldout))
 
 
-def _steps(record: RunRecord) -> int:
+def planned_steps(record: RunRecord) -> int:
     """Steps of the whole run; a finished one may have been stopped early."""
     done, train = record.facts.result.steps, record.config.train
     if done is not None:

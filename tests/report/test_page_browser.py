@@ -95,6 +95,7 @@ def test_pairs_are_sorted_filtered_searched_and_opened(opened: Any, page_file: t
 
 def test_curves_are_read_and_zoomed(opened: Any) -> None:
     chart = opened.locator("#chart-loss")
+    chart.scroll_into_view_if_needed()
     box = chart.locator("svg[role=img]").bounding_box()
     reading = chart.locator("output")
     assert "(step 120)" in reading.inner_text(), "the end of the run at first"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.files import staged_folder
-from qdpo.hardware import GIB, peak_memory
+from qdpo.hardware import GIB
 from qdpo.run.folder import ADAPTER, CHECKPOINTS, METRICS
 from qdpo.run.metrics import read_metrics
 from qdpo.run.pairs import write_pairs
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
     from qdpo.training.recipe import Recipe
 
 
-def finish(
-    run: RunState,
-    recipe: Recipe,
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seconds: float,
-) -> None:
+def finish(run: RunState, recipe: Recipe, policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the final adapter, the result, the plots, the scored pairs, the card and the report page."""
     from qdpo.export.output import link_or_copy
     from qdpo.files import sha256_file
@@ -52,14 +45,15 @@ def finish(
     lines = [line for line in read_metrics(run.folder / METRICS) if "eval_loss" in line]
     before = next(line for line in lines if line["step"] == 0)
     after = next(line for line in reversed(lines) if line["step"] == step)
+    run.note_process(state="finished")
     run.save(
         state="finished",
         checks=[Check(name=check.name, detail=check.detail) for check in run.checks],
         result=Result(
             steps=progress.step,
             epochs=recipe.epoch,
-            seconds=seconds,
-            peak_memory_bytes=peak_memory(run.device),
+            seconds=run.record.seconds,
+            peak_memory_bytes=run.record.peak_memory_bytes,
             tokens=progress.tokens_seen,
             before=before,
             after=after,
@@ -71,7 +65,7 @@ def finish(
     draw_plots(run.folder)
     save_pairs(run, recipe, tokenizer, step)
     refresh(run.folder)
-    say_result(run, before, after, seconds)
+    say_result(run, before, after)
 
 
 def save_pairs(run: RunState, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> None:
@@ -91,7 +85,7 @@ def save_pairs(run: RunState, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
     write_pairs(run.folder, heldout.pairs, logps.tolist(), heldout.reference.tolist(), run.config.loss.beta, tokenizer)
 
 
-def say_result(run: RunState, before: dict[str, float], after: dict[str, float], seconds: float) -> None:
+def say_result(run: RunState, before: dict[str, float], after: dict[str, float]) -> None:
     """The before/after table and where things are."""
     rows = [
         ("held-out pairs: prefers the chosen", "eval_logps/accuracies", "{:.1%}"),
@@ -106,5 +100,9 @@ def say_result(run: RunState, before: dict[str, float], after: dict[str, float],
             first = "ties" if key == "eval_rewards/accuracies" and before["eval_rewards/margins"] == 0 else before[key]
             start = first if isinstance(first, str) else form.format(first)
             console.say(f"{label:36}{start:>10}{form.format(after[key]):>10}")
-    peak = peak_memory(run.device) / GIB
-    console.good(f"done in {seconds:.0f} s, peak memory {peak:.2f} GiB; adapter, plots and card in {run.folder}")
+    result, processes = run.record.result, len(run.record.processes or ())
+    assert result.seconds is not None
+    assert result.peak_memory_bytes is not None
+    time = f"{result.seconds:.0f} s" + (f" in {processes} processes" if processes > 1 else "")
+    peak = f"peak memory {result.peak_memory_bytes / GIB:.2f} GiB"
+    console.good(f"done in {time}, {peak}; adapter, plots and card in {run.folder}")
