@@ -17,7 +17,9 @@ VERDICTS = {
     **dict.fromkeys(("train.eval_every", "train.gradient_checkpointing", "data.contamination", "data.text"), FREE),
     "model.nf4_cache": FREE,
     **dict.fromkeys(("model.name", "model.revision", "model.tokenizer", "model.adapter"), CONTENT),
-    **dict.fromkeys(("train.grid", "lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER),
+    **dict.fromkeys(
+        ("train.grid", "lora.r", "lora.bias", "lora.target_modules", "lora.task_type", "train.optim"), NEVER
+    ),
 }
 """What a changed setting means for the result; of a setting that is not here, `meaning` knows it by its section."""
 
