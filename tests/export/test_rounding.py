@@ -100,7 +100,6 @@ def test_so_it_does_in_what_awq_has_scaled(
 
     nearest, with_feedback = kept(feedback_of(alone)), kept(feedback_of(there, a * columns))
     assert with_feedback[0] == pytest.approx(1, abs=0.1)
-    assert abs(nearest[0] - 1) > 3 * abs(with_feedback[0] - 1)
     assert with_feedback[1] < 0.5 * nearest[1]
     other_way = kept(feedback_of(moment.scaled(columns), a / columns))
     assert other_way[1] > 1.2 * with_feedback[1], "the inputs are divided, not multiplied"
