@@ -21,14 +21,16 @@ def say_next(*steps: tuple[str, str]) -> None:
         console.say(f"  {command:<{width}}  # {purpose}")
 
 
+STEPS = 3
+"""Commands at the end of a run."""
+
+
 def after_training(run: Path) -> None:
-    """Next steps of a run that is finished."""
-    folder = shlex.quote(str(run))
-    say_next(
-        (f"qdpo explain --run {folder}", "what the curves mean, and what to change"),
-        (f"qdpo chat --run {folder} --compare", "talk to base and result side by side"),
-        (f"qdpo merge-export --run {folder} --format gguf", "a file for llama.cpp, LM Studio, Ollama"),
-    )
+    """Next steps of a run, the first of those that its card and page have."""
+    from qdpo.report.facts import gather
+
+    steps = [step for step in gather(run).next_steps if step.command][:STEPS]
+    say_next(*((step.command.replace("DIR", shlex.quote(str(run))), step.what) for step in steps))
 
 
 def after_export(run: Path, export: Path, format: str, verdict: str | None) -> None:

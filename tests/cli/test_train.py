@@ -36,7 +36,7 @@ def test_a_run_leaves_everything_it_promises_and_can_be_resumed(tiny: Tiny, tmp_
     for said in ("ok policy equals reference", "ok every adapter learns", "held-out reward accuracy", "ok done in"):
         assert said in result.stderr
     next_steps = result.stderr[result.stderr.index("next:\n") :]
-    for verb in ("explain", "chat", "merge-export"):
+    for verb in ("chat", "eval", "merge-export"):
         assert f"qdpo {verb} --run '{run}'" in next_steps
     for name in ("config.yaml", "run.json", "data_report.json", "metrics.jsonl", "README.md"):
         assert (run / name).stat().st_size > 0, name
