@@ -26,6 +26,8 @@ class Setup:
         warmup: steps of warmup.
         max_steps: steps of the whole run; 0 when unknown, then what is there is taken for all of it.
         pairs: held-out pairs.
+        train_pairs: training pairs.
+        pairs_per_step: pairs of a step.
         chosen_tokens: tokens of a typical chosen completion.
     """
 
@@ -36,6 +38,8 @@ class Setup:
     warmup: int = 0
     max_steps: int = 0
     pairs: int | None = None
+    train_pairs: int | None = None
+    pairs_per_step: int = 0
     chosen_tokens: float | None = None
 
 
@@ -134,6 +138,18 @@ class Evidence:
     def trained(self, key: str) -> float | None:
         """Where a curve of the training steps after the warmup stands."""
         return level(values(self.ripe_train, key))
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training pairs that the whole run takes; 0 when they are not known."""
+        steps = self.setup.max_steps or self.step
+        return steps * self.setup.pairs_per_step / self.setup.train_pairs if self.setup.train_pairs else 0.0
+
+    @property
+    def newest_accuracy(self) -> float | None:
+        """Held-out reward accuracy of the newest evaluation."""
+        found = values(self.scored, "rewards/accuracies")
+        return found[-1] if found else None
 
     @cached_property
     def accuracy(self) -> float | None:

@@ -29,6 +29,8 @@ def evidence_of(record: RunRecord) -> Evidence:
         warmup=train.warmup_steps or round(train.warmup_ratio * steps),
         max_steps=steps,
         pairs=record.facts.data.heldout.pairs,
+        train_pairs=record.facts.data.train.pairs,
+        pairs_per_step=train.pairs_per_step,
         chosen_tokens=dig(record.data, "heldout", "tokens", "chosen", "median"),
     )
     heldout = read_evaluations(record.folder).get(HELDOUT)

@@ -12,16 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from qdpo.evaluation.statistics import wilson
 from qdpo.verdicts.evidence import Evidence
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, points, share_rising, smooth, values
 
 Kind = Literal[
     "too early",
+    "too few to tell",
+    "cannot be told",
     "not learning",
     "learning",
     "saturated",
     "over-fitting",
     "degenerate",
+    "forgetting",
+    "too many epochs",
     "length-hacking",
     "learning rate too high",
     "learning rate too low",
@@ -35,7 +40,12 @@ BOTH_FALL = "Rafailov et al. 2024, arXiv:2404.12358; the DPO authors in eric-mit
 LN2 = "huggingface/trl#1627; at a margin of 0 the loss is -log sigmoid(0) = ln 2"
 OVERFITTING = "Zephyr, Tunstall et al. 2023, arXiv:2310.16944 (train accuracy 1 after an epoch, held-out loss rising)"
 DISPLACEMENT = "Razin et al. 2024, arXiv:2410.08847; Pal et al. 2024 (Smaug), arXiv:2402.13228"
+WILSON = "Wilson's interval (Wilson 1927), 95 %"
 REPETITION = "Welleck et al. 2019, arXiv:1908.04319 (share of repeated 4-grams)"
+FORGETTING = "Kirkpatrick et al. 2017, arXiv:1612.00796; Biderman et al. 2024, arXiv:2405.09673 (LoRA forgets less)"
+EPOCHS = (
+    "published recipes: one to three epochs (Zephyr, NeuralHermes); their authors report over-fitting after the first"
+)
 LENGTH = "Park et al. 2024, arXiv:2403.19159; Singhal et al. 2023, arXiv:2310.03716"
 RATES = "published recipes: 5e-7 for full weights (Zephyr), 5e-6 for QLoRA (its handbook), 5e-5 for LoRA (NeuralHermes)"
 DISCOPOP = "Lu et al. 2024 (DiscoPOP), arXiv:2406.08414: the loss is not convex near 0"
@@ -55,6 +65,9 @@ ALL_WON, NOTHING_LEFT = 0.98, 0.15  # training accuracy, and share of the starti
 COLLAPSE_PER_TOKEN = 1.0  # nats per token that the chosen completions have lost: each token e times less likely
 COLLAPSE_RATIO = 2.0  # the same where lengths are not known: log-probability over its start
 REPEATED, REPEATED_MORE = 0.30, 0.20  # share of repeated 4-grams in answers, and how much above the base's
+FORGOT = 0.05  # plain text's nats per token above their start, as a share of it
+MANY_EPOCHS = 10  # passes over the training pairs
+FEWEST_PAIRS = 30  # held-out pairs under which nothing is called learned
 LONGER, LONG_WORDS = 1.5, 20  # answers over the base's in words, and how many words make that worth a remark
 LENGTH_GAP = 0.30  # accuracy of pairs whose chosen side is the longer minus that of the others
 
@@ -186,6 +199,35 @@ def _repetition(evidence: Evidence) -> str:
     return (
         f"answers repeat themselves: {last.repeated:.0%} of their 4-grams came before, the base's "
         f"{last.base_repeated:.0%}"
+    )
+
+
+def forgetting(evidence: Evidence) -> Verdict | None:
+    """Text that has nothing to do with the pairs has become less likely."""
+    found = points(evidence.evals, "text_nll")
+    if len(found) < 2 or found[0][0] != 0 or found[0][1] <= 0:
+        return None
+    before, (step, now) = found[0][1], found[-1]
+    risen = now / before - 1
+    return _alarm(
+        "forgetting",
+        f"text that is not of the pairs costs {now:.4f} nats a token at step {step}, {before:.4f} before: {risen:+.1%}"
+        if risen > FORGOT
+        else "",
+        f"{_rate(evidence, 0.5)}, raise loss.beta (now {evidence.setup.beta:g}), train less, or add the chosen answers"
+        "' own likelihood: loss.loss_type: [sigmoid, sft]",
+        FORGETTING,
+    )
+
+
+def too_many_epochs(evidence: Evidence) -> Verdict | None:
+    """The same few pairs were shown so often that they can be known by heart."""
+    done = evidence.epochs
+    return _alarm(
+        "too many epochs",
+        f"{done:.0f} passes over {evidence.setup.train_pairs:,} training pairs" if done > MANY_EPOCHS else "",
+        "more pairs, or fewer passes (train.num_train_epochs: 1 to 3, train.max_steps: null)",
+        EPOCHS,
     )
 
 
@@ -357,6 +399,8 @@ ALARMS: tuple[Callable[[Evidence], Verdict | None], ...] = (
     learning_rate_too_high,
     over_fitting,
     degenerate,
+    forgetting,
+    too_many_epochs,
     length_hacking,
     stuck_in_the_dip,
     learning_rate_too_low,
@@ -389,6 +433,34 @@ def too_early(evidence: Evidence) -> Verdict | None:
     return _state("too early", f"{where}{loss}{start if loss else ''}", LN2)
 
 
+def too_few(evidence: Evidence) -> Verdict | None:
+    """So few held-out pairs that winning all of them may be chance."""
+    pairs = evidence.setup.pairs
+    if pairs is None or pairs >= FEWEST_PAIRS or evidence.accuracy is None:
+        return None
+    return _state(
+        "too few to tell",
+        f"held-out accuracy {_accuracy(evidence)}; under {FEWEST_PAIRS} pairs nothing is called learned",
+        WILSON,
+        "hold more pairs out (data.eval_fraction, data.eval_name)",
+    )
+
+
+def within_chance(evidence: Evidence) -> Verdict | None:
+    """The held-out accuracy's interval has one half in it."""
+    if evidence.setup.pairs is None or evidence.newest_accuracy is None or evidence.discopop:
+        return None
+    low = _interval(evidence)[0]
+    if low > 0.5:
+        return None
+    return _state(
+        "cannot be told",
+        f"held-out accuracy {_accuracy(evidence)} has chance, 50 %, in its interval{_losses(evidence)}",
+        WILSON,
+        "hold more pairs out (data.eval_fraction), or train longer",
+    )
+
+
 def saturated(evidence: Evidence) -> Verdict | None:
     """The training pairs are all won and teach nothing any more; the held-out ones did not suffer."""
     start, now = evidence.start_loss, evidence.trained("loss")
@@ -407,19 +479,44 @@ def saturated(evidence: Evidence) -> Verdict | None:
 
 def learning(evidence: Evidence) -> Verdict:
     """The held-out pairs are preferred as they should be."""
-    accuracy, margin, loss = (
-        values(evidence.scored, key)[-1:] for key in ("rewards/accuracies", "rewards/margins", "loss")
-    )
+    accuracy = "" if evidence.newest_accuracy is None else f"accuracy {_accuracy(evidence)}; chance 50 %"
+    return _state("learning", f"held-out {accuracy}{_losses(evidence)}", DPO)
+
+
+def _accuracy(evidence: Evidence) -> str:
+    """The newest held-out accuracy with its interval and what it is of."""
+    assert evidence.newest_accuracy is not None
+    share = f"{evidence.newest_accuracy:.1%}"
+    if evidence.setup.pairs is None:
+        return share
+    low, high = _interval(evidence)
+    plural = "s" if evidence.setup.pairs != 1 else ""
+    return f"{share} [{low:.0%}, {high:.0%}] of {evidence.setup.pairs:,} pair{plural}"
+
+
+def _interval(evidence: Evidence) -> tuple[float, float]:
+    """The 95 % interval of the newest held-out accuracy; a tie counts half, as the accuracy has it."""
+    pairs = evidence.setup.pairs or 0
+    found = wilson(round((evidence.newest_accuracy or 0.0) * pairs), pairs)
+    return found.low or 0.0, found.high if found.high is not None else 1.0
+
+
+def _losses(evidence: Evidence) -> str:
+    """Newest held-out margin and loss."""
+    margin, loss = (values(evidence.scored, key)[-1:] for key in ("rewards/margins", "loss"))
     start = "" if evidence.start_loss is None else f" from {evidence.start_loss:.4f}"
-    parts = [
-        *(f"accuracy {value:.1%} (chance 50 %)" for value in accuracy),
-        *(f"margin {value:+.3f}" for value in margin),
-        *(f"loss {value:.4f}{start}" for value in loss),
-    ]
-    return _state("learning", "held-out " + ", ".join(parts), DPO)
+    parts = [*(f"margin {value:+.3f}" for value in margin), *(f"loss {value:.4f}{start}" for value in loss)]
+    return "".join(f", {part}" for part in parts)
 
 
-STATES: tuple[Callable[[Evidence], Verdict | None], ...] = (early_dip, too_early, saturated, learning)
+STATES: tuple[Callable[[Evidence], Verdict | None], ...] = (
+    early_dip,
+    too_early,
+    too_few,
+    within_chance,
+    saturated,
+    learning,
+)
 """What a run is when there is no alarm; the first that holds."""
 
 

@@ -283,3 +283,51 @@ def test_every_rule_is_asked() -> None:
     line = Verdict("degenerate", True, "a 1", "change b", "c").line()
     assert line == "degenerate: a 1; change b"
     assert json.dumps(judge(Evidence([], [], answers=[Answers(0, 1, 1, 0, 0)]))[0].line())
+
+
+# --- how much can be told ---------------------------------------------------------------------------------------------
+
+
+def known(accuracy: float, pairs: int | None, **more: Any) -> Evidence:
+    """A run that learns, its last held-out accuracy as given."""
+    evidence = draw(curves.learns(0.1), DPO)
+    evals = [dict(row) for row in evidence.evals]
+    for row in evals[1:]:
+        row["rewards/accuracies"] = accuracy
+    return replace(evidence, evals=evals, setup=replace(evidence.setup, pairs=pairs, **more))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "kind"),
+    [
+        (1.0, 1, "too few to tell"),
+        (1.0, 29, "too few to tell"),
+        (1.0, 30, "learning"),
+        (0.6, 60, "cannot be told"),
+        (0.6, 200, "learning"),
+        (0.6, None, "learning"),
+    ],
+)
+def test_nothing_is_called_learned_by_pairs_too_few_to_tell(accuracy: float, pairs: int | None, kind: str) -> None:
+    first = judge(known(accuracy, pairs))[0]
+    assert first.kind == kind
+    if pairs is not None:
+        assert re.search(rf"{accuracy:.1%} \[\d+%, \d+%\] of {pairs} pair", first.says), first.says
+
+
+def test_many_passes_over_few_pairs_are_an_alarm() -> None:
+    shown = known(1.0, 64, train_pairs=24, pairs_per_step=16, max_steps=180)
+    assert [verdict.kind for verdict in judge(shown) if verdict.alarm] == ["too many epochs"]
+    assert "120 passes over 24 training pairs" in judge(shown)[0].says
+    twice = known(1.0, 64, train_pairs=1440, pairs_per_step=16, max_steps=180)
+    assert not [verdict for verdict in judge(twice) if verdict.alarm]
+
+
+@pytest.mark.parametrize(("after", "alarm"), [(1.186, True), (1.04, False), (0.9, False)])
+def test_text_that_is_forgotten_is_an_alarm(after: float, alarm: bool) -> None:
+    evidence = known(0.9, 100)
+    evals = [dict(row) for row in evidence.evals]
+    for number, row in enumerate(evals):
+        row["text_nll"] = 2.0 * (1 + (after - 1) * number / (len(evals) - 1))
+    kinds = [verdict.kind for verdict in judge(replace(evidence, evals=evals)) if verdict.alarm]
+    assert kinds == (["forgetting"] if alarm else [])
