@@ -8,6 +8,7 @@ later than that description: on the command line, or in a file that extends the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from qdpo.config import fields, presets, strict_yaml
@@ -67,6 +68,19 @@ def read_origins(folder: Path) -> dict[str, str]:
         if "  # " in line:
             found[key] = line.rpartition("  # ")[2]
     return found
+
+
+def with_first_origins(folder: Path, resolved: Resolved) -> Resolved:
+    """The configuration of a run that goes on: what it takes from its own config.yaml came from elsewhere at first.
+
+    Raises:
+        ConfigError: as `read_origins`.
+    """
+    own, first = str(folder / CONFIG), read_origins(folder)
+    found = {
+        key: first.get(key, origin) if _file(origin) == own else origin for key, origin in resolved.origins.items()
+    }
+    return replace(resolved, origins=found)
 
 
 def _files(origins: Mapping[str, str], preset: str | None) -> list[str]:

@@ -22,6 +22,7 @@ from qdpo.files import atomic_write
 from qdpo.redact import redact_all
 from qdpo.run.folder import ADAPTER, CHECKPOINTS, CONFIG, RECORD, read_record, step_of, versions
 from qdpo.run.meaning import FREE, NEVER, RESULT, ROUNDING, meaning
+from qdpo.run.recipe import with_first_origins
 from qdpo.run.record import dig
 from qdpo.run.schema import Changed, Record
 from qdpo.training import parallel
@@ -224,5 +225,5 @@ def accept(run: RunState) -> None:
         told = [{"key": c.key, "old": c.old, "new": c.new} for c in comparison.found]
         run.record.changes = [*(run.record.changes or []), Changed(after_step=step, changed=told)]
         if parallel.is_first():
-            atomic_write(run.folder / CONFIG, to_yaml(comparison.resolved))
+            atomic_write(run.folder / CONFIG, to_yaml(with_first_origins(run.folder, comparison.resolved)))
     run.save(settings=settings_of(comparison.resolved.config))

@@ -8,7 +8,7 @@ import pytest
 
 from qdpo.config import presets
 from qdpo.config.resolve import resolve, to_yaml
-from qdpo.run.recipe import read_recipe, recipe_of
+from qdpo.run.recipe import read_recipe, recipe_of, with_first_origins
 from qdpo.run.schema import Recipe, Record
 
 OTHER = ("model.name=me/other", "model.revision=null", "data.name=my.jsonl", "data.config=null", "data.format=auto")
@@ -63,3 +63,17 @@ def test_the_words_of_a_chain_that_is_known_by_its_origins_alone(tmp_path: Path)
     (tmp_path / "config.yaml").write_text(to_yaml(resolved))
     found = read_recipe(tmp_path, resolved.config, Record(preset=str(mine)))
     assert found == Recipe(preset="garrulus-a40", changed=["model.name", "loss.beta"], named=False, noted=False)
+
+
+def test_a_run_that_goes_on_keeps_where_its_settings_came_from(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(resolve("garrulus-a40", OTHER)))
+    again = resolve(str(tmp_path / "config.yaml"), ["train.max_steps=9"])
+    assert again.origins["loss.beta"].startswith(str(tmp_path))
+    found = with_first_origins(tmp_path, again)
+    assert found.config == again.config
+    assert found.origins["loss.beta"].startswith("presets/garrulus-a40.yaml:")
+    assert found.origins["data.name"] == "--set"
+    assert (found.origins["train.max_steps"], found.origins["engine"]) == ("--set", "default")
+    (tmp_path / "config.yaml").write_text(to_yaml(found))
+    record = Record(preset="garrulus-a40")
+    assert read_recipe(tmp_path, found.config, record).changed == ["model.name", "data.name", "train.max_steps"]
