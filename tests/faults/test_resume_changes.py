@@ -17,8 +17,9 @@ from qdpo.config import fields
 from qdpo.config.resolve import resolve
 from qdpo.errors import ConfigError, UsageError
 from qdpo.run import folder as run_folder
+from qdpo.run.meaning import FREE, RESULT, VERDICTS
 from qdpo.run.schema import Record
-from qdpo.training.resume import FREE, RESULT, VERDICTS, Comparison, settings_of
+from qdpo.training.resume import Comparison, settings_of
 
 SETTINGS = ("train.max_steps=6", "train.save_every=2", "train.eval_every=6", "samples.count=0")
 
