@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import torch
 from training.tiny import Tiny, make_rows, train_until, write_rows
 
 import qdpo
+from qdpo.cli import main as cli
 from qdpo.cli.main import main
+from qdpo.cli.options import understand
 from qdpo.config import presets
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(qdpo.__file__).parents[1])}
@@ -202,32 +205,31 @@ def test_a_start_that_failed_removes_what_it_wrote_and_nothing_else(tiny: Tiny, 
     assert sorted((tmp_path / "run").rglob("*")) == kept
 
 
-def test_flags_of_other_tools_are_settings(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "--lr",
-        "2e-4",
-        "--epochs=2",
-        "--batch-size",
-        "4",
-        "--beta",
-        "0.3",
-        "--lora_r",
-        "2",
-        "--learning-rate=3e-4",
-    ]
-    flags += ["--output_dir", str(tmp_path / "out")]
-    assert main(["train", "--preset", str(tiny.preset), *flags, "--set", "data.max_rows=16", "--dry-run"]) == 0
-    said = capsys.readouterr()
-    for line in (
-        "learning_rate: 0.0003  # --set",
-        "num_train_epochs: 2.0",
-        "pairs_per_step: 4",
-        "beta: 0.3",
-        "r: 2  #",
-    ):
-        assert line in said.out
-    assert "note: --lr 2e-4: --set train.learning_rate=2e-4" in said.err
-    assert f"run directory  {tmp_path / 'out'}" in said.err
+def test_flags_of_other_tools_are_settings(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--lr", "2e-4", "--epochs=2", "--batch-size", "4", "--beta", "0.3", "--lora_r", "2", "--max-steps=7"]
+    flags += ["--learning-rate=3e-4", "--output_dir", "out", "--base_model", "mine", "--set", "data.max_rows=16"]
+    parser, _, _ = cli._parser("train")
+    args = parser.parse_args(understand(["train", "--preset", str(tiny.preset), *flags], parser_of("train")))
+    assert (args.run_dir, args.model) == ("out", "mine")
+    config = qdpo.Config.load(args.preset, args.overrides)
+    found = (config.train.learning_rate, config.train.num_train_epochs, config.train.pairs_per_step, config.loss.beta)
+    assert found == (3e-4, 2.0, 4, 0.3)
+    assert (config.lora.r, config.train.max_steps, config.data.max_rows) == (2, 7, 16)
+    assert "note: --lr 2e-4: --set train.learning_rate=2e-4" in capsys.readouterr().err
+
+
+def test_a_verbs_own_options_come_first() -> None:
+    own = ["eval", "--batch-size", "4", "--model", "x"]
+    assert understand(own, parser_of("eval")) == own
+    # and a verb without settings leaves everything as it is
+    assert understand(["push", "--lr", "1"], parser_of("push")) == ["push", "--lr", "1"]
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of a verb's own options."""
+    _, chosen, _ = cli._parser(verb)
+    assert chosen is not None
+    return chosen
 
 
 @pytest.mark.parametrize(
