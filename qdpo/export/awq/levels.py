@@ -18,7 +18,7 @@ from qdpo.export.awq.smoothing import Smoothing
 from qdpo.export.feedback import Corrections, Feedback, round_columns, round_floats
 from qdpo.export.folder import rounded
 from qdpo.export.gguf.chunks import row_chunks
-from qdpo.export.gguf.grids import Columns, Layout, inverse_or_zero
+from qdpo.model.grids import Columns, Layout, inverse_or_zero
 from qdpo.model.merged import MergedModel
 from qdpo.progress import Progress
 
