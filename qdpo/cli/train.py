@@ -14,6 +14,7 @@ from qdpo.cli.next_steps import after_training
 from qdpo.cli.options import add_config, nothing_named
 from qdpo.errors import QdpoError, UsageError
 from qdpo.progress import waiting
+from qdpo.run.folder import CONFIG
 
 if TYPE_CHECKING:
     from qdpo.api.config import Config
@@ -125,6 +126,6 @@ def _train(args: argparse.Namespace, config: Config | None = None) -> int:
 
             return describe(job.config.resolved, job.folder)
         folder = job.do(stop, shlex.join(["qdpo", *(sys.argv[1:] or ["train"])]))
-        if stop.exit_code == 0:
+        if stop.exit_code == 0 and (folder / CONFIG).is_file():  # of several processes the first one writes
             after_training(folder)
         return stop.exit_code

@@ -212,7 +212,7 @@ def forgetting(evidence: Evidence) -> Verdict | None:
     return _alarm(
         "forgetting",
         f"text that is not of the pairs costs {now:.4f} nats a token at step {step}, {before:.4f} before: {risen:+.1%}"
-        if risen > FORGOT
+        if risen > FORGOT + 1e-9  # 2.1 over 2 is a little more than 5 % in floating point
         else "",
         f"{_rate(evidence, 0.5)}, raise loss.beta (now {evidence.setup.beta:g}), train less, or add the chosen answers"
         "' own likelihood: loss.loss_type: [sigmoid, sft]",

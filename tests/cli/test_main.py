@@ -78,7 +78,7 @@ def test_no_verb_prints_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixt
     ("argv", "parts"),
     [
         (["trian"], ["there is no verb `trian`", "did you mean `qdpo train`?"]),
-        (["zzz"], ["there is no verb `zzz`", "verbs: train, plan, data"]),
+        (["zzz"], ["there is no verb `zzz`", "verbs: train, init, plan, data"]),
         (["--verison"], ["--verison", "did you mean `--version`?"]),
         (["try", "--count", "many"], ["--count", "many", "see `qdpo try --help`"]),
         (["try", "--count"], ["--count", "expected one argument"]),

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from report.conftest import Run
 
 from qdpo.cli import main as cli
 from qdpo.cli.next_steps import after_export, after_training
@@ -27,6 +28,8 @@ def assert_taken(words: list[str]) -> None:
 
 
 def test_after_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my run").mkdir()
+    Run(tmp_path / "my run").write()
     after_training(tmp_path / "my run")
     for words in commands(capsys.readouterr().err):
         assert str(tmp_path / "my run") in words

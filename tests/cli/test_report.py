@@ -17,7 +17,7 @@ def test_renders_a_run_that_is_still_training(tmp_path: Path, capsys: pytest.Cap
     assert main(["report", "--run", str(folder)]) == 0
     assert capsys.readouterr().out.strip() == str(folder / "report.html")
     assert "The run is not finished (state: running)" in (folder / "README.md").read_text().replace("**", "")
-    assert "state: running" in (folder / "report.html").read_text()
+    assert "running, 120 of 120 steps" in (folder / "report.html").read_text()
     assert (folder / "plots" / "loss.png").is_file()
 
 
