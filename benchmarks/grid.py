@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--base", default="mistral-57m-random", choices=list(models.SHAPES))
     parser.add_argument("--kinds", nargs="+", default=["q4_k_m", "q4_0", "q8_0"])
+    parser.add_argument("--workloads", nargs="+", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--budget", type=int, default=1024, help="packed tokens of a micro-batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -48,7 +49,8 @@ def main() -> int:
         engines = {
             kind: stack.enter_context(engine_of(args.base, device, kind, Path(folder))) for kind in (None, *args.kinds)
         }
-        for name, count in PAIRS.items():
+        for name in args.workloads:
+            count = PAIRS[name]
             pairs = workloads.synthetic(name, count)
             steps = {
                 str(kind): partial(step, policy, engine, pairs, packed.Settings(budget=args.budget))
