@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from gguf import GGMLQuantizationType as Type
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from qdpo.errors import InputMissingError
 from qdpo.files import atomic_write
-from qdpo.model.grids import Grid
+from qdpo.model.grids import STORED, Grid
 
 GRIDS = "grids.safetensors"
 
@@ -71,7 +70,8 @@ class Grids:
             return None
         try:
             with safe_open(self.path, "pt") as file:
-                parts = {part: file.get_tensor(f"{name}.{part}") for part in _parts(file, name)}
+                there = set(file.keys())
+                parts = {part: file.get_tensor(f"{name}.{part}") for part in STORED if f"{name}.{part}" in there}
         except (OSError, SafetensorError) as error:
             raise InputMissingError(f"{self.path}: {name}: {error}", "restore the file") from error
         return Grid.of_stored(kind, **parts)
@@ -135,7 +135,3 @@ def save_grids(path: Path, kind: str, grids: Iterable[tuple[str, Grid]]) -> None
         types[name] = grid.kind.name
         tensors |= {f"{name}.{part}": value.cpu().contiguous() for part, value in grid.stored().items()}
     atomic_write(path, save(tensors, {_KEY: json.dumps({"kind": kind, "types": types})}))
-
-
-def _parts(file: Any, name: str) -> list[str]:
-    return [part for part in ("d", "scales", "dmin", "minimums") if f"{name}.{part}" in file.keys()]  # noqa: SIM118

@@ -56,6 +56,10 @@ LAYOUTS = {
 }
 
 
+STORED = ("d", "scales", "dmin", "minimums")
+"""What a file has of a `Grid`, from which the rest follows."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The grid of a matrix [rows, columns], on the device on which it was fitted.
@@ -108,7 +112,7 @@ class Grid:
 
     def stored(self) -> dict[str, torch.Tensor]:
         """What `of_stored` takes, by name."""
-        return {name: part for name, part in self._tensors().items() if name not in ("scale", "low")}
+        return {name: part for name, part in self._tensors().items() if name in STORED}
 
     def rows(self, chosen: Callable[[torch.Tensor], torch.Tensor]) -> Grid:
         """The grid of a matrix some of whose rows were taken, or put into another order.

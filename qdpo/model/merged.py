@@ -159,12 +159,12 @@ class MergedModel:
             name, self._base.read(self._source(name)), "in the base", "the base is damaged: fetch it again"
         )
         base = self._trained_on.as_trained(name, weight) if self._trained_on else weight.float()
-        if self.grids is None:
-            return self.adapted(name, base)
-        grid, touched = self.grids.of(name), self._adapter is not None and self._adapter.touches(name)
+        grid = self.grids.of(name) if self.grids else None
         if grid is None:
             return self.adapted(name, base)
-        return placed(name, grid, base, self._adapter.pair(name) if self._adapter and touched else None, torch.float32)
+        adapter = self._adapter
+        pair = adapter.pair(name) if adapter and adapter.touches(name) else None
+        return placed(name, grid, base, pair, torch.float32)
 
     def adapted(self, name: str, weight: torch.Tensor | None) -> torch.Tensor:
         """What the adapter makes of a tensor of the base that has been read already, before any grid.

@@ -436,7 +436,7 @@ def too_early(evidence: Evidence) -> Verdict | None:
 def too_few(evidence: Evidence) -> Verdict | None:
     """So few held-out pairs that winning all of them may be chance."""
     pairs = evidence.setup.pairs
-    if pairs is None or pairs >= FEWEST_PAIRS or evidence.accuracy is None:
+    if pairs is None or pairs >= FEWEST_PAIRS or evidence.newest_accuracy is None:
         return None
     return _state(
         "too few to tell",
@@ -450,12 +450,12 @@ def within_chance(evidence: Evidence) -> Verdict | None:
     """The held-out accuracy's interval has one half in it."""
     if evidence.setup.pairs is None or evidence.newest_accuracy is None or evidence.discopop:
         return None
-    low = _interval(evidence)[0]
-    if low > 0.5:
+    if _interval(evidence)[0] > 0.5:
         return None
+    chance = f"held-out accuracy {_accuracy(evidence)} has chance, 50 %, in its interval"
     return _state(
         "cannot be told",
-        f"held-out accuracy {_accuracy(evidence)} has chance, 50 %, in its interval{_losses(evidence)}",
+        ", ".join([chance, *_losses(evidence)]),
         WILSON,
         "hold more pairs out (data.eval_fraction), or train longer",
     )
@@ -479,8 +479,9 @@ def saturated(evidence: Evidence) -> Verdict | None:
 
 def learning(evidence: Evidence) -> Verdict:
     """The held-out pairs are preferred as they should be."""
-    accuracy = "" if evidence.newest_accuracy is None else f"accuracy {_accuracy(evidence)}; chance 50 %"
-    return _state("learning", f"held-out {accuracy}{_losses(evidence)}", DPO)
+    known = evidence.newest_accuracy is not None
+    parts = [*([f"accuracy {_accuracy(evidence)}; chance 50 %"] if known else []), *_losses(evidence)]
+    return _state("learning", f"held-out {', '.join(parts)}", DPO)
 
 
 def _accuracy(evidence: Evidence) -> str:
@@ -501,12 +502,11 @@ def _interval(evidence: Evidence) -> tuple[float, float]:
     return found.low or 0.0, found.high if found.high is not None else 1.0
 
 
-def _losses(evidence: Evidence) -> str:
-    """Newest held-out margin and loss."""
+def _losses(evidence: Evidence) -> list[str]:
+    """Newest held-out margin and loss, as far as they are known."""
     margin, loss = (values(evidence.scored, key)[-1:] for key in ("rewards/margins", "loss"))
     start = "" if evidence.start_loss is None else f" from {evidence.start_loss:.4f}"
-    parts = [*(f"margin {value:+.3f}" for value in margin), *(f"loss {value:.4f}{start}" for value in loss)]
-    return "".join(f", {part}" for part in parts)
+    return [*(f"margin {value:+.3f}" for value in margin), *(f"loss {value:.4f}{start}" for value in loss)]
 
 
 STATES: tuple[Callable[[Evidence], Verdict | None], ...] = (

@@ -331,3 +331,10 @@ def test_text_that_is_forgotten_is_an_alarm(after: float, alarm: bool) -> None:
         row["text_nll"] = 2.0 * (1 + (after - 1) * number / (len(evals) - 1))
     kinds = [verdict.kind for verdict in judge(replace(evidence, evals=evals)) if verdict.alarm]
     assert kinds == (["forgetting"] if alarm else [])
+
+
+def test_a_run_without_accuracies_says_what_it_knows() -> None:
+    evidence = known(0.9, None)
+    evals = [{key: value for key, value in row.items() if key != "rewards/accuracies"} for row in evidence.evals]
+    says = judge(replace(evidence, evals=evals))[0].says
+    assert re.fullmatch(r"held-out margin \S+, loss \S+ from \S+", says), says
