@@ -144,6 +144,7 @@ def _chosen(given: RunConfig, model: str | None, data: str | None) -> Iterator[t
         for key in ("data.max_length", "data.max_prompt_length"):
             if value_of(given, key) < _neutral(key):  # for texts as short as its own
                 yield key, _neutral(key), data
+        yield "samples.answer_key", None, data
         yield "train.max_steps", None, data
         if given.train.warmup_steps:
             yield "train.warmup_steps", 0, data

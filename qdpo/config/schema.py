@@ -255,12 +255,24 @@ class TrainSection(Section):
 
 
 class SamplesSection(Section):
-    """Prompts that base and policy answer at every evaluation (greedy), kept in samples.jsonl."""
+    """Prompts that base and policy answer at every evaluation (greedy), kept in samples.jsonl and judged there."""
 
     count: Annotated[
-        NonNegativeInt, Field(description="how many held-out prompts; 0 switches samples off unless prompts are given")
-    ] = 3
+        NonNegativeInt,
+        Field(
+            description="how many held-out prompts; what is written is judged from 20 on; 0 switches samples off "
+            "unless prompts are given"
+        ),
+    ] = 48
+    shown: Annotated[PositiveInt, Field(description="how many of them the terminal shows")] = 3
     prompts: Annotated[list[str], Field(description="prompts of your own, instead of held-out ones")] = []
+    answer_key: Annotated[
+        str | None,
+        Field(
+            description="JSONL of prompts with lists of `right` and `wrong` answers, which answers to held-out prompts "
+            "are compared with, word for word; `quickstart`: the embedded one"
+        ),
+    ] = None
     max_new_tokens: Annotated[PositiveInt, Field(description="tokens of an answer at the most")] = 64
 
 

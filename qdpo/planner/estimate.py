@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qdpo.config.schema import RunConfig
+from qdpo.engine.decoding import rows_at_once
 from qdpo.planner import parts
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths
@@ -171,8 +172,9 @@ def answered(plays: Plays, config: RunConfig, prompt: int) -> Iterator[tuple[str
 
     Beyond a sliding window the latter is an upper bound: it is played behind a prompt of that length.
     """
-    rows, new = sample_rows(config), config.samples.max_new_tokens
-    if not rows:
+    new = config.samples.max_new_tokens
+    rows = rows_at_once(sample_rows(config), prompt, new, config.packing.tokens_without_grad)
+    if not sample_rows(config):
         return
     stand_in = plays.model.stand_in
     for length, phase in ((prompt, "prompts"), (prompt + max(new - 2, 0), "tokens")):
@@ -180,5 +182,5 @@ def answered(plays: Plays, config: RunConfig, prompt: int) -> Iterator[tuple[str
 
 
 def sample_rows(config: RunConfig) -> int:
-    """Prompts of an evaluation, which are answered as one batch."""
+    """Prompts of an evaluation."""
     return len(config.samples.prompts) or config.samples.count

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
+from qdpo.engine.decoding import rows_at_once
 from qdpo.planner.cards import LAUNCH_SECONDS, Card
 from qdpo.planner.data import Lengths
 from qdpo.planner.estimate import sample_rows, trained_on
@@ -137,12 +138,13 @@ def worked(tokens: float, flops: float, moved: float, card: Card, layers: int) -
 
 def answers_work(plays: Plays, config: RunConfig, card: Card, prompt: int) -> Work:
     """The work of answering a run's prompts once, each of `prompt` tokens, to the last token that is allowed."""
-    rows, new = sample_rows(config), config.samples.max_new_tokens
-    if not rows:
+    prompts, new = sample_rows(config), config.samples.max_new_tokens
+    if not prompts:
         return Work()
+    rows = rows_at_once(prompts, prompt, new, config.packing.tokens_without_grad)
     layers, stand_in = plays.model.shape.layers, plays.model.stand_in
     first, last = (total(plays.answers(rows, length), stand_in) for length in (prompt, prompt + max(new - 2, 0)))
-    prompts = worked(rows * prompt, first.flops["prompts"], first.moved["prompts"], card, layers)
+    begun = worked(rows * prompt, first.flops["prompts"], first.moved["prompts"], card, layers)
     tokens = [worked(rows, each.flops["tokens"], each.moved["tokens"], card, layers) for each in (first, last)]
     # the cache grows from token to token
-    return prompts + (tokens[0] + tokens[1]).times(max(new - 1, 0) / 2)
+    return (begun + (tokens[0] + tokens[1]).times(max(new - 1, 0) / 2)).times(prompts / rows)

@@ -174,7 +174,7 @@ def build_recipe(
     from qdpo.training.recipe import Recipe
     from qdpo.training.samples import samples_of
 
-    samples = samples_of(run, tokenizer, data, engine.autocast)
+    samples = samples_of(run, tokenizer, data, engine)
     if run.config.engine == "trl":
         from qdpo.training.trl_engine import TrlRecipe
 

@@ -24,4 +24,5 @@ def say_verdict(folder: Path, step: int) -> None:
         # a remark about a run is no reason to end it
         console.warn(f"no verdict at step {step}: {type(error).__name__}: {first_line(error)}")
         return
-    (console.warn if verdict.alarm else console.note)(f"step {step}, {verdict.line()}")
+    say = console.warn if verdict.alarm else console.good if verdict.good else console.note
+    say(f"step {step}, {verdict.line()}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qdpo.evaluation.written import Written
 from qdpo.verdicts.trends import accuracy_noise, level, values
 
 RIPE = 0.4
@@ -44,25 +45,6 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The fixed prompts' answers at one evaluation, in numbers.
-
-    Attributes:
-        step: the optimizer step.
-        words: mean words of the policy's answers.
-        base_words: mean words of the base's.
-        repeated: share of the policy's 4-grams that its answer had before.
-        base_repeated: the same of the base's.
-    """
-
-    step: int
-    words: float
-    base_words: float
-    repeated: float
-    base_repeated: float
-
-
-@dataclass(frozen=True)
 class Lengths:
     """Held-out reward accuracy by which side is longer.
 
@@ -90,7 +72,7 @@ class Evidence:
     train: Sequence[Mapping[str, Any]]
     evals: Sequence[Mapping[str, Any]]
     setup: Setup = field(default_factory=Setup)
-    answers: Sequence[Answers] = ()
+    answers: Sequence[Written] = ()
     lengths: Lengths | None = None
 
     @cached_property
@@ -171,6 +153,11 @@ class Evidence:
         """Nats per completion that the policy has moved from its reference: the larger of both sides."""
         sides = [level(values(self.scored or self.train, f"rewards/{side}")) for side in ("chosen", "rejected")]
         return max((abs(side) for side in sides if side is not None), default=0.0) / self.setup.beta
+
+    @property
+    def written(self) -> Written | None:
+        """What was written at the newest evaluation after the start."""
+        return self.answers[-1] if self.answers and self.answers[-1].step > 0 else None
 
     @property
     def above_chance(self) -> bool:

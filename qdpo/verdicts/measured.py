@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping
 from typing import Any
 
 from qdpo.config.steps import steps_for
+from qdpo.evaluation.written import written_of
 from qdpo.run.folder import HELDOUT
 from qdpo.run.record import RunRecord, dig
 from qdpo.run.results import read_evaluations, read_samples
-from qdpo.verdicts.evidence import Answers, Evidence, Lengths, Setup
-
-GRAM = 4
-"""Words in a row that count as said before when they return."""
+from qdpo.verdicts.evidence import Evidence, Lengths, Setup
 
 
 def evidence_of(record: RunRecord) -> Evidence:
@@ -34,7 +30,7 @@ def evidence_of(record: RunRecord) -> Evidence:
         chosen_tokens=dig(record.data, "heldout", "tokens", "chosen", "median"),
     )
     heldout = read_evaluations(record.folder).get(HELDOUT)
-    return Evidence(record.train, record.evals, setup, answers_of(read_samples(record.folder)), lengths_of(heldout))
+    return Evidence(record.train, record.evals, setup, written_of(read_samples(record.folder)), lengths_of(heldout))
 
 
 def planned_steps(record: RunRecord) -> int:
@@ -46,30 +42,6 @@ def planned_steps(record: RunRecord) -> int:
     if not pairs:
         return train.max_steps or 0
     return steps_for(pairs, train.pairs_per_step, train.num_train_epochs, train.max_steps)
-
-
-def answers_of(samples: Sequence[Mapping[str, Any]]) -> list[Answers]:
-    """Words and repetition of the answers at each evaluation."""
-    by_step: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in samples:
-        by_step[row["step"]].append(row)
-    return [
-        Answers(
-            step,
-            words=fmean(len(row["policy"].split()) for row in rows),
-            base_words=fmean(len(row["base"].split()) for row in rows),
-            repeated=fmean(repeated(row["policy"]) for row in rows),
-            base_repeated=fmean(repeated(row["base"]) for row in rows),
-        )
-        for step, rows in sorted(by_step.items())
-    ]
-
-
-def repeated(text: str) -> float:
-    """The share of a text's 4-grams of words that came before in it (Welleck et al. 2019, seq-rep-4)."""
-    words = text.split()
-    grams = [tuple(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def lengths_of(heldout: Mapping[str, Any] | None) -> Lengths | None:

@@ -50,6 +50,8 @@ LENGTH = "Park et al. 2024, arXiv:2403.19159; Singhal et al. 2023, arXiv:2310.03
 RATES = "published recipes: 5e-7 for full weights (Zephyr), 5e-6 for QLoRA (its handbook), 5e-5 for LoRA (NeuralHermes)"
 DISCOPOP = "Lu et al. 2024 (DiscoPOP), arXiv:2406.08414: the loss is not convex near 0"
 
+SAMPLES = "let some dozens of held-out prompts be answered (samples.count)"
+
 # The limits. Losses are compared with where they started, so that they mean the same for every loss.
 YOUNG = 0.15  # share of the run before which little is said
 NOT_FALLEN = 0.97  # a loss above this share of its start has not fallen
@@ -68,6 +70,10 @@ REPEATED, REPEATED_MORE = 0.30, 0.20  # share of repeated 4-grams in answers, an
 FORGOT = 0.05  # plain text's nats per token above their start, as a share of it
 MANY_EPOCHS = 10  # passes over the training pairs
 FEWEST_PAIRS = 30  # held-out pairs under which nothing is called learned
+FEWEST_ANSWERS = 20  # written answers under which nothing is said of them
+SURELY_MORE, PERHAPS_MORE = 0.01, 0.2  # probability of the like by chance: an alarm, and too much for a good word
+MORE_BROKEN, FEWER_ENDED = 0.10, 0.20  # share of the prompts by which more answers are broken, or fewer end
+RANKED = 0.85  # lower end of the accuracy's interval from which on a small margin is no fault
 LONGER, LONG_WORDS = 1.5, 20  # answers over the base's in words, and how many words make that worth a remark
 LENGTH_GAP = 0.30  # accuracy of pairs whose chosen side is the longer minus that of the others
 
@@ -79,6 +85,7 @@ class Verdict:
     Attributes:
         kind: its name.
         alarm: whether somebody should do something.
+        good: whether pairs and written answers both say that training did what it is for.
         says: the finding, with the numbers that it rests on.
         change: what to check or which setting to change; empty when nothing needs to.
         source: who found out.
@@ -89,6 +96,7 @@ class Verdict:
     says: str
     change: str
     source: str
+    good: bool = False
 
     def line(self) -> str:
         """The verdict as one line."""
@@ -167,10 +175,10 @@ def degenerate(evidence: Evidence) -> Verdict | None:
     collapse = _collapse(evidence)
     return _alarm(
         "degenerate",
-        "; ".join(filter(None, (collapse, _repetition(evidence)))),
+        "; ".join(filter(None, (collapse, _broken_answers(evidence), _repetition(evidence)))),
         f"{_rate(evidence, 0.5)}, raise loss.beta (now {evidence.setup.beta:g}), or add the chosen answers' own "
         "likelihood: loss.loss_type: [sigmoid, sft]; look at the samples",
-        DISPLACEMENT if collapse else REPETITION,
+        DISPLACEMENT if collapse else f"{REPETITION}; {DISPLACEMENT}",
     )
 
 
@@ -190,16 +198,27 @@ def _collapse(evidence: Evidence) -> str:
     return f"the chosen completions have become unlikely: log-probability {start:.1f} to {now:.1f}{each}"
 
 
+def _broken_answers(evidence: Evidence) -> str:
+    """More written answers are broken than before, fewer come to an end, or fewer are right: no chance, and many."""
+    last = evidence.written
+    if last is None or last.prompts < FEWEST_ANSWERS:
+        return ""
+    found = []
+    if last.broken is not None and last.broken.grown >= MORE_BROKEN and last.broken.p_value < SURELY_MORE:
+        found.append(f"{last.broken.of_answers('are broken')}: {last.reasons}")
+    for change, least, what in ((last.ended, FEWER_ENDED, "come to an end"), (last.right, MORE_BROKEN, "are right")):
+        if change is not None and change.grown <= -least and change.p_value < SURELY_MORE:
+            found.append(change.of_answers(what))
+    return "; ".join(found)
+
+
 def _repetition(evidence: Evidence) -> str:
     if not evidence.answers:
         return ""
-    last = evidence.answers[-1]
-    if last.repeated < REPEATED or last.repeated < last.base_repeated + REPEATED_MORE:
+    base, policy = evidence.answers[-1].repeated
+    if policy < REPEATED or policy < base + REPEATED_MORE:
         return ""
-    return (
-        f"answers repeat themselves: {last.repeated:.0%} of their 4-grams came before, the base's "
-        f"{last.base_repeated:.0%}"
-    )
+    return f"answers repeat themselves: {policy:.0%} of their 4-grams came before, the base's {base:.0%}"
 
 
 def forgetting(evidence: Evidence) -> Verdict | None:
@@ -246,13 +265,13 @@ def _answers_grow(evidence: Evidence) -> str:
     answers = [entry for entry in evidence.answers if entry.step > 0]
     if not answers:
         return ""
-    last = answers[-1]
-    grown = last.words - last.base_words
-    if last.base_words <= 0 or last.words < LONGER * last.base_words or grown < LONG_WORDS:
+    base, last = answers[-1].words
+    first = answers[0].words[1]
+    if base <= 0 or last < LONGER * base or last - base < LONG_WORDS:
         return ""
-    if len(answers) >= 3 and last.words < 1.1 * answers[0].words and answers[0].words >= LONGER * last.base_words:
+    if len(answers) >= 3 and last < 1.1 * first and first >= LONGER * base:
         return ""  # long from the first evaluation on: a taste of the data's style, not a growing habit
-    return f"answers have {last.words:.0f} words, the base's {last.base_words:.0f}"
+    return f"answers have {last:.0f} words, the base's {base:.0f}"
 
 
 def _longer_wins(evidence: Evidence) -> str:
@@ -342,6 +361,23 @@ def stuck_in_the_dip(evidence: Evidence) -> Verdict | None:
 
 def learning_rate_too_low(evidence: Evidence) -> Verdict | None:
     """Everything goes the right way, and almost nowhere."""
+    found = _hardly_moved(evidence)
+    return None if found is None or _ranked(evidence) else _alarm("learning rate too low", *found, RATES)
+
+
+def small_margin(evidence: Evidence) -> Verdict | None:
+    """The policy has hardly moved, and tells the pairs apart all the same."""
+    found = _hardly_moved(evidence)
+    return _state("learning rate too low", found[0], RATES, found[1]) if found and _ranked(evidence) else None
+
+
+def _ranked(evidence: Evidence) -> bool:
+    """Whether nearly all held-out pairs are won, by however little."""
+    return evidence.setup.pairs is not None and _interval(evidence)[0] >= RANKED
+
+
+def _hardly_moved(evidence: Evidence) -> tuple[str, str] | None:
+    """What shows that the policy hardly moves, and what to change."""
     start, now, margin = evidence.start_loss, evidence.loss, evidence.margin
     if not evidence.ripe or start is None or now is None or margin is None or evidence.discopop:
         return None
@@ -353,12 +389,10 @@ def learning_rate_too_low(evidence: Evidence) -> Verdict | None:
     if not (rising and hardly and STILL < evidence.moved < LITTLE_MOVED) or (train is not None and train <= 0):
         return None
     accuracy = "" if evidence.accuracy is None else f", accuracy {evidence.accuracy:.1%}"
-    return _alarm(
-        "learning rate too low",
+    return (
         f"the held-out margin rises, but only to {margin:.2g}; loss {now:.4f} from {start:.4f}{accuracy}; the policy "
         f"has moved {evidence.moved:.2g} nats per completion",
         f"{_rate(evidence, 10 if evidence.moved < LITTLE_MOVED / 10 else 3)}, or train longer (train.max_steps)",
-        RATES,
     )
 
 
@@ -478,10 +512,23 @@ def saturated(evidence: Evidence) -> Verdict | None:
 
 
 def learning(evidence: Evidence) -> Verdict:
-    """The held-out pairs are preferred as they should be."""
+    """The held-out pairs are preferred as they should be; good where the written answers are no worse for it."""
     known = evidence.newest_accuracy is not None
     parts = [*([f"accuracy {_accuracy(evidence)}; chance 50 %"] if known else []), *_losses(evidence)]
-    return _state("learning", f"held-out {', '.join(parts)}", DPO)
+    said = f"held-out {', '.join(parts)}"
+    last = evidence.written
+    if last is None or last.broken is None or last.prompts < FEWEST_ANSWERS:
+        count = 0 if last is None or last.broken is None else last.prompts
+        looked = "no written answer was looked at" if not count else f"only {count} written answers were looked at"
+        return _state("learning", f"{said}; {looked}, so what it writes cannot be told", DPO, SAMPLES)
+    changes = [(last.broken, 1), (last.ended, -1), (last.right, -1)]
+    worse = [
+        change
+        for change, sign in changes
+        if change is not None and sign * change.grown > 0 and change.p_value < PERHAPS_MORE
+    ]
+    said += f"; of {last.prompts} written answers {last.soundness()}"
+    return Verdict("learning", False, said, "look at the samples" if worse else "", DPO, good=not worse)
 
 
 def _accuracy(evidence: Evidence) -> str:
@@ -536,7 +583,7 @@ def both_rewards_fall(evidence: Evidence) -> Verdict | None:
     )
 
 
-REMARKS: tuple[Callable[[Evidence], Verdict | None], ...] = (both_rewards_fall,)
+REMARKS: tuple[Callable[[Evidence], Verdict | None], ...] = (both_rewards_fall, small_margin)
 """What stands beside a verdict."""
 
 

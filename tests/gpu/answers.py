@@ -13,8 +13,8 @@ import torch
 from gpu.bases import Settings, random_model
 
 from benchmarks import measure
-from qdpo.config.schema import RunConfig
-from qdpo.hardware import Device, mixed_precision
+from qdpo.config.schema import RunConfig, SamplesSection
+from qdpo.hardware import Device
 from qdpo.model.lora import attach, disable_dropout
 from qdpo.planner.cards import card_of
 from qdpo.planner.estimate import answered
@@ -58,14 +58,14 @@ def beside_estimate(config: RunConfig, base: Settings, device: Device) -> dict[s
     length = config.data.max_prompt_length
     prompts = [Prompt([draw.randrange(8, base["vocab_size"]) for _ in range(length)]) for _ in range(rows)]
     with TemporaryDirectory() as folder:
-        set_up_engine(RunState(Path(folder), config, device), policy, dtype)
+        engine = set_up_engine(RunState(Path(folder), config, device), policy, dtype)
         tokenizer: Any = Numbers()
-        precision = mixed_precision(device, dtype)
+        budget, short = config.packing.tokens_without_grad, SamplesSection(max_new_tokens=2)
         # no token ends an answer
-        callback = Samples(Path(folder), prompts, tokenizer, frozenset(), 2, precision)
+        callback = Samples(Path(folder), prompts, tokenizer, frozenset(), short, engine, budget)
         evaluation = partial(callback.answers, policy, 0)
         evaluation()
-        callback.new_tokens, callback.base = new, []
+        callback.section, callback.base = config.samples, []
         first = measure.timed(evaluation, device.torch).wall
         later = measure.timed(evaluation, device.torch).wall
         peak = peak_bytes(evaluation, device.torch)

@@ -1,6 +1,6 @@
 """The written answers of an evaluation, on Mistral-7B's shape, beside the planner's estimate.
 
-About 25 seconds by estimate: a model is made on the card, and 3 prompts of 1,024 tokens are answered by 64 tokens each,
+About 40 seconds by estimate: a model is made on the card, and 8 prompts of 1,024 tokens are answered by 64 tokens each,
 five times.
 """
 
@@ -21,7 +21,7 @@ pytestmark = needs.CUDA
 @needs.gib(15)
 def test_answers_take_what_is_estimated(device: torch.device, results: Results) -> None:
     compute = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
-    config = resolve("garrulus-a40", [f"model.dtype={compute}"]).config
+    config = resolve("garrulus-a40", [f"model.dtype={compute}", "samples.count=8"]).config
     found = beside_estimate(config, MISTRAL_7B, find_device())
     results.add("answers", found)
     assert found["answer_tokens"] == [config.samples.max_new_tokens] * config.samples.count

@@ -65,7 +65,7 @@ def test_time_grows_with_tokens_and_hardly_with_prompts() -> None:
 
 
 def cache_of(base: dict[str, Any], prompt: int, new: int) -> float:
-    found = config(new=new)
+    found = with_changes(config(new=new), "packing", tokens_without_grad=1 << 16)
     plays = plays_for(Base("base", base, "known"), found, A40)
     return max(sum(kinds.values()) for _, kinds in answered(plays, found, prompt))
 

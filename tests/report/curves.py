@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qdpo.verdicts.evidence import Answers, Evidence, Lengths, Setup
+from qdpo.evaluation.written import Written
+from qdpo.verdicts.evidence import Evidence, Lengths, Setup
 
 Course = Callable[[float], float]
 
@@ -216,15 +217,14 @@ def dips(tau: float, beta: float, recovers: bool) -> Curve:
     return Curve(lambda t: 0.2 * margin(t), lambda t: -0.8 * margin(t), spread=lambda t: 0.6 * depth * t**0.5)
 
 
-def chatty(steps: int, every: int, words: float, base: float = 80.0, repeated: float = 0.05) -> list[Answers]:
+def chatty(steps: int, every: int, words: float, base: float = 80.0, repeated: float = 0.05) -> list[Written]:
     """Answers whose words grow to `words` and whose repeated 4-grams grow to `repeated`."""
     return [
-        Answers(
+        Written(
             step,
-            base + (words - base) * step / steps,
-            base,
-            0.04 + (repeated - 0.04) * step / steps,
-            0.04,
+            48,
+            words=(base, base + (words - base) * step / steps),
+            repeated=(0.04, 0.04 + (repeated - 0.04) * step / steps),
         )
         for step in range(0, steps + 1, every)
     ]

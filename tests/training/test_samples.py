@@ -14,13 +14,16 @@ import pytest
 import torch
 from engine import sweep
 from engine.toys import ARCHITECTURES, build, words
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tiny, train_until, write_rows
 
+from qdpo.config.schema import SamplesSection
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import load_template
 from qdpo.engine import attention
 from qdpo.engine.decoding import greedy
+from qdpo.engine.engine import Engine
 from qdpo.engine.fuse import fuse
 from qdpo.evaluation.chat import Sampling, answer
 from qdpo.hardware import Device
@@ -30,6 +33,7 @@ from qdpo.run.folder import SAMPLES
 from qdpo.run.trained import load_trained
 from qdpo.training.samples import Samples, choose_prompts
 
+CPU = torch.device("cpu")
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
 
 
@@ -90,11 +94,17 @@ def test_generators_are_left_alone(run: TinyRun) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     trained.policy.train()
-    callback = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    callback = samples_for(trained, run.folder / "x")
     rows = callback.answers(trained.policy, 3)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trained.policy.training
     assert len(rows) == 3
+
+
+def samples_for(trained: Any, path: Path) -> Samples:
+    engine = Engine(trained.policy.get_base_model(), torch.device("cpu"))
+    section = SamplesSection(max_new_tokens=8)
+    return Samples(path, choose(trained), trained.tokenizer, frozenset({1}), section, engine, 4096)
 
 
 def choose(trained: Any) -> list[Any]:
@@ -294,10 +304,10 @@ def test_fewer_prompts_at_a_time_when_memory_runs_out(
         made.append(len(prompts))
         return greedy(model, prompts, *args)
 
-    callback = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    callback = samples_for(trained, run.folder / "x")
     expected = callback.answers(trained.policy, 3)
     monkeypatch.setattr("qdpo.training.samples.greedy", short)
-    again = Samples(run.folder / "x", choose(trained), trained.tokenizer, frozenset({1}), 8)
+    again = samples_for(trained, run.folder / "x")
     assert again.answers(trained.policy, 3) == expected
     assert made == [1] * 6
     said = capsys.readouterr().err
@@ -307,8 +317,10 @@ def test_fewer_prompts_at_a_time_when_memory_runs_out(
 
 def test_the_terminal_obeys_no_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    callback = Samples(tmp_path / SAMPLES, [], tokenizer, frozenset(), 4)
-    row = {"prompt": "[bold]why[/bold]", "base": "a\nb", "policy": "\x1b[31mred\x07"}
+    callback = Samples(
+        tmp_path / SAMPLES, [], tokenizer, frozenset(), SamplesSection(), Engine(nn.Linear(1, 1), CPU), 64
+    )
+    row = {"step": 3, "prompt": "[bold]why[/bold]", "base": "a\nb", "policy": "\x1b[31mred\x07"}
     callback._show(3, [row])
     callback._show(4, [row])
     said = capsys.readouterr().err

@@ -90,6 +90,8 @@ train:
   log_every: 1
   save_every: 10
   save_minutes: 60.0
+samples:
+  count: 3
 verify:
   answers: 2
   answer_tokens: 24

@@ -16,7 +16,8 @@ from report.curves import Shape, draw
 
 from qdpo.config.loss import LossSettings
 from qdpo.engine import losses
-from qdpo.verdicts.evidence import Answers, Evidence, Setup
+from qdpo.evaluation.written import Written
+from qdpo.verdicts.evidence import Evidence, Setup
 from qdpo.verdicts.rules import ALARMS, Verdict, dip_margin, judge
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, share_rising, smooth
 
@@ -282,7 +283,7 @@ def test_every_rule_is_asked() -> None:
     assert len(ALARMS) == len(set(ALARMS)) >= 7
     line = Verdict("degenerate", True, "a 1", "change b", "c").line()
     assert line == "degenerate: a 1; change b"
-    assert json.dumps(judge(Evidence([], [], answers=[Answers(0, 1, 1, 0, 0)]))[0].line())
+    assert json.dumps(judge(Evidence([], [], answers=[Written(0, 1, (1, 1), (0, 0))]))[0].line())
 
 
 # --- how much can be told ---------------------------------------------------------------------------------------------
@@ -337,4 +338,4 @@ def test_a_run_without_accuracies_says_what_it_knows() -> None:
     evidence = known(0.9, None)
     evals = [{key: value for key, value in row.items() if key != "rewards/accuracies"} for row in evidence.evals]
     says = judge(replace(evidence, evals=evals))[0].says
-    assert re.fullmatch(r"held-out margin \S+, loss \S+ from \S+", says), says
+    assert re.fullmatch(r"held-out margin \S+, loss \S+ from \S+; no written answer was looked at, .*", says), says

@@ -3,13 +3,14 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from .base_model import BaseTraining, encode_texts, model_config, save_model, train
 from .corpus import make_corpus, make_heldout_texts
-from .pairs import make_pairs
+from .pairs import answer_key, make_pairs
 from .tokenizer import build_tokenizer, learn_pieces, save_tokenizer
 
 ASSETS = Path(__file__).resolve().parents[2] / "qdpo" / "assets"
@@ -18,7 +19,7 @@ HELDOUT_TEXTS = 160
 MAX_LENGTH = 512  # tokens
 
 
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """One JSON object per line, UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -45,6 +46,7 @@ def main() -> None:
     pairs = make_pairs(args.seed)
     write_jsonl(args.out / "pairs" / "train.jsonl", pairs.train)
     write_jsonl(args.out / "pairs" / "heldout.jsonl", pairs.heldout)
+    write_jsonl(args.out / "pairs" / "answer_key.jsonl", answer_key(pairs.heldout))
     heldout_texts = make_heldout_texts(args.seed, HELDOUT_TEXTS)
     write_jsonl(args.out / "text_heldout.jsonl", [{"text": text} for text in heldout_texts])
 

@@ -39,6 +39,31 @@ def pairs_of(rng: random.Random, instance: Instance) -> list[Pair]:
     return rows
 
 
+def answer_key(rows: list[Pair]) -> list[dict[str, str | list[str]]]:
+    """Every prompt once, with the endings that are true of its sentence and those that are false.
+
+    Args:
+        rows: both pairs of each filling; each has one of the two true endings.
+    """
+    of_sentence: dict[str, list[Pair]] = {}
+    for row in rows:
+        of_sentence.setdefault(_sentence(row), []).append(row)
+    prompts = dict.fromkeys(row["prompt"] for row in rows)
+    return [
+        {
+            "prompt": prompt,
+            "right": [row["chosen"] for row in of_sentence[_sentence({"prompt": prompt})]],
+            "wrong": [row["rejected"] for row in of_sentence[_sentence({"prompt": prompt})]],
+        }
+        for prompt in prompts
+    ]
+
+
+def _sentence(row: Pair) -> str:
+    (lead,) = (lead for lead in PROMPT_LEADS if row["prompt"].startswith(lead))
+    return row["prompt"].removeprefix(lead)
+
+
 def distinct_instances(rng: random.Random, schema: Schema, count: int) -> list[Instance]:
     """``count`` different fillings of one schema, in the order they were drawn."""
     drawn: dict[Instance, None] = {}

@@ -7,36 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdpo.evaluation.statistics import mcnemar_exact
-
-TAIL = 64
-"""Tokens at the end of an answer in which a loop is looked for."""
-
-SHORTEST_TAIL = 24
-"""Fewer tokens say nothing."""
-
-ALIKE = 0.9
-"""Share of the tail's tokens that equal those one period before, from which on it is a loop."""
+from qdpo.evaluation.written import is_loop
 
 SURE = 0.05
 """Probability below which more loops than the trained policy's are no chance."""
-
-
-def is_loop(ids: Sequence[int]) -> bool:
-    """Whether the end of an answer repeats one n-gram over and over.
-
-    The last `TAIL` tokens do when, for a period of at most half of them, nearly all equal the token one period before.
-
-    Args:
-        ids: tokens of the answer.
-    """
-    tail = list(ids[-TAIL:])
-    if len(tail) < SHORTEST_TAIL:
-        return False
-    for period in range(1, len(tail) // 2 + 1):
-        same = sum(one == other for one, other in zip(tail[period:], tail, strict=False))
-        if same >= ALIKE * (len(tail) - period):
-            return True
-    return False
 
 
 def breaks_off(ids: Sequence[int], beside: Sequence[int], limit: int) -> bool:

@@ -46,8 +46,11 @@ def say_pace(run: RunState, resolved: Resolved, data: Prepared, shapes: Mapping[
     seconds = weights * operations(run, data, evaluations) / speed
     answers = 0.0
     if run.config.samples.count or run.config.samples.prompts:
+        samples = run.config.samples
+        rows = len(samples.prompts) or samples.count
+        token = weights * max(cpu.decoding_seconds(half=half), rows * FORWARD / speed)
         # the base answers once
-        answers = (evaluations + 1) * run.config.samples.max_new_tokens * weights * cpu.decoding_seconds(half=half)
+        answers = (evaluations + 1) * samples.max_new_tokens * token
         answers *= fit_samples(run, resolved, answers, seconds)
     console.note(
         f"computing on the CPU ({speed / 1e9:,.0f} GFLOP/s in a 4-bit layer, measured now): about "
