@@ -16,6 +16,7 @@ from typing import Any
 
 from qdpo.config.schema import RunConfig
 from qdpo.data.report import DataReport, contamination_sentence
+from qdpo.evaluation.written import Written, written_of
 from qdpo.export.formats import FORMATS, Place, Usage
 from qdpo.export.verify.report import VERDICTS
 from qdpo.report import markdown as md
@@ -230,6 +231,11 @@ class Facts:
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl: step, prompt, base, policy."""
         return read_samples(self.folder)
+
+    @cached_property
+    def written(self) -> list[Written]:
+        """The answers of each evaluation in numbers."""
+        return written_of(self.samples)
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:

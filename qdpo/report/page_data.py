@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from qdpo.evaluation.written import fault_finder
 from qdpo.report import markdown as md
 from qdpo.report.facts import Facts
 from qdpo.run.record import all_ties
@@ -16,6 +18,9 @@ POINTS = 1500
 
 PAIRS, CHARACTERS = 400, 2000
 """Pairs with their texts at the most, and characters of each text."""
+
+SAMPLES, BROKEN = 8, 4
+"""Answered prompts of an evaluation at the most, and how many of them for being broken."""
 
 PAIR_NUMBERS = ("margin", "chosen_change", "rejected_change", "chosen_tokens", "rejected_tokens")
 
@@ -67,6 +72,30 @@ def _series(
     if found and kept[-1] != found[-1]:
         kept = [*kept, found[-1]]
     return {"title": title, "color": color, "thin": thin, "dash": dash, "points": kept}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answered prompt to show.
+
+    Attributes:
+        number: of the prompt, from 1.
+        row: its line of samples.jsonl.
+        fault: what is broken about the result's answer, None when nothing is.
+    """
+
+    number: int
+    row: Mapping[str, Any]
+    fault: str | None
+
+
+def samples(rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Of one evaluation's answers the broken ones, some, and the first others."""
+    fault = fault_finder(rows)
+    found = [Sample(n, row, fault(row, "policy") if "policy_loops" in row else None) for n, row in enumerate(rows, 1)]
+    broken = [sample for sample in found if sample.fault][:BROKEN]
+    others = [sample for sample in found if not sample.fault]
+    return sorted(broken + others[: SAMPLES - len(broken)], key=lambda sample: sample.number)
 
 
 def pairs(run: Facts) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ def test_two_examples_of_what_changed(example: Run) -> None:
     texts = [("Same?", "a", "a"), ("One?", "b", "c"), ("Two?", "d\n\ne\nf\ng\nh", "i" * 999), ("Three?", "j", "k")]
     extras.write_samples(folder, texts)
     card = render_card(folder)
-    assert "Greedy answers at step 120, 4 prompts; different from the base's: 3. The first two, shortened:" in card
+    assert "Greedy answers at step 120, 4 prompts; different from the base's: 3. 4 written answers: " in card
+    assert "The first two, shortened:" in card
     seen = FOLDED.sub("", card)
     assert "```text\nPROMPT  One?\nBASE    b\nRESULT  c\n```" in seen
     assert f"```text\nPROMPT  Two?\nBASE    d\ne\nf [...]\nRESULT  {'i' * 240} [...]\n```" in seen

@@ -55,17 +55,24 @@ def test_float32_is_four_times_as_long(capsys: pytest.CaptureFixture[str]) -> No
     assert "100 GFLOP/s" in said_of(run, resolved, capsys)
 
 
-def test_samples_that_nobody_asked_for_take_no_more_than_a_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_nobody_asked_for_take_no_more_than_a_tenth(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, resolved = run_of()
     said = said_of(run, resolved, capsys)
     # 4 times 64 tokens of 14 s are an hour; the run takes less than ten
-    assert "3 answers of 64 tokens" in said
-    assert "samples.count=3 asks for them" in said
-    assert run.config.samples.count == 0 or run.config.samples.max_new_tokens < 64
+    assert "48 answers of 64 tokens" in said
+    assert "samples.count=48 asks for them" in said
+    assert run.config.samples.count == 20
+    assert 16 <= run.config.samples.max_new_tokens < 64
+    monkeypatch.setattr(cpu, "decoding_seconds", lambda half: 2e-8)
+    run, resolved = run_of()
+    assert "there are none in this run" in said_of(run, resolved, capsys)
+    assert run.config.samples.count == 0
 
 
 def test_samples_that_were_asked_for_stay(capsys: pytest.CaptureFixture[str]) -> None:
-    for setting in ("samples.count=3", "samples.max_new_tokens=128", "samples.prompts=[hello]"):
+    for setting in ("samples.count=48", "samples.max_new_tokens=128", "samples.prompts=[hello]"):
         run, resolved = run_of(setting)
         before = run.config.samples
         assert "asks for them" not in said_of(run, resolved, capsys)
@@ -76,7 +83,7 @@ def test_samples_that_take_little_stay(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(cpu, "decoding_seconds", lambda half: 1e-12)
     run, resolved = run_of()
     assert "asks for them" not in said_of(run, resolved, capsys)
-    assert run.config.samples.count == 3
+    assert run.config.samples.count == 48
 
 
 def test_nothing_is_said_of_small_models_and_cards(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from report.curves import Shape, draw
 
 from qdpo.config.loss import LossSettings
 from qdpo.engine import losses
-from qdpo.evaluation.written import Written
+from qdpo.evaluation.written import Change, Written
 from qdpo.verdicts.evidence import Evidence, Setup
 from qdpo.verdicts.rules import ALARMS, Verdict, dip_margin, judge
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, share_rising, smooth
@@ -322,6 +322,82 @@ def test_many_passes_over_few_pairs_are_an_alarm() -> None:
     assert "120 passes over 24 training pairs" in judge(shown)[0].says
     twice = known(1.0, 64, train_pairs=1440, pairs_per_step=16, max_steps=180)
     assert not [verdict for verdict in judge(twice) if verdict.alarm]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def wrote(n: int = 48, *, broken: tuple[int, int] = (2, 2), **more: Any) -> list[Written]:
+    """Answers at the last evaluation of a run of 200 steps."""
+    return [Written(200, n, (6, 6), (0, 0), broken=changed(n, *broken), faults={"empty": broken[1]}, **more)]
+
+
+def changed(n: int, before: int, after: int) -> Change:
+    """So many of n answers had a property before, and so many others have it now."""
+    found = Change.of([True] * before + [False] * (n - before), [False] * (n - after) + [True] * after)
+    assert found is not None
+    return found
+
+
+def test_a_good_word_needs_answers_that_are_no_worse() -> None:
+    evidence = known(0.95, 200)
+    unseen, few = judge(evidence)[0], judge(replace(evidence, answers=wrote(19)))[0]
+    assert (unseen.kind, unseen.alarm, unseen.good) == ("learning", False, False)
+    assert "what it writes cannot be told" in unseen.says
+    assert "samples.count" in unseen.change
+    assert (few.good, "only 19 written answers" in few.says) == (False, True)
+    seen = judge(replace(evidence, answers=wrote(20)))[0]
+    assert (seen.kind, seen.alarm, seen.good) == ("learning", False, True)
+    assert re.search(r"of 20 written answers broken 10% \[\d+%, \d+%\] \(10% before\)", seen.says)
+
+
+@pytest.mark.parametrize(
+    ("broken", "alarm", "good"),
+    [
+        ((2, 2), False, True),
+        ((4, 0), False, True),
+        ((2, 5), False, True),
+        ((2, 7), False, False),
+        ((1, 15), True, False),
+    ],
+)
+def test_answers_that_fall_apart_are_an_alarm_however_many_pairs_are_won(
+    broken: tuple[int, int], alarm: bool, good: bool
+) -> None:
+    verdict = judge(replace(known(0.98, 216), answers=wrote(broken=broken)))[0]
+    assert (verdict.alarm, verdict.good) == (alarm, good), verdict.line()
+    if alarm:
+        assert verdict.kind == "degenerate"
+        assert re.match(r"31% \[\d+%, \d+%\] of 48 written answers are broken, 2% before: 15 empty", verdict.says)
+        assert "[sigmoid, sft]" in verdict.change
+
+
+@pytest.mark.parametrize("what", ["ended", "right"])
+def test_answers_that_end_no_more_or_are_right_no_more_are_an_alarm(what: str) -> None:
+    fallen = judge(replace(known(0.98, 216), answers=wrote(**{what: changed(48, 40, 20)})))[0]
+    assert (fallen.kind, fallen.alarm) == ("degenerate", True)
+    assert "of 48 written answers" in fallen.says
+    risen = judge(replace(known(0.98, 216), answers=wrote(**{what: changed(48, 20, 40)})))[0]
+    assert risen.good
+
+
+def test_a_small_margin_is_no_alarm_where_nearly_all_pairs_are_won() -> None:
+    """A mild run that ranks 96 of 100 pairs and writes well: a higher rate is a remark."""
+    evidence = draw(curves.creeps(0.1, 0.02), DPO)
+    evals = [dict(row) for row in evidence.evals]
+    for row in evals[1:]:
+        row["rewards/accuracies"] = 0.96
+    found = judge(replace(evidence, evals=evals, setup=replace(evidence.setup, pairs=216), answers=wrote()))
+    assert [(verdict.kind, verdict.alarm) for verdict in found] == [
+        ("learning", False),
+        ("learning rate too low", False),
+    ]
+    assert found[0].good
+    assert "raise train.learning_rate" in found[1].change
+    for row in evals[1:]:
+        row["rewards/accuracies"] = 0.75
+    assert judge(replace(evidence, evals=evals, answers=wrote()))[0].kind == "learning rate too low"
+    assert judge(replace(evidence, evals=evals, answers=wrote()))[0].alarm
 
 
 @pytest.mark.parametrize(("after", "alarm"), [(1.186, True), (1.04, False), (0.9, False)])

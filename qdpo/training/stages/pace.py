@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qdpo import console, cpu
@@ -12,6 +12,7 @@ from qdpo.config.resolve import Resolved
 from qdpo.config.schema import SamplesSection
 from qdpo.progress import clock
 from qdpo.training.stages.state import RunState, total_steps
+from qdpo.verdicts.rules import FEWEST_ANSWERS
 
 if TYPE_CHECKING:
     from qdpo.data.pairs import TokenPair
@@ -44,14 +45,15 @@ def say_pace(run: RunState, resolved: Resolved, data: Prepared, shapes: Mapping[
     speed = cpu.layer_flops()[1 if half else 0]
     evaluations = 2 + total_steps(run.config, len(data.train)) // run.config.train.eval_every
     seconds = weights * operations(run, data, evaluations) / speed
-    answers = 0.0
-    if run.config.samples.count or run.config.samples.prompts:
-        samples = run.config.samples
-        rows = len(samples.prompts) or samples.count
-        token = weights * max(cpu.decoding_seconds(half=half), rows * FORWARD / speed)
-        # the base answers once
-        answers = (evaluations + 1) * samples.max_new_tokens * token
-        answers *= fit_samples(run, resolved, answers, seconds)
+    samples, answers = run.config.samples, 0.0
+    if samples.count or samples.prompts:
+
+        def cost(rows: int, tokens: int) -> float:
+            """Seconds of answers: the base gives them once more; every token reads all weights."""
+            each = weights * max(cpu.decoding_seconds(half=half), rows * FORWARD / speed)
+            return (evaluations + 1) * tokens * each
+
+        answers = fit_samples(run, resolved, cost, seconds)
     console.note(
         f"computing on the CPU ({speed / 1e9:,.0f} GFLOP/s in a 4-bit layer, measured now): about "
         f"{clock(seconds + answers)} for the whole run; Ctrl-C stops and saves it, --resume goes on, "
@@ -69,34 +71,37 @@ def operations(run: RunState, data: Prepared, evaluations: int) -> float:
     return WITH_BACKWARD * trained + FORWARD * (seen + _tokens(data.heldout) + evaluations * heldout)
 
 
-def fit_samples(run: RunState, resolved: Resolved, answers: float, seconds: float) -> float:
-    """Shorten or leave out samples of a run that would take more than their share.
+def fit_samples(run: RunState, resolved: Resolved, cost: Callable[[int, int], float], seconds: float) -> float:
+    """Fewer, shorter or no samples of a run where they would take more than their share.
 
     Args:
         run: gets other settings.
         resolved: says what was asked for, which stays.
-        answers: seconds that they would take.
+        cost: seconds of so many prompts, answered by so many tokens, in all of the run.
         seconds: of the rest of the run.
 
     Returns:
-        What is left of them, from 0 to 1.
+        Seconds of those that are left.
     """
     samples = run.config.samples
+    rows, tokens = len(samples.prompts) or samples.count, samples.max_new_tokens
     # a run that goes on has all its settings from a file; what is not the default was asked for once
     asked = samples != SamplesSection() or SET in {resolved.origins[f"samples.{name}"] for name in vars(samples)}
+    answers = cost(rows, tokens)
     if answers <= SHARE * seconds or asked:
-        return 1.0
-    tokens = int(samples.max_new_tokens * SHARE * seconds / answers)
-    if tokens < FEWEST_TOKENS:
+        return answers
+    fewer = min(rows, FEWEST_ANSWERS)
+    shorter = min(tokens, int(SHARE * seconds / cost(fewer, 1)))
+    if shorter < FEWEST_TOKENS:
         changes, left = {"count": 0}, "there are none in this run"
     else:
-        changes, left = {"max_new_tokens": tokens}, f"they end after {tokens} tokens"
+        changes, left = {"count": fewer, "max_new_tokens": shorter}, f"there are {fewer} of up to {shorter} tokens"
     console.note(
-        f"samples: {samples.count} answers of {samples.max_new_tokens} tokens at each evaluation would take about "
-        f"{clock(answers)} on this CPU, so {left}; --set samples.count={samples.count} asks for them"
+        f"samples: {rows} answers of {tokens} tokens at each evaluation would take about {clock(answers)} on this CPU, "
+        f"so {left}; --set samples.count={rows} asks for them"
     )
     run.config = run.config.model_copy(update={"samples": samples.model_copy(update=changes)})
-    return 0.0 if "count" in changes else tokens / samples.max_new_tokens
+    return 0.0 if "max_new_tokens" not in changes else cost(fewer, shorter)
 
 
 def _tokens(pairs: Sequence[TokenPair]) -> float:
