@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdpo import __version__
 from qdpo.api.config import Config
 from qdpo.config.replace import elsewhere
 from qdpo.config.schema import DataSection
-from qdpo.evaluation import harness, run_tasks, tasks
+from qdpo.errors import InputMissingError
+from qdpo.evaluation import harness, judge, run_tasks, tasks
 from qdpo.evaluation import run as evaluation
+from qdpo.progress import Progress
+from qdpo.report import told
 from qdpo.report.refresh import refresh
 from qdpo.run import folder as run_folder
 from qdpo.run import trained
+from qdpo.run.record import read_run
+from qdpo.run.results import read_samples
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,29 @@ class Evaluation:
         before = tasks.read(folder) if (folder := self._folder()) else None
         return tasks.report(models, found, "merged" if merged else "adapter", settings, before)
 
+    def by_judge(self, url: str, model: str | None = None) -> dict[str, Any]:
+        """Let a model compare the answers that base and result wrote at the final adapter; `keep` writes what it says.
+
+        Args:
+            url: of a server with OpenAI's chat protocol, up to its version.
+            model: the name of its model; None takes the first that it lists.
+
+        Raises:
+            InputMissingError: the run wrote no answers.
+            QdpoError: the server is not there, or does not answer.
+        """
+        assert self.run is not None
+        answers = told.answers(read_samples(self.run), read_run(self.run).facts.result.adapter_step)
+        if answers is None or not answers.step:
+            raise InputMissingError(
+                f"{self.run} holds no written answers after its start", "train with samples.count above 0"
+            )
+        rows = answers.rows[: self.limit]
+        found = judge.find_judge(url, model)
+        with Progress(f"{found.model} compares", len(rows), unit="prompts") as progress:
+            said = judge.judge_answers(found, rows, progress.advance)
+        return {"schema": 1, "kind": "judge", "created": run_folder.now(), "qdpo": __version__, **said}
+
     def keep(self, result: dict[str, Any], pairs: str | None = None) -> None:
         """Write a result, and renew the run's card and report.
 
@@ -81,6 +110,8 @@ class Evaluation:
             return
         if "tasks" in result:
             tasks.write(folder, result)
+        elif result["kind"] == "judge":
+            evaluation.write(folder, run_folder.JUDGE, result)
         else:
             evaluation.write(folder, evaluation.file_name(pairs), result)
         if self.run and self.out is None:

@@ -112,6 +112,8 @@ class Run:
         shots: int | None = None,
         limit: int | None = None,
         overrides: Overrides = None,
+        judge: str | None = None,
+        judge_model: str | None = None,
     ) -> dict[str, Any]:
         """Score base and result, write the JSON into the run directory, and renew card and report.
 
@@ -120,8 +122,10 @@ class Run:
             tasks: names of tasks of lm-evaluation-harness to run instead.
             benchmark: a set of tasks with their shots to run instead: `open-llm-v1`.
             shots: few-shot examples of `tasks`; None takes each task's own.
-            limit: pairs, or items of each task, at the most.
+            limit: pairs, written answers, or items of each task, at the most.
             overrides: how pairs are read (`data.` with `pairs`) and scored (`packing.`).
+            judge: let the model at this address (OpenAI's chat protocol) compare the written answers instead.
+            judge_model: its name; None takes the first that the server lists.
 
         Returns:
             What the JSON holds; docs/evaluation.md describes it.
@@ -135,7 +139,9 @@ class Run:
         wanted = None if pairs is None else os.fspath(pairs)
         with borrowed():
             evaluation = Evaluation(self.path, limit=limit, overrides=texts_of(overrides))
-            if tasks or benchmark:
+            if judge is not None:
+                result = evaluation.by_judge(judge, judge_model)
+            elif tasks or benchmark:
                 harness.check_installed()
                 groups = run_tasks.groups_of(tasks, shots, benchmark)
                 result = evaluation.on_tasks(groups, harness.Settings(limit=limit))

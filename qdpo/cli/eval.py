@@ -7,7 +7,10 @@ from pathlib import Path
 
 from qdpo.cli.options import add_set, follow_base
 
-HELP = "Score base and result: on held-out pairs, on other pairs (--pairs), or on benchmarks (--tasks, --preset)."
+HELP = (
+    "Score base and result: on held-out pairs, on other pairs (--pairs), on benchmarks (--tasks, --preset), or by a "
+    "judge of what they wrote (--judge)."
+)
 
 CHANGEABLE = ("data.", "model.", "packing.", "loss.beta")
 """What --set may change here; the rest of a configuration is about training."""
@@ -25,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", metavar="FILE", help="score these pairs (any schema of `qdpo data`), not the run's")
     parser.add_argument("--tasks", metavar="NAME,...", help="run these tasks of lm-evaluation-harness instead")
     parser.add_argument("--preset", metavar="NAME", help="run a set of tasks with their shots: open-llm-v1")
+    parser.add_argument(
+        "--judge",
+        metavar="URL",
+        help="let a model compare the run's written answers (samples.jsonl): a server with OpenAI's chat protocol; it "
+        "gets prompts and answers, and OPENAI_API_KEY if that is set",
+    )
+    parser.add_argument("--judge-model", metavar="NAME", help="with --judge: its model (the first that it lists)")
     parser.add_argument("--shots", metavar="N", type=int, help="with --tasks: few-shot examples (the task's own)")
     parser.add_argument(
         "--form",
@@ -35,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", metavar="DIR", type=Path, help="with tasks: folder of further task YAML files")
     parser.add_argument("--chat-template", action="store_true", help="with tasks: ask in the model's chat format")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="with tasks: requests at once (8)")
-    parser.add_argument("--limit", metavar="N", type=int, help="use the first N pairs, or N items of each task")
+    parser.add_argument(
+        "--limit", metavar="N", type=int, help="use the first N pairs, written answers, or items of each task"
+    )
     parser.add_argument("--out", metavar="DIR", help="where the JSON goes (default: RUN/evaluation)")
     add_set(parser)
 
@@ -45,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from qdpo import console
     from qdpo.api.evaluating import Evaluation
-    from qdpo.evaluation import harness, run_tasks
+    from qdpo.evaluation import harness, judge, run_tasks
     from qdpo.evaluation.tasks_table import before_after
     from qdpo.evaluation.view import sentences, tables
     from qdpo.paths import output_path
@@ -62,7 +74,11 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         overrides=args.overrides,
     )
-    if args.tasks or args.preset:
+    if args.judge:
+        result = evaluation.by_judge(args.judge, args.judge_model)
+        for sentence in judge.sentences(result):
+            console.out().print(sentence, markup=False)
+    elif args.tasks or args.preset:
         harness.check_installed()
         groups = run_tasks.groups_of(_names(args.tasks), args.shots, args.preset)
         settings = harness.Settings(args.include, args.limit, args.chat_template, args.batch_size)
@@ -89,6 +105,12 @@ def _check(args: argparse.Namespace) -> None:
     tasks = bool(args.tasks or args.preset)
     if (args.pairs and tasks) or (args.tasks and args.preset):
         raise UsageError("--pairs, --tasks and --preset are different evaluations", "give one of them")
+    if args.judge and (args.pairs or tasks):
+        raise UsageError("--judge compares what a run wrote; pairs and tasks are other evaluations", "give one of them")
+    if args.judge and not args.run:
+        raise UsageError("--judge needs --run: it compares the answers in a run's samples.jsonl", "--run DIR")
+    if args.judge_model and not args.judge:
+        raise UsageError("--judge-model is for --judge URL")
     if args.model and not args.run and not (args.pairs or tasks):
         raise UsageError("a model has no held-out pairs of its own", "add --pairs FILE, or --tasks NAME,...")
     for option in ("shots", "include"):

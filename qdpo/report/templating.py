@@ -16,10 +16,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
-from qdpo.evaluation import tasks_table, view
+from qdpo.evaluation import judge, tasks_table, view
 from qdpo.export.verify.report import card_section
 from qdpo.report import markdown as md
-from qdpo.run.folder import HELDOUT, TASKS
+from qdpo.run.folder import HELDOUT, JUDGE, TASKS
 
 
 def card_environment() -> Environment:
@@ -64,7 +64,8 @@ def _environment(shown: Callable[[Any], str]) -> Environment:
         environment.filters[text.__name__] = text
     environment.filters["finite"] = md.number
     environment.globals |= {"attempt": _attempt, "sentences": view.sentences}
-    environment.globals |= {"GROUPS": view.GROUPS, "HELDOUT": HELDOUT, "TASKS": TASKS}
+    environment.globals |= {"GROUPS": view.GROUPS, "judgement": judge.sentences}
+    environment.globals |= {"HELDOUT": HELDOUT, "TASKS": TASKS, "JUDGE": JUDGE}
     return environment
 
 

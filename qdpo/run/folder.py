@@ -35,7 +35,7 @@ ADAPTER = "adapter"
 EXPORT = "export"
 
 EVALUATION = "evaluation"
-PAIRS, HELDOUT, TASKS = "pairs.jsonl", "heldout.json", "tasks.json"
+PAIRS, HELDOUT, TASKS, JUDGE = "pairs.jsonl", "heldout.json", "tasks.json", "judge.json"
 """What was evaluated after training: the held-out pairs one by one and summed up, and tasks."""
 
 PACKAGES = (

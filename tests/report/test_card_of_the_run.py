@@ -128,7 +128,7 @@ def test_two_examples_of_what_changed(example: Run) -> None:
     assert f"```text\nPROMPT  Two?\nBASE    d\ne\nf [...]\nRESULT  {'i' * 240} [...]\n```" in seen
     assert "Three?" not in seen
     extras.write_samples(folder, texts[:1])
-    assert "1 prompts; different from the base's: 0.\n" in render_card(folder)
+    assert "1 prompts; different from the base's: 0. 1 written answers: " in render_card(folder)
 
 
 def test_a_long_prompt_shows_its_end(example: Run) -> None:
