@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qdpo.evaluation.statistics import wilson
+from qdpo.evaluation.written import Change, Written
 from qdpo.verdicts.evidence import Evidence
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, points, share_rising, smooth, values
 
@@ -71,8 +72,11 @@ FORGOT = 0.05  # plain text's nats per token above their start, as a share of it
 MANY_EPOCHS = 10  # passes over the training pairs
 FEWEST_PAIRS = 30  # held-out pairs under which nothing is called learned
 FEWEST_ANSWERS = 20  # written answers under which nothing is said of them
-SURELY_MORE, PERHAPS_MORE = 0.01, 0.2  # probability of the like by chance: an alarm, and too much for a good word
-MORE_BROKEN, FEWER_ENDED = 0.10, 0.20  # share of the prompts by which more answers are broken, or fewer end
+SURELY, LIKELY = 0.01, 0.05  # probability of the like by chance: below it an alarm, and no good word any more
+MORE_BROKEN, FEWER_ENDED = (
+    0.10,
+    0.20,
+)  # share of the prompts by which more answers are broken (fewer right), or fewer end
 RANKED = 0.85  # lower end of the accuracy's interval from which on a small margin is no fault
 LONGER, LONG_WORDS = 1.5, 20  # answers over the base's in words, and how many words make that worth a remark
 LENGTH_GAP = 0.30  # accuracy of pairs whose chosen side is the longer minus that of the others
@@ -203,13 +207,22 @@ def _broken_answers(evidence: Evidence) -> str:
     last = evidence.written
     if last is None or last.prompts < FEWEST_ANSWERS:
         return ""
-    found = []
-    if last.broken is not None and last.broken.grown >= MORE_BROKEN and last.broken.p_value < SURELY_MORE:
-        found.append(f"{last.broken.of_answers('are broken')}: {last.reasons}")
-    for change, least, what in ((last.ended, FEWER_ENDED, "come to an end"), (last.right, MORE_BROKEN, "are right")):
-        if change is not None and change.grown <= -least and change.p_value < SURELY_MORE:
-            found.append(change.of_answers(what))
+    found = [
+        change.of_answers(what) + (f": {last.reasons}" if change is last.broken else "")
+        for change, worse, least, what in _changes(last)
+        if worse >= least and change.p_value < SURELY
+    ]
     return "; ".join(found)
+
+
+def _changes(written: Written) -> list[tuple[Change, float, float, str]]:
+    """What was measured of the answers: by which share of them it got worse, what is much, and what it is."""
+    kinds = (
+        (written.broken, 1, MORE_BROKEN, "are broken"),
+        (written.ended, -1, FEWER_ENDED, "come to an end"),
+        (written.right, -1, MORE_BROKEN, "are right"),
+    )
+    return [(change, sign * change.grown, least, what) for change, sign, least, what in kinds if change is not None]
 
 
 def _repetition(evidence: Evidence) -> str:
@@ -521,12 +534,7 @@ def learning(evidence: Evidence) -> Verdict:
         count = 0 if last is None or last.broken is None else last.prompts
         looked = "no written answer was looked at" if not count else f"only {count} written answers were looked at"
         return _state("learning", f"{said}; {looked}, so what it writes cannot be told", DPO, SAMPLES)
-    changes = [(last.broken, 1), (last.ended, -1), (last.right, -1)]
-    worse = [
-        change
-        for change, sign in changes
-        if change is not None and sign * change.grown > 0 and change.p_value < PERHAPS_MORE
-    ]
+    worse = any(by >= least or (by > 0 and change.p_value < LIKELY) for change, by, least, _ in _changes(last))
     said += f"; of {last.prompts} written answers {last.soundness()}"
     return Verdict("learning", False, said, "look at the samples" if worse else "", DPO, good=not worse)
 
