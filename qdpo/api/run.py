@@ -17,6 +17,7 @@ from qdpo.run.record import read_run
 
 if TYPE_CHECKING:
     from qdpo.api.exporting import Export
+    from qdpo.evaluation.written import Written
     from qdpo.export.formats import Layout, Way
     from qdpo.export.source import MergeBase
     from qdpo.verdicts.rules import Verdict
@@ -84,6 +85,17 @@ class Run:
         from qdpo.verdicts.rules import judge
 
         return judge(evidence_of(read_run(self.path)))
+
+    def written(self) -> list[Written]:
+        """What base and policy wrote at each evaluation, in numbers: broken, ended, right, near to which side.
+
+        Raises:
+            InputMissingError: a file of the run cannot be read.
+        """
+        from qdpo.evaluation.written import written_of
+        from qdpo.run.results import read_samples
+
+        return written_of(read_samples(self.path))
 
     def report(self) -> Path:
         """Draw the plots and write card and report page anew; returns the page, one HTML file."""

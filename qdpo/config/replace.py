@@ -156,7 +156,10 @@ def _chosen(given: RunConfig, model: str | None, data: str | None) -> Iterator[t
             yield "data.template", _neutral("data.template"), model
         if model == EMBEDDED:
             yield "data.text", _neutral("data.text"), model
-            yield "train.learning_rate", _neutral("train.learning_rate"), model
+            for key in ("train.learning_rate", "loss.loss_type", "loss.beta"):
+                yield key, _neutral(key), model
+            for key in ("samples.count", "samples.max_new_tokens"):  # for answers as short as its own
+                yield key, _neutral(key), model
     for key in ("data.system", *WORDS):
         yield key, _neutral(key), both
 

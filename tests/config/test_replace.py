@@ -19,6 +19,7 @@ OF_DATA = {
     "zephyr-7b-qlora": {"data.split": "train", "data.eval_split": None, "data.system": None, "about": "", "notes": []},
     "quickstart": {
         **{"data.eval_split": None, "data.max_length": 1024, "data.max_prompt_length": 512},
+        "samples.answer_key": None,
         **{"train.max_steps": None, "train.warmup_steps": 0, "train.warmup_ratio": 0.1, "about": "", "notes": []},
     },
     "dpo": {},
@@ -26,7 +27,16 @@ OF_DATA = {
 OF_MODEL = {
     "garrulus-a40": {"about": "", "notes": []},
     "zephyr-7b-qlora": {"data.template": "auto", "data.system": None, "about": "", "notes": []},
-    "quickstart": {"data.text": None, "train.learning_rate": 5e-5, "about": "", "notes": []},
+    "quickstart": {
+        "data.text": None,
+        "train.learning_rate": 5e-5,
+        "loss.loss_type": ["sigmoid"],
+        "loss.beta": 0.1,
+        "samples.count": 48,
+        "samples.max_new_tokens": 64,
+        "about": "",
+        "notes": [],
+    },
 }
 
 

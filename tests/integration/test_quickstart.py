@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import qdpo
+
 GIB = 1 << 30
 
 # The command, and then what the operating system says of its memory.
@@ -47,6 +49,60 @@ def test_preferences_are_learned_from_chance_and_text_is_not_forgotten(quickstar
     assert after["eval_text_nll"] <= 1.10 * before["eval_text_nll"]
 
 
+def test_what_it_writes_is_true_and_the_verdict_is_good_for_it(quickstart: tuple[Path, int, str]) -> None:
+    before, after = (evaluations(quickstart[0])[i] for i in (0, -1))
+    assert after["eval_rewards/accuracies"] >= 0.95
+    assert after["eval_text_nll"] <= 1.02 * before["eval_text_nll"]
+    last = qdpo.Run.open(quickstart[0]).written()[-1]
+    assert last.right is not None
+    assert last.broken is not None
+    assert last.right.n == 96
+    assert last.right.before <= 0.6 * 96
+    assert last.right.after >= 0.85 * 96
+    assert last.broken.after <= 0.08 * 96
+    first = qdpo.Run.open(quickstart[0]).verdicts()[0]
+    assert (first.kind, first.good) == ("learning", True)
+
+
+def variant(folder: Path, *settings: str) -> tuple[int, float]:
+    """How good the verdict on another recipe for the same pairs is (0 an alarm, 2 a good word), and the right share."""
+    run = qdpo.train("quickstart", [*settings, "train.eval_every=400"], run_dir=folder)
+    first, last = run.verdicts()[0], run.written()[-1]
+    assert last.right is not None
+    return 0 if first.alarm else 2 if first.good else 1, last.right.after / last.right.n
+
+
+PREFERENCE = ("loss.loss_type=[sigmoid]", "loss.beta=0.1")
+
+
+def test_pairs_won_by_text_that_falls_apart_are_an_alarm(tmp_path: Path) -> None:
+    """The preference alone, at the same learning rate: 98 % of the pairs, and a third of what is written is broken."""
+    mark, right = variant(tmp_path / "run", *PREFERENCE, "train.max_steps=80")
+    assert mark == 0
+    assert right < 0.8
+    after = evaluations(tmp_path / "run")[-1]
+    assert after["eval_rewards/accuracies"] >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_recipes_come_out_in_the_order_of_their_text(tmp_path: Path) -> None:
+    recipes = {
+        "hot": (*PREFERENCE, "train.max_steps=120", "train.learning_rate=3e-3"),
+        "preference alone": (*PREFERENCE, "train.max_steps=120"),
+        "mild": (*PREFERENCE, "train.max_steps=120", "train.learning_rate=3e-4"),
+        "likelihood once": ("loss.beta=0.1", "train.max_steps=120"),
+        "shipped": (),
+    }
+    found = {name: variant(tmp_path / name, *settings) for name, settings in recipes.items()}
+    by_text = sorted(found.values(), key=lambda entry: entry[1])
+    assert [mark for mark, _ in by_text] == sorted(mark for mark, _ in by_text), found
+    assert found["preference alone"][0] == 0
+    assert found["mild"][0] > 0
+    assert found["likelihood once"][0] > 0
+    assert found["shipped"][0] == 2
+
+
 def test_memory_stays_below_three_gib(quickstart: tuple[Path, int, str]) -> None:
     assert quickstart[1] <= 3 * GIB
 
@@ -83,8 +139,6 @@ def test_every_check_is_said_as_one_line(quickstart: tuple[Path, int, str]) -> N
 def test_the_adapter_loads_with_peft_alone(quickstart: tuple[Path, int, str]) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    import qdpo
 
     base = AutoModelForCausalLM.from_pretrained(Path(qdpo.__file__).parent / "assets" / "base")
     model = PeftModel.from_pretrained(base, str(quickstart[0] / "adapter"))

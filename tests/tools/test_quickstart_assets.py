@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:
 from tools.quickstart_assets.__main__ import ASSETS, HELDOUT_TEXTS, SEED  # noqa: E402
 from tools.quickstart_assets.corpus import make_corpus, make_heldout_texts, render  # noqa: E402
 from tools.quickstart_assets.dialogues import finish_sentence  # noqa: E402
-from tools.quickstart_assets.pairs import make_pairs  # noqa: E402
+from tools.quickstart_assets.pairs import answer_key, make_pairs  # noqa: E402
 from tools.quickstart_assets.schemas import PROMPT_LEADS, SCHEMAS  # noqa: E402
 from tools.quickstart_assets.tokenizer import BYTE_TOKENS, SPACE, build_tokenizer, learn_pieces  # noqa: E402
 
@@ -55,6 +55,10 @@ def noun_of(completion: str, sentence: str) -> str:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(ASSETS / "base")
+
+
+def test_the_answer_key_is_made_of_the_heldout_pairs() -> None:
+    assert read_rows("pairs/answer_key.jsonl") == answer_key(read_rows("pairs/heldout.jsonl"))
 
 
 def test_assets_are_small() -> None:
