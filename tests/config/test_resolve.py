@@ -80,7 +80,7 @@ def test_lists_are_replaced_as_a_whole(tmp_path: Path):
     ],
 )
 def test_override(override: str, key: str, value: object):
-    resolved = resolve("quickstart", [override])
+    resolved = resolve("dpo", [override])
     assert value_of(resolved.config, key) == value
     assert resolved.origins[key] == "--set"
 
@@ -93,7 +93,7 @@ def test_a_number_is_the_same_in_a_file_and_in_an_override(text: str, value: flo
     file = tmp_path / "mine.yaml"
     file.write_text(f"{MINE}train:\n  learning_rate: {text}\n")
     assert resolve(str(file)).config.train.learning_rate == value
-    assert resolve("quickstart", [f"train.learning_rate={text}"]).config.train.learning_rate == value
+    assert resolve("dpo", [f"train.learning_rate={text}"]).config.train.learning_rate == value
 
 
 def test_override_of_a_mapping_entry_keeps_the_others(tmp_path: Path):

@@ -85,7 +85,6 @@ def test_pairs_won_by_text_that_falls_apart_are_an_alarm(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_five_recipes_come_out_in_the_order_of_their_text(tmp_path: Path) -> None:
     recipes = {
         "hot": (*PREFERENCE, "train.max_steps=120", "train.learning_rate=3e-3"),
