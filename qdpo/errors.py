@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qdpo.foreign import shortened
+from qdpo.foreign import shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +35,8 @@ class QdpoError(Exception):
 
     def __str__(self) -> str:
         # a message may quote names and other programs, however long these are
-        message = shortened(self.message)
-        return f"{message}\nhint: {shortened(self.hint)}" if self.hint else message
+        message = visible(shortened(self.message))
+        return f"{message}\nhint: {visible(shortened(self.hint))}" if self.hint else message
 
 
 class UsageError(QdpoError):

@@ -12,7 +12,7 @@ from typing import Any
 
 MOST = 8000
 """Characters of a message."""
-NAMED = 80
+SHORT = 80
 """Characters of a name or value inside a message."""
 
 # C0 without tab and line feed, DEL, C1; line and paragraph separators; marks of direction; lone surrogates
@@ -38,7 +38,7 @@ def shortened(text: str, most: int = MOST) -> str:
     return text[: max(most - len(left_out) - end, 0)] + left_out + text[len(text) - end :]
 
 
-def shown(value: Any, most: int = NAMED) -> str:
+def shown(value: Any, most: int = SHORT) -> str:
     """A name or value of other people's data in one line: text in quotes, anything else as JSON; visible, and cut.
 
     Args:
