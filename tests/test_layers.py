@@ -24,6 +24,7 @@ LAYERS = (
     {"compat", "planner"},
     {"evaluation"},
     {"verdicts"},
+    {"pairing"},
     {"export"},
     {"report"},
     {"training"},
