@@ -13,7 +13,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
     {"errors"},
-    {"redact", "libraries", "allocator", "console", "files", "notebook", "progress"},
+    {"redact", "libraries", "allocator", "console", "files", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},
     {"cuda"},
