@@ -9,13 +9,19 @@ points here).
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
+import os
 import secrets
+import sys
+import tempfile
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -62,6 +68,11 @@ class Server(ThreadingHTTPServer):
                 raise UnavailableError(f"port {port} cannot be used: {error}", "choose another --port") from error
             super().__init__((HOST, 0), handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a page that was closed before its answer came."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         """What to open in a browser."""
@@ -97,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             status, reason = refused.args
             self.say(status, {"text": reason})
+        except ConnectionError:
+            raise  # there is nobody to answer
         except UnavailableError as error:
             self.say(HTTPStatus.CONFLICT, {"text": f"{error.message}; {error.hint}"})
         except (QdpoError, OSError) as error:
@@ -160,3 +173,25 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+
+@contextmanager
+def in_browser(server: Server, wanted: bool) -> Iterator[None]:
+    """Open the page in the user's browser, where there is a screen.
+
+    The browser is given a file that only its user may read and that leads to the page: an address on its command line
+    would show the token to every user of the machine.
+
+    Args:
+        server: serves the page.
+        wanted: False opens none.
+    """
+    if not wanted or not (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="qdpo-") as folder:  # for its owner alone
+        way = Path(folder) / "page.html"
+        way.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={server.address}">\n', "utf-8")
+        with contextlib.suppress(webbrowser.Error):
+            webbrowser.open(way.as_uri())
+        yield

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qdpo.data.pieces import BadRow, Row
 from qdpo.pairing.answers import Answer, Answered
-from qdpo.pairing.pieces import answer_of, asked, written
+from qdpo.pairing.pieces import Prompt, answer_of, asked, written
 
 UNDO = "undo"
 SIDES = ("left", "right")
@@ -40,6 +41,7 @@ class Vote:
 
     Attributes:
         comparison: its name.
+        prompt: what was asked.
         left: the answer on the left.
         right: the answer on the right.
         choice: one of `CHOICES`.
@@ -47,6 +49,7 @@ class Vote:
     """
 
     comparison: str
+    prompt: Prompt
     left: Answer
     right: Answer
     choice: str
@@ -59,21 +62,17 @@ class Vote:
         Raises:
             BadRow: it is none.
         """
-        if row.get("vote") not in CHOICES:
+        choice = row.get("vote")
+        if choice not in CHOICES:
             raise BadRow(f"`vote` is none of {', '.join(CHOICES)}")
-        asked(row)
         left, right = (Answer.of(row.get(side), side) for side in SIDES)
-        edited = answer_of(row.get("edited"), "edited") if str(row["vote"]).startswith("edit ") else None
-        return cls(str(row.get("comparison")), left, right, row["vote"], edited)
+        edited = answer_of(row.get("edited"), "edited") if choice.startswith("edit ") else None
+        return cls(str(row.get("comparison")), asked(row)[0], left, right, choice, edited)
 
-    def line(self, prompt: Any) -> dict[str, Any]:
-        """As a line of a file.
-
-        Args:
-            prompt: as `written` gives it.
-        """
-        row = {"comparison": self.comparison, "prompt": prompt, "left": self.left.line(), "right": self.right.line()}
-        row["vote"] = self.choice
+    def line(self) -> dict[str, Any]:
+        """As a line of a file."""
+        row = {"comparison": self.comparison, "prompt": written(self.prompt, as_text=False)}
+        row |= {"left": self.left.line(), "right": self.right.line(), "vote": self.choice}
         return row if self.edited is None else {**row, "edited": self.edited}
 
     def preferred(self) -> tuple[str, str] | None:
@@ -99,36 +98,60 @@ class Ballot:
     Args:
         file: the prompts and their answers; those with fewer than two are passed over.
         seed: decides which answer is on the left.
-        votes: lines of earlier votes.
+
+    Attributes:
+        votes: those that stand, by the comparison's name, in the order in which they were given.
+        total: comparisons of the file.
     """
 
-    def __init__(self, file: Sequence[Answered], seed: int, votes: Sequence[Row] = ()) -> None:
-        self.file, self.seed = list(file), seed
-        self.total = sum(len(entry.answers) - 1 for entry in self.file if len(entry.answers) > 1)
-        self._names = [_name_of(entry) for entry in self.file]
+    def __init__(self, file: Sequence[Answered], seed: int) -> None:
+        self.file, self.seed = [entry for entry in file if len(entry.answers) > 1], seed
+        self.total = sum(len(entry.answers) - 1 for entry in self.file)
         self.votes: dict[str, Vote] = {}
-        self.others: list[Row] = []
-        for row in votes:
-            self._take(row)
+        self._names = [_name_of(entry) for entry in self.file]
 
-    def _take(self, row: Row) -> None:
+    def take(self, row: Row) -> None:
+        """Count a line of the file of votes.
+
+        Raises:
+            BadRow: it is none.
+        """
         name = str(row.get("comparison"))
-        if row.get("vote") == UNDO:
-            self.votes.pop(name, None)
-        else:
-            self.votes.pop(name, None)
-            self.votes[name] = Vote.of(row)
+        vote = None if row.get("vote") == UNDO else Vote.of(row)
+        self.votes.pop(name, None)
+        if vote is not None:
+            self.votes[name] = vote
 
-    def open(self) -> list[Comparison]:
-        """What can be voted on now: of each prompt that is not through its next comparison."""
-        return [found for place in range(len(self.file)) if (found := self._next(place)) is not None]
+    @property
+    def last(self) -> str | None:
+        """The comparison that was voted on last; None where none was."""
+        return next(reversed(self.votes), None)
+
+    @property
+    def done(self) -> int:
+        """Comparisons of the file that are voted on."""
+        return sum(
+            f"{name}-{number}" in self.votes
+            for name, entry in zip(self._names, self.file, strict=True)
+            for number in range(1, len(entry.answers))
+        )
+
+    def open(self, first: int = 0) -> Iterator[Comparison]:
+        """What can be voted on now: of each prompt the next comparison, from a prompt on and around."""
+        for place in range(len(self.file)):
+            found = self._next((first + place) % len(self.file))
+            if found is not None:
+                yield found
+
+    def find(self, name: str) -> Comparison | None:
+        """A comparison that can be voted on now, by its name."""
+        place = next((place for place, own in enumerate(self._names) if name.startswith(f"{own}-")), None)
+        found = None if place is None else self._next(place)
+        return found if found is not None and found.name == name else None
 
     def _next(self, place: int) -> Comparison | None:
-        entry = self.file[place]
-        if len(entry.answers) < 2:
-            return None
-        best = entry.answers[0]
-        for number, other in enumerate(entry.answers[1:], 1):
+        best, *others = self.file[place].answers
+        for number, other in enumerate(others, 1):
             name = f"{self._names[place]}-{number}"
             vote = self.votes.get(name)
             if vote is None:
@@ -137,9 +160,15 @@ class Ballot:
             best = vote.winner() or best
         return None
 
-    def prompt(self, comparison: Comparison) -> Any:
-        """The prompt of a comparison as its line has it."""
-        return written(self.file[comparison.place].prompt, as_text=False)
+    def wins(self) -> Counter[str]:
+        """How often an answer of each writer was preferred to one of another's, and how often neither was (`tie`)."""
+        won: Counter[str] = Counter()
+        for vote in self.votes.values():
+            if vote.left.by != vote.right.by and vote.left.by and vote.right.by and vote.edited is None:
+                winner = vote.winner()
+                if winner is not None or vote.choice == "tie":
+                    won[winner.by if winner else "tie"] += 1
+        return won
 
 
 def _name_of(entry: Answered) -> str:
