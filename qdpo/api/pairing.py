@@ -4,11 +4,59 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
+from qdpo.api.config import Overrides, texts_of
+from qdpo.api.evaluating import Evaluation
+from qdpo.api.process import borrowed
+from qdpo.pairing.generate import Generated, Writing, generate, refuse_others
+from qdpo.pairing.journal import Journal
 from qdpo.pairing.pairs_file import refuse_existing, write_new
+from qdpo.pairing.prompts import read_prompts
 from qdpo.pairing.ranked import Ranked, rank
 from qdpo.paths import output_path
+from qdpo.progress import waiting
+from qdpo.run.folder import existing
+
+
+def generate_answers(
+    prompts: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    run: str | os.PathLike[str] | None = None,
+    how: Writing | None = None,
+    limit: int | None = None,
+    overrides: Overrides = None,
+    drop_bad_rows: bool = False,
+) -> Generated:
+    """Let a base or a run answer prompts, several times each; called again, it goes on where it was interrupted.
+
+    Args:
+        prompts: a text file with one in each line, rows with `prompt` or `messages`, or preference data.
+        out: the file of answers (JSONL), on which `qdpo pairs vote` lets you vote.
+        model: the base: hub name or local folder.
+        run: a run directory instead.
+        how: how many, by whom, seed and sampling; None takes two answers, by the run where one is given.
+        limit: prompts at the most.
+        overrides: settings that change how the model is read (`model.`, `data.template`, `data.system`).
+        drop_bad_rows: leave out prompts that are at fault, instead of an error.
+
+    Raises:
+        QdpoError: prompts or model cannot be had, or the file cannot be written.
+    """
+    place = output_path(out, "--out")
+    how = how or Writing(by="base" if run is None else "run")
+    with borrowed():
+        asked = read_prompts(os.fspath(prompts), limit=limit, drop=drop_bad_rows)
+        folder = None if run is None else existing(os.fspath(run))
+        evaluation = Evaluation(run=folder, model=model, overrides=texts_of(overrides))
+        with Journal.opened(place) as journal:
+            refuse_others(journal, asdict(how))
+            with waiting("loading the model"):
+                subject = evaluation.writer()
+            return generate(subject, asked, journal, how)
 
 
 def pairs_from_ratings(

@@ -50,8 +50,6 @@ def run(args: argparse.Namespace) -> int:
             drop_bad_rows=args.drop_bad_rows,
         )
     console.say(f"{ranked.source}: {ranked.rows:,} rows, {ranked.prompts:,} prompts; {ranked.known_by}")
-    if ranked.faulty:
-        console.warn(f"left out: {ranked.faulty}")
     for sentence in ranked.sentences():
         console.note(sentence)
     console.good(f"{len(ranked.pairs):,} pairs")

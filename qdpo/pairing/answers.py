@@ -11,17 +11,15 @@ from qdpo import console
 from qdpo.data.formats import Reading, recognise, to_pair
 from qdpo.data.ingest import RECOGNISED_BY
 from qdpo.data.pieces import BadRow, Row
-from qdpo.data.prepare import bad_rows
-from qdpo.data.readers import Broken
 from qdpo.data.report import DataReport
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError
 from qdpo.pairing.pieces import Prompt, answer_of, asked, first_of
+from qdpo.pairing.reading import settle, understood
 
 LISTS = ("answers", "completions", "responses", "candidates", "generations")
 """Columns that hold several answers."""
 TEXT = ("text", "content", "completion", "response", "answer")
-DROP = "fix the rows, or leave them out: --drop-bad-rows"
 
 
 @dataclass(frozen=True)
@@ -79,31 +77,19 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
     as_pairs = None
     if usable and not any(first_of(row, LISTS) for row in usable):
         as_pairs, _ = recognise(usable, "auto", source.label)
-    found: dict[Answered, None] = {}
-    again = 0
-    for place, row in enumerate(rows):
-        try:
-            if isinstance(row, Broken):
-                raise BadRow(row.reason)
-            if not isinstance(row, dict):
-                raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
-            if as_pairs is not None:
-                pair = to_pair(row, place, as_pairs, Reading())
-                sides = (
-                    Answer(side[0].content, by) for side, by in ((pair.chosen, "chosen"), (pair.rejected, "rejected"))
-                )
-                entry = Answered(pair.prompt, tuple(sides))
-            else:
-                entry = _answered(row)
-        except BadRow as bad:
-            report.leave_out(place, str(bad), detail=row.detail if isinstance(row, Broken) else "")
-            continue
-        again += entry in found
-        found[entry] = None
-    if report.faults and not drop:
-        raise DataError(bad_rows(report).message, DROP)
-    if report.faults:
-        console.warn(f"{report.faults:,} of {len(rows):,} rows left out: {bad_rows(report).message}")
+
+    def read(place: int, row: dict[str, Any]) -> Answered:
+        if as_pairs is None:
+            return _answered(row)
+        pair = to_pair(row, place, as_pairs, Reading())
+        return Answered(
+            pair.prompt, (Answer(pair.chosen[0].content, "chosen"), Answer(pair.rejected[0].content, "rejected"))
+        )
+
+    entries = list(understood(enumerate(rows), report, read))
+    settle(report, drop)
+    found = list(dict.fromkeys(entries))
+    again = len(entries) - len(found)
     if again:
         console.note(f"{again:,} rows are the same as an earlier one, and are shown once")
     alone = sum(len(entry.answers) < 2 for entry in found)
@@ -114,7 +100,7 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
             f"{source.label}: no prompt with two answers in {len(rows):,} rows",
             "qdpo pairs generate writes such a file; a row is a prompt and a list `answers`",
         )
-    return list(found)
+    return found
 
 
 def _answered(row: Row) -> Answered:

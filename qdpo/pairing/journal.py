@@ -20,7 +20,7 @@ from qdpo.run.lock import HELD, NOT_SUPPORTED
 
 
 class Journal:
-    """An open file; use `opened`.
+    """An open file; use `opened`. Until something is appended it is as it was.
 
     Attributes:
         path: the file.
@@ -30,11 +30,13 @@ class Journal:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
         self.rows: list[dict[str, Any]] = []
+        self._torn = 0
+        self._unended = False
 
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[Self]:
-        """Open a file, made if it is not there, for this process alone.
+        """Open a file, made if it is not there, for this process alone; one that stays empty is removed again.
 
         Raises:
             BusyError: another process has it open.
@@ -45,37 +47,30 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in HELD:
-                    raise BusyError(
-                        f"another process writes {path}", "wait for it to end, or choose another --out"
-                    ) from None
-                if error.errno not in NOT_SUPPORTED:
-                    raise
+            _hold(descriptor, path)
             journal = cls(path, descriptor)
             with explained(path):
                 journal._read()
                 sync_folder(path.parent)
             yield journal
         finally:
+            if os.fstat(descriptor).st_size == 0:
+                path.unlink(missing_ok=True)
             os.close(descriptor)
 
     def _read(self) -> None:
-        whole, newline, rest = self.path.read_bytes().rpartition(b"\n")
-        for number, line in enumerate((whole + newline).splitlines(), 1):
-            self.rows.append(self._row(line, number))
+        lines = self.path.read_bytes().split(b"\n")
+        rest = lines.pop()
+        self.rows += [self._row(line, number) for number, line in enumerate(lines, 1)]
         if not rest:
             return
-        with contextlib.suppress(DataError):
-            # an editor may have taken the last line's end
-            self.rows.append(self._row(rest, 0))
-            self._write(b"\n")
-            return
-        os.ftruncate(self._descriptor, len(whole + newline))
-        os.fsync(self._descriptor)
-        console.note(f"{self.path} ended in the middle of a line (its writer was killed); the part is cut off")
+        try:
+            self.rows.append(self._row(rest, len(lines) + 1))
+            self._unended = True  # an editor may have taken the last line's end
+        except DataError:
+            if not rest.startswith(b"{"):
+                raise
+            self._torn = len(rest)
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -83,7 +78,7 @@ class Journal:
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.path}:{number} is not JSON: {error}", "repair it, or choose another --out"
-            ) from error
+            ) from None
         if not isinstance(found, dict):
             raise DataError(f"{self.path}:{number} is not an object", "repair it, or choose another --out")
         return found
@@ -94,8 +89,14 @@ class Journal:
         Raises:
             DiskError: the disk is full, or writing failed.
         """
+        if self._torn:
+            with explained(self.path):
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - self._torn)
+            console.note(f"{self.path} ended in the middle of a line (its writer was killed); the part is cut off")
+            self._torn = 0
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write(lines.encode("utf-8"))
+        self._write((b"\n" if self._unended else b"") + lines.encode("utf-8"))
+        self._unended = False
         self.rows += rows
 
     def _write(self, data: bytes) -> None:
@@ -110,3 +111,18 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, before)
                 raise
+
+
+def _hold(descriptor: int, path: Path) -> None:
+    """Take the operating system's lock on a file, where there are such.
+
+    Raises:
+        BusyError: another process has it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            raise BusyError(f"another process writes {path}", "wait for it to end, or choose another --out") from None
+        if error.errno not in NOT_SUPPORTED:
+            raise

@@ -29,7 +29,7 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
     if column is None:
         raise BadRow(f"no prompt (a column {', '.join(f'`{name}`' for name in PROMPT[:3])} or the like)")
     value, said = row[column], None
-    turns = messages_of(value, column) if isinstance(value, list | tuple) else [Message("user", text_of(row, column))]
+    turns = messages_of(value, column) if isinstance(value, list | tuple) else [Message("user", _question(row, column))]
     if turns[-1].role == "assistant":
         said = turns.pop().content
     if not turns or turns[0].role != "system":
@@ -38,6 +38,12 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
         raise BadRow(f"`{column}` has an answer and no question")
     check_turns(turns, *[answer(said or "-")] * 2)
     return tuple(turns), said
+
+
+def _question(row: Row, column: str) -> str:
+    """A question given as text; Alpaca's instructions come with an input."""
+    question = text_of(row, column)
+    return f"{question}\n{text_of(row, 'input')}" if column == "instruction" and row.get("input") else question
 
 
 def answer_of(value: Any, column: str) -> str:

@@ -202,8 +202,10 @@ class Poll:
         if before and lines[: len(before)] == before:
             if len(lines) > len(before):
                 files.append(self.out, "".join(lines[len(before) :]))
-        else:
+        elif lines:
             files.atomic_write(self.out, "".join(lines))
+        else:
+            self.out.unlink(missing_ok=True)
         self._lines = lines
 
 

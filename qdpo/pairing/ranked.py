@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from qdpo.data.formats import rename
 from qdpo.data.ingest import RECOGNISED_BY
-from qdpo.data.pieces import BadRow, Tie
-from qdpo.data.prepare import bad_rows
-from qdpo.data.readers import Broken
+from qdpo.data.pieces import BadRow
 from qdpo.data.report import DataReport
 from qdpo.data.sources import find_source
 from qdpo.errors import ConfigError, DataError, UsageError
-from qdpo.pairing.answers import DROP
 from qdpo.pairing.pairs_file import Preferred
 from qdpo.pairing.pieces import Prompt, shortened
-from qdpo.pairing.ratings import RENAMED, Better, Rating, Shape, recognise, standing
+from qdpo.pairing.ratings import RENAMED, Better, Rating, recognise, standing
+from qdpo.pairing.reading import settle, understood
 
 SHOWN = 3
 """Prompts that are named in a message."""
@@ -37,7 +35,6 @@ class Ranked:
         prompts_left_out: prompts that gave no pair, by reason.
         combinations_left_out: with all pairs: combinations of two answers that gave none, by reason.
         averaged: answers that were rated more than once.
-        faulty: what is wrong with rows that were left out; empty if none were.
     """
 
     source: str
@@ -49,7 +46,6 @@ class Ranked:
     prompts_left_out: dict[str, list[Prompt]] = field(default_factory=dict)
     combinations_left_out: dict[str, int] = field(default_factory=dict)
     averaged: int = 0
-    faulty: str = ""
 
     def sentences(self) -> list[str]:
         """What was left out and why, a sentence each."""
@@ -103,15 +99,18 @@ def rank(
         if undone:
             ranked.rows_left_out["votes that were taken back"] = undone
     report = DataReport(source.label, rows_read=len(rows))
-    found = list(_said(rows, columns, shape, report))
+
+    def read(_: int, row: dict[str, Any]) -> list[Rating | Better]:
+        renamed = rename(row, columns)
+        if shape.known_by(renamed) is None:
+            raise BadRow(f"the row has not the columns of {shape.name}, which other rows have")
+        return shape.read(renamed)
+
+    found = [one for said in understood(rows, report, read) for one in said]
     for reason, left in report.reasons:
         if left.inherent:
             ranked.rows_left_out[reason] = left.count
-    if report.faults:
-        error = bad_rows(report)
-        if not drop:
-            raise DataError(error.message, DROP)
-        ranked.faulty = error.message
+    settle(report, drop)
     ratings = [one for one in found if isinstance(one, Rating)]
     if min_gap and not ratings and found:
         raise UsageError(f"--min-gap is for scores; {source.label} has {shape.name}", "leave it out")
@@ -138,25 +137,6 @@ def _check_columns(columns: dict[str, str], rows: Sequence[dict[str, Any]], sour
                 f"--column {ours}={theirs}: {source} has no column `{theirs}`",
                 f"its columns are {', '.join(sorted(present))}",
             )
-
-
-def _said(
-    rows: Iterable[tuple[int, Any]], columns: dict[str, str], shape: Shape, report: DataReport
-) -> Iterable[Rating | Better]:
-    """What the rows say; those that say nothing go to the report."""
-    for place, row in rows:
-        try:
-            if isinstance(row, Broken):
-                raise BadRow(row.reason)
-            if not isinstance(row, dict):
-                raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
-            renamed = rename(row, columns)
-            if shape.known_by(renamed) is None:
-                raise BadRow(f"the row has not the columns of {shape.name}, which other rows have")
-            yield from shape.read(renamed)
-        except BadRow as bad:
-            detail = row.detail if isinstance(row, Broken) else ""
-            report.leave_out(place, str(bad), inherent=isinstance(bad, Tie), detail=detail)
 
 
 def _pair(ratings: Sequence[Rating], ranked: Ranked, thumbs: bool, all_pairs: bool, min_gap: float) -> None:
