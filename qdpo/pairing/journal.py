@@ -16,7 +16,7 @@ from typing import Any, Self
 from qdpo import console
 from qdpo.errors import BusyError, DataError
 from qdpo.files import explained, sync_folder
-from qdpo.run.lock import HELD, NOT_SUPPORTED
+from qdpo.run.lock import HELD, NOT_SUPPORTED, is_at
 
 
 class Journal:
@@ -43,11 +43,8 @@ class Journal:
             DataError: it holds something else.
             OutputError, DiskError: it cannot be written.
         """
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = _held(path)
         try:
-            _hold(descriptor, path)
             journal = cls(path, descriptor)
             with explained(path):
                 journal._read()
@@ -113,16 +110,28 @@ class Journal:
                 raise
 
 
-def _hold(descriptor: int, path: Path) -> None:
-    """Take the operating system's lock on a file, where there are such.
+def _held(path: Path) -> int:
+    """The descriptor of a file, made if it is not there, under the operating system's lock where there are such.
 
     Raises:
         BusyError: another process has it.
+        OutputError: it cannot be written.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in HELD:
-            raise BusyError(f"another process writes {path}", "wait for it to end, or choose another --out") from None
-        if error.errno not in NOT_SUPPORTED:
-            raise
+    while True:
+        with contextlib.ExitStack() as otherwise, explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            otherwise.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in HELD:
+                    raise BusyError(
+                        f"another process writes {path}", "wait for it to end, or choose another --out"
+                    ) from None
+                if error.errno not in NOT_SUPPORTED:
+                    raise
+            # whoever held it before may have removed it, empty, after it was opened here
+            if is_at(descriptor, path):
+                otherwise.pop_all()
+                return descriptor
