@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.progress import waiting
 
     if not 0 <= args.min_gap < float("inf"):
-        raise UsageError(f"--min-gap takes a number from 0, not {args.min_gap:g}")
+        raise UsageError(f"--min-gap takes a number from 0, not {args.min_gap:g}", "in the unit of the scores")
     with waiting("reading the ratings"):
         ranked = pairs_from_ratings(
             args.file,

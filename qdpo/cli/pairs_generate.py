@@ -92,9 +92,11 @@ def _check(args: argparse.Namespace) -> None:
         ("--limit", args.limit if args.limit is not None else 1, 1),
     ):
         if value < least:
-            raise UsageError(f"{option} takes a number from {least}, not {value}")
+            raise UsageError(f"{option} takes a number from {least}, not {value}", f"such as {option} {least}")
     if not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:
-        raise UsageError("--temperature must be at least 0, --top-p above 0 and at most 1")
+        raise UsageError(
+            "--temperature must be at least 0, --top-p above 0 and at most 1", "without them: 0.8 and 0.95"
+        )
     if args.temperature == 0 and (args.answers > 2 or args.by != "both"):
         raise UsageError(
             "--temperature 0 writes the same answer again and again", "a temperature above 0, or -k 2 --by both"

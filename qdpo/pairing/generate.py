@@ -139,6 +139,7 @@ def generate(subject: Subject, prompts: Sequence[Prompt], journal: Journal, how:
             raise OutputError(f"{journal.path}:{number} answers another prompt than the file of prompts has", WAY_OUT)
     if len(journal.rows) > len(asked):
         raise OutputError(f"{journal.path} has {len(journal.rows):,} prompts, {len(asked):,} are asked", WAY_OUT)
+    journal.mend()
     for row in journal.rows:
         done.count(row)
     done.found = len(journal.rows)

@@ -20,7 +20,7 @@ from qdpo.run.lock import HELD, NOT_SUPPORTED, is_at
 
 
 class Journal:
-    """An open file; use `opened`. Until something is appended it is as it was.
+    """An open file; use `opened`. Until something is appended, or `mend`, it is as it was.
 
     Attributes:
         path: the file.
@@ -86,15 +86,24 @@ class Journal:
         Raises:
             DiskError: the disk is full, or writing failed.
         """
+        self.mend()
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._write(lines.encode("utf-8"))
+        self.rows += rows
+
+    def mend(self) -> None:
+        """Cut off the part of a line that a kill has left, or give a whole last line its end.
+
+        Raises:
+            DiskError: the disk is full, or writing failed.
+        """
         if self._torn:
             with explained(self.path):
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - self._torn)
             console.note(f"{self.path} ended in the middle of a line (its writer was killed); the part is cut off")
-            self._torn = 0
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._write((b"\n" if self._unended else b"") + lines.encode("utf-8"))
-        self._unended = False
-        self.rows += rows
+        elif self._unended:
+            self._write(b"\n")
+        self._torn, self._unended = 0, False
 
     def _write(self, data: bytes) -> None:
         before = os.fstat(self._descriptor).st_size
