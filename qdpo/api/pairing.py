@@ -10,11 +10,12 @@ from pathlib import Path
 from qdpo.api.config import Overrides, texts_of
 from qdpo.api.evaluating import Evaluation
 from qdpo.api.process import borrowed
-from qdpo.pairing.generate import Generated, Writing, generate, refuse_others
+from qdpo.pairing.generate import Generated, generate, refuse_others
 from qdpo.pairing.journal import Journal
 from qdpo.pairing.pairs_file import refuse_existing, write_new
 from qdpo.pairing.prompts import read_prompts
 from qdpo.pairing.ranked import Ranked, rank
+from qdpo.pairing.writing import By, Writing
 from qdpo.paths import output_path
 from qdpo.progress import waiting
 from qdpo.run.folder import existing
@@ -26,7 +27,13 @@ def generate_answers(
     *,
     model: str | None = None,
     run: str | os.PathLike[str] | None = None,
-    how: Writing | None = None,
+    by: By | None = None,
+    k: int = 2,
+    seed: int = 42,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
     limit: int | None = None,
     overrides: Overrides = None,
     drop_bad_rows: bool = False,
@@ -38,16 +45,27 @@ def generate_answers(
         out: the file of answers (JSONL), on which `qdpo pairs vote` lets you vote.
         model: the base: hub name or local folder.
         run: a run directory instead.
-        how: how many, by whom, seed and sampling; None takes two answers, by the run where one is given.
+        by: who answers: `base`, `run`, or `both` in turn; None takes the run where one is given.
+        k: answers to each prompt.
+        seed: of the sampling; an answer depends on it, its prompt and its number alone.
+        temperature: 0 takes the likeliest token, above 0 samples.
+        top_p: samples from the likeliest tokens that hold this much probability.
+        max_new_tokens: tokens of an answer at the most.
+        batch_size: answers that are written side by side.
         limit: prompts at the most.
         overrides: settings that change how the model is read (`model.`, `data.template`, `data.system`).
         drop_bad_rows: leave out prompts that are at fault, instead of an error.
 
+    Returns:
+        How many there are, and what was left out and why.
+
     Raises:
+        UsageError: a value that cannot be.
         QdpoError: prompts or model cannot be had, or the file cannot be written.
     """
     place = output_path(out, "--out")
-    how = how or Writing(by="base" if run is None else "run")
+    writer: By = by or ("base" if run is None else "run")
+    how = Writing(k, writer, seed, temperature, top_p, max_new_tokens, batch_size)
     with borrowed():
         asked = read_prompts(os.fspath(prompts), limit=limit, drop=drop_bad_rows)
         folder = None if run is None else existing(os.fspath(run))

@@ -46,19 +46,22 @@ def run(args: argparse.Namespace) -> int:
     from qdpo import console
     from qdpo.api.pairing import generate_answers
     from qdpo.cli.next_steps import say_next
-    from qdpo.pairing.generate import By, Writing
 
     if args.run is not None:
         follow_base(args.model, Path(args.run).expanduser())
-    by: By = args.by or ("base" if args.run is None else "run")
-    how = Writing(args.answers, by, args.seed, args.temperature, args.top_p, args.max_new_tokens, args.batch_size)
     try:
         done = generate_answers(
             args.prompts,
             args.out,
             model=None if args.run else args.model,
             run=args.run,
-            how=how,
+            by=args.by,
+            k=args.answers,
+            seed=args.seed,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
             limit=args.limit,
             overrides=args.overrides,
             drop_bad_rows=args.drop_bad_rows,
@@ -85,22 +88,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("which model answers?", "--model MODEL, or --run DIR for the result of a run")
     if args.run is None and args.by in ("run", "both"):
         raise UsageError(f"--by {args.by} needs a run", "--run DIR")
-    for option, value, least in (
-        ("-k", args.answers, 2),
-        ("--max-new-tokens", args.max_new_tokens, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--limit", args.limit if args.limit is not None else 1, 1),
-    ):
-        if value < least:
-            raise UsageError(f"{option} takes a number from {least}, not {value}", f"such as {option} {least}")
-    if not 0 <= args.temperature < float("inf") or not 0 < args.top_p <= 1:
-        raise UsageError(
-            "--temperature must be at least 0, --top-p above 0 and at most 1", "without them: 0.8 and 0.95"
-        )
-    if args.temperature == 0 and (args.answers > 2 or args.by != "both"):
-        raise UsageError(
-            "--temperature 0 writes the same answer again and again", "a temperature above 0, or -k 2 --by both"
-        )
+    if args.limit is not None and args.limit < 1:
+        raise UsageError(f"--limit takes a number from 1, not {args.limit}", "leave it out for all prompts")
     for text in args.overrides:
         if not text.startswith(CHANGEABLE):
             raise UsageError(

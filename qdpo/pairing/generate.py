@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
@@ -30,42 +32,14 @@ from qdpo.hardware import is_out_of_memory
 from qdpo.model.source import is_local
 from qdpo.pairing.journal import Journal
 from qdpo.pairing.pieces import Prompt, are_texts, shortened, written
+from qdpo.pairing.writing import Writing
 from qdpo.progress import Progress, clock
 
-By = Literal["base", "run", "both"]
 TRIED = 8
 """Tokens that are written to see how long one takes."""
 NAMED = 3
 """Prompts that are named in a message."""
 WAY_OUT = "give the name of a new file with --out"
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How answers are written.
-
-    Attributes:
-        k: answers to each prompt.
-        by: who writes them; both take turns.
-        seed: of the sampling.
-        temperature: 0 takes the likeliest token, above 0 samples.
-        top_p: samples from the likeliest tokens that hold this much probability.
-        max_new_tokens: tokens of an answer at the most.
-        at_once: answers that are written side by side.
-    """
-
-    k: int = 2
-    by: By = "base"
-    seed: int = 42
-    temperature: float = 0.8
-    top_p: float = 0.95
-    max_new_tokens: int = 256
-    at_once: int = 16
-
-    @property
-    def writers(self) -> list[str]:
-        """Who writes each of the k answers: `base` or `run`."""
-        return [("run", "base")[number % 2] if self.by == "both" else self.by for number in range(self.k)]
 
 
 @dataclass
@@ -79,7 +53,8 @@ class Generated:
         identical: answers left out because they are the same as another to their prompt.
         empty: answers left out because they are empty.
         cut: answers that did not end within the tokens that they had.
-        too_long: prompts left out because model has no room for them and an answer.
+        alone: prompts with fewer than two different answers.
+        too_long: prompts left out because the model has no room for them and an answer.
     """
 
     prompts: int = 0
@@ -214,8 +189,8 @@ class _Work:
     def __init__(self, subject: Subject, how: Writing) -> None:
         self.subject, self.how = subject, how
         self.ends = subject.template.end_of_turn or frozenset({int(subject.tokenizer.eos_token_id)})
-        self.group = max(1, how.at_once // how.k)
-        self.at_once = how.at_once
+        self.group = max(1, how.batch_size // how.k)
+        self.at_once = how.batch_size
 
     def tokens(self, prompts: int) -> int:
         """Tokens of answers at the most."""
@@ -225,16 +200,18 @@ class _Work:
         """Write a few tokens, and say how long all of them will take."""
         writers = list(dict.fromkeys(self.how.writers))
         group = [ids for _, ids in asked[: self.group]] * -(-self.how.k // len(writers))
-        seconds = []
-        for tokens in (1, 1, 1 + TRIED):
-            began = time.perf_counter()
-            self._write(group, writers[0], None, tokens, lambda _: None)
-            seconds.append(time.perf_counter() - began)
-        _, beginning, more = seconds
+        self._steps(group, writers[0], 1)  # what is slow once is not counted
+        beginning, *each = self._steps(group, writers[0], 1 + TRIED)
         groups = len(writers) * -(-len(asked) // self.group)
-        most = groups * (beginning + max(more - beginning, 0) / TRIED * self.how.max_new_tokens)
+        most = groups * (beginning + statistics.median(each) * (self.how.max_new_tokens - 1))
         answers = f"{self.how.k * len(asked):,} answers of up to {self.how.max_new_tokens:,} tokens"
         console.say(f"{answers}: about {clock(max(most, 1))} if none ends earlier")
+
+    def _steps(self, ids: list[list[int]], writer: str, tokens: int) -> list[float]:
+        """Seconds of each step of writing some tokens."""
+        stamps = [time.perf_counter()]
+        self._write(ids, writer, None, tokens, lambda _: stamps.append(time.perf_counter()))
+        return [after - before for before, after in pairwise(stamps)]
 
     def answers(
         self, ids: list[list[int]], prompts: Sequence[Prompt], advance: Callable[[int], object]

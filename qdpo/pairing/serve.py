@@ -104,7 +104,6 @@ class Handler(loopback.Handler):
         """The JSON object of a request."""
         length = self.headers.get("Content-Length", "0")
         if not length.isdigit() or int(length) > LONGEST:
-            self.close_connection = True
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an edit has at most {LONGEST:,} bytes")
         try:
             said = json.loads(self.rfile.read(int(length)) or b"{}")

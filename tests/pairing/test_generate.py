@@ -20,12 +20,13 @@ from qdpo.data.pairs import Message
 from qdpo.errors import ConfigError, DataError, OutputError
 from qdpo.evaluation.subject import Subject
 from qdpo.pairing import generate as generating
-from qdpo.pairing.generate import Generated, Writing, generate
+from qdpo.pairing.generate import Generated, generate
 from qdpo.pairing.journal import Journal
 from qdpo.pairing.pieces import Prompt
 from qdpo.pairing.prompts import read_prompts
+from qdpo.pairing.writing import Writing
 
-HOW = Writing(k=3, max_new_tokens=6, temperature=1.5, at_once=6)
+HOW = Writing(k=3, max_new_tokens=6, temperature=1.5, batch_size=6)
 PROMPTS: list[Prompt] = [(Message("user", f"The {noun} was"),) for noun in ("farmer", "cat", "old house", "x", "sun")]
 
 
@@ -74,7 +75,7 @@ def test_answers_depend_on_seed_and_prompt(subject: Subject, tmp_path: Path) -> 
 
     first = answers("a", PROMPTS)
     assert answers("b", PROMPTS[::-1]) == first
-    assert answers("c", PROMPTS[2:3], replace(HOW, at_once=1))["The old house was"] == first["The old house was"]
+    assert answers("c", PROMPTS[2:3], replace(HOW, batch_size=1))["The old house was"] == first["The old house was"]
     assert answers("d", PROMPTS, replace(HOW, seed=1)) != first
     # of more answers the first ones are the same
     more = answers("e", PROMPTS[:2], replace(HOW, k=5))
@@ -103,7 +104,7 @@ def test_what_is_left_out_is_said(subject: Subject, tmp_path: Path, monkeypatch:
     texts = iter(["a", "a", "", "b", "c", "c", "", "", "d"])
     monkeypatch.setattr(generating, "sampled", lambda _, ids, *rest: [([1], True) for _ in ids])
     monkeypatch.setattr(type(subject.tokenizer), "decode", lambda *given, **named: next(texts))
-    done = answered(subject, tmp_path / "a", PROMPTS[:3], replace(HOW, at_once=9))
+    done = answered(subject, tmp_path / "a", PROMPTS[:3], replace(HOW, batch_size=9))
     assert [[answer["text"] for answer in row["answers"]] for row in rows_of(tmp_path / "a")] == [
         ["a"],
         ["b", "c"],
