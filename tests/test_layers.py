@@ -12,7 +12,7 @@ import qdpo
 PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "foreign"},
     {"redact", "libraries", "allocator", "console", "files", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},

@@ -9,9 +9,9 @@ from typing import Any
 
 from qdpo import console
 from qdpo.data.formats import Reading, recognise, to_pair
-from qdpo.data.ingest import RECOGNISED_BY
-from qdpo.data.pieces import BadRow, Row
+from qdpo.data.pieces import BadRow, Row, type_in_words
 from qdpo.data.report import DataReport
+from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError
 from qdpo.pairing.pieces import Prompt, answer_of, asked, first_of
@@ -71,22 +71,22 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
         QdpoError: the file cannot be read.
     """
     source = find_source(name)
-    rows = list(source.rows())
-    report = DataReport(source.label, rows_read=len(rows))
-    usable = list(islice((row for row in rows if isinstance(row, dict)), RECOGNISED_BY))
+    rows = list(source.numbered())
+    report = DataReport(source.label, rows_read=len(rows), unit=source.unit)
+    usable = list(islice((row for _, row in rows if isinstance(row, dict)), RECOGNISED_BY))
     as_pairs = None
     if usable and not any(first_of(row, LISTS) for row in usable):
         as_pairs, _ = recognise(usable, "auto", source.label)
 
-    def read(place: int, row: dict[str, Any]) -> Answered:
+    def read(row: dict[str, Any]) -> Answered:
         if as_pairs is None:
             return _answered(row)
-        pair = to_pair(row, place, as_pairs, Reading())
+        pair = to_pair(row, 0, as_pairs, Reading())
         return Answered(
             pair.prompt, (Answer(pair.chosen[0].content, "chosen"), Answer(pair.rejected[0].content, "rejected"))
         )
 
-    entries = list(understood(enumerate(rows), report, read))
+    entries = list(understood(rows, report, read))
     settle(report, drop)
     found = list(dict.fromkeys(entries))
     again = len(entries) - len(found)
@@ -106,10 +106,14 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
 def _answered(row: Row) -> Answered:
     column = first_of(row, LISTS)
     if column is None:
-        raise BadRow("no list of answers (a column `answers`)")
+        raise BadRow("no list of answers", "add a column `answers`: [text, text]")
     items = row[column]
     if not isinstance(items, Sequence) or isinstance(items, str) or not items:
-        raise BadRow(f"`{column}` is {type(items).__name__}, expected a list of answers")
+        raise BadRow(
+            f"`{column}` is {type_in_words(items) if items or items is None else 'empty'}, expected a list of answers",
+            "write a list: [text, text]",
+            column,
+        )
     prompt, _ = asked(row)
     different: dict[str, Answer] = {}
     for item in items:

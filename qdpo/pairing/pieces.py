@@ -8,6 +8,7 @@ from typing import Any
 from qdpo.data.formats import SYNONYMS
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, answer, check_turns, message_of, messages_of, system_of, text_of
+from qdpo.foreign import visible
 
 PROMPT = ("prompt", "messages", "conversations", "conversation", *SYNONYMS["prompt"])
 ANSWER = ("completion", "response", "answer", "output", "generation")
@@ -27,7 +28,7 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
     """
     column = first_of(row, PROMPT)
     if column is None:
-        raise BadRow(f"no prompt (a column {', '.join(f'`{name}`' for name in PROMPT[:3])} or the like)")
+        raise BadRow("no prompt", "add the column `prompt`, or `messages`", "prompt")
     value, said = row[column], None
     turns = messages_of(value, column) if isinstance(value, list | tuple) else [Message("user", _question(row, column))]
     if turns[-1].role == "assistant":
@@ -35,7 +36,7 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
     if not turns or turns[0].role != "system":
         turns = system_of(row) + turns
     if not turns:
-        raise BadRow(f"`{column}` has an answer and no question")
+        raise BadRow(f"`{column}` has an answer and no question", "begin with what the user says", column)
     check_turns(turns, *[answer(said or "-")] * 2)
     return tuple(turns), said
 
@@ -55,13 +56,15 @@ def answer_of(value: Any, column: str) -> str:
     if isinstance(value, list | tuple):
         turns = messages_of(value, column)
         if len(turns) > 1:
-            raise BadRow(f"`{column}` has {len(turns)} messages, expected one answer")
+            raise BadRow(
+                f"`{column}` has several messages, expected one answer", "put the others in the prompt", column
+            )
         value = turns[0]
     elif isinstance(value, Mapping):
         value = message_of(value, column)
     if isinstance(value, Message):
         if value.role != "assistant":
-            raise BadRow(f"`{column}` is a {value.role} message, expected an answer")
+            raise BadRow(f"`{column}` is a {value.role} message, expected an answer", "write the assistant's", column)
         value = value.content
     return text_of({column: value}, column)
 
@@ -80,6 +83,5 @@ def written(prompt: Prompt, as_text: bool) -> Any:
 
 def shortened(prompt: Prompt, characters: int = 60) -> str:
     """What a prompt asks, in a line, for a message."""
-    words = " ".join(prompt[-1].content.split())
-    words = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in words)
+    words = visible(" ".join(prompt[-1].content.split()))
     return words if len(words) <= characters else f"{words[: characters - 3]}..."

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from qdpo import console
-from qdpo.data.formats import recognise
-from qdpo.data.ingest import RECOGNISED_BY
+from qdpo.data.formats import names_of, recognise
 from qdpo.data.pieces import BadRow, answer, check_turns
 from qdpo.data.readers import EXTENSIONS
 from qdpo.data.report import DataReport
+from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError, InputMissingError
 from qdpo.pairing.pieces import PROMPT, Prompt, asked, first_of
@@ -36,10 +36,10 @@ def read_prompts(name: str, *, limit: int | None = None, drop: bool = False) -> 
     """
     path = Path(name).expanduser()
     is_text = path.is_file() and not set(path.suffixes) & EXTENSIONS and path.suffix.lower() in TEXTS
-    label, rows = (name, _lines(path)) if is_text else _rows(name)
-    read = _reader(rows, label)
-    report = DataReport(label, rows_read=len(rows))
-    prompts = list(understood(enumerate(rows), report, read))
+    label, unit, rows = (name, "line", _lines(path)) if is_text else _rows(name)
+    read = _reader([row for _, row in rows], label)
+    report = DataReport(label, rows_read=len(rows), unit=unit)
+    prompts = list(understood(rows, report, read))
     settle(report, drop)
     found = list(dict.fromkeys(prompts))
     again = len(prompts) - len(found)
@@ -50,7 +50,7 @@ def read_prompts(name: str, *, limit: int | None = None, drop: bool = False) -> 
     return found[:limit]
 
 
-def _lines(path: Path) -> list[Any]:
+def _lines(path: Path) -> list[tuple[int, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -59,15 +59,15 @@ def _lines(path: Path) -> list[Any]:
         raise DataError(
             f"{path} is not UTF-8: {error.reason} at byte {error.start}", "convert it, with iconv"
         ) from None
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
-def _rows(name: str) -> tuple[str, list[Any]]:
+def _rows(name: str) -> tuple[str, str, list[tuple[int, Any]]]:
     source = find_source(name)
-    return source.label, list(source.rows())
+    return source.label, source.unit, list(source.numbered())
 
 
-def _reader(rows: Sequence[Any], label: str) -> Callable[[int, dict[str, Any]], Prompt]:
+def _reader(rows: Sequence[Any], label: str) -> Callable[[dict[str, Any]], Prompt]:
     """What reads a row."""
     usable = [row for row in islice(rows, RECOGNISED_BY) if isinstance(row, dict)]
     format = None
@@ -75,17 +75,17 @@ def _reader(rows: Sequence[Any], label: str) -> Callable[[int, dict[str, Any]], 
         format = recognise(usable, "auto", label)[0] if usable else None
     except DataError:
         if not any(first_of(row, PROMPT) for row in usable):
-            columns = ", ".join(dict.fromkeys(str(column) for row in usable for column in row))
+            columns = names_of(dict.fromkeys(str(column) for row in usable for column in row))
             raise DataError(
                 f"{label}: no prompts are known by the columns {columns}", "name the column `prompt` or `messages`"
             ) from None
 
-    def read(_: int, row: dict[str, Any]) -> Prompt:
+    def read(row: dict[str, Any]) -> Prompt:
         if format is None:
             return asked(row)[0]
         prompt = format.read(row, lambda n: 0)[0]
         if not prompt:
-            raise BadRow("the pair has no prompt")
+            raise BadRow("the pair has no prompt", "there is nothing to ask: take the row out", "prompt")
         check_turns(prompt, answer("-"), answer("-"))
         return tuple(prompt)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdpo.data.formats import rename
-from qdpo.data.ingest import RECOGNISED_BY
+from qdpo.data.formats import names_of, rename
 from qdpo.data.pieces import BadRow
 from qdpo.data.report import DataReport
+from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import ConfigError, DataError, UsageError
 from qdpo.pairing.pairs_file import Preferred
@@ -86,7 +86,7 @@ def rank(
         QdpoError: the file cannot be read.
     """
     source = find_source(name)
-    rows = list(enumerate(source.rows()))
+    rows = list(source.numbered())
     ranked = Ranked(source.label, rows=len(rows))
     columns = columns or {}
     usable = [row for _, row in rows if isinstance(row, dict)]
@@ -98,12 +98,12 @@ def rank(
         rows, undone = standing(rows)
         if undone:
             ranked.rows_left_out["votes that were taken back"] = undone
-    report = DataReport(source.label, rows_read=len(rows))
+    report = DataReport(source.label, rows_read=len(rows), unit=source.unit)
 
-    def read(_: int, row: dict[str, Any]) -> list[Rating | Better]:
+    def read(row: dict[str, Any]) -> list[Rating | Better]:
         renamed = rename(row, columns)
         if shape.known_by(renamed) is None:
-            raise BadRow(f"the row has not the columns of {shape.name}, which other rows have")
+            raise BadRow(f"the row has not the columns of {shape.name}", f"other rows have {ranked.known_by}")
         return shape.read(renamed)
 
     found = [one for said in understood(rows, report, read) for one in said]
@@ -135,7 +135,7 @@ def _check_columns(columns: dict[str, str], rows: Sequence[dict[str, Any]], sour
         if theirs not in present:
             raise ConfigError(
                 f"--column {ours}={theirs}: {source} has no column `{theirs}`",
-                f"its columns are {', '.join(sorted(present))}",
+                f"its columns are {names_of(sorted(present))}",
             )
 
 

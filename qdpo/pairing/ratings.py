@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdpo.data.pieces import BadRow, Row, Tie, number
+from qdpo.data.formats import names_of
+from qdpo.data.pieces import BadRow, Row, Tie, number, type_in_words
 from qdpo.errors import DataError
 from qdpo.pairing.pieces import ANSWER, PROMPT, Prompt, answer_of, asked, first_of
 from qdpo.pairing.votes import UNDO, Vote
@@ -92,7 +93,11 @@ def _answered(row: Row) -> tuple[Prompt, str]:
     if column is not None:
         said = answer_of(row[column], column)
     if said is None:
-        raise BadRow("no answer: the conversation ends with its question")
+        raise BadRow(
+            "the conversation ends with its question, and there is no answer",
+            "add the answer to `messages`",
+            "messages",
+        )
     return prompt, said
 
 
@@ -101,7 +106,7 @@ def _score(value: Any, column: str) -> float:
         raise NotRated("not rated")
     found = number(value)
     if found is None:
-        raise BadRow(f"`{column}` is not a number")
+        raise BadRow(f"`{column}` is not a number", "write a number, or null for what is not rated", column)
     return found
 
 
@@ -114,8 +119,8 @@ def _thumb(value: Any, column: str) -> float:
     if said in DOWN:
         return 0.0
     if number(value) is not None:
-        raise BadRow(f"`{column}` is neither up nor down but a number (a score: --column score={column})")
-    raise BadRow(f"`{column}` is neither up nor down (true or false, 1 or 0, up or down)")
+        raise BadRow(f"`{column}` is a number, neither up nor down", f"of scores: --column score={column}", column)
+    raise BadRow(f"`{column}` is neither up nor down", "true or false, 1 or 0, up or down", column)
 
 
 def _read_scores(row: Row) -> list[Rating | Better]:
@@ -155,18 +160,20 @@ def _read_scored_list(row: Row) -> list[Rating | Better]:
     column, scores = first_of(row, ANSWERS) or "answers", first_of(row, SCORES)
     items = row[column]
     if not isinstance(items, list):
-        raise BadRow(f"`{column}` is {type(items).__name__}, expected a list of answers")
+        raise BadRow(f"`{column}` is {type_in_words(items)}, expected a list of answers", "write a list", column)
     if scores is not None:
         given = row[scores]
         if not isinstance(given, list) or len(given) != len(items):
-            raise BadRow(f"`{scores}` is not a list of as many scores as `{column}` has answers")
+            raise BadRow(
+                f"`{scores}` has not a score for each of `{column}`", "one score for each, null where none", scores
+            )
         items = [{"text": item, "score": score} for item, score in zip(items, given, strict=True)]
     found: list[Rating | Better] = []
     for item in items:
         name = first_of(item, SCORE) if isinstance(item, Mapping) else None
         text = first_of(item, TEXT) if isinstance(item, Mapping) else None
         if name is None or text is None:
-            raise BadRow(f"`{column}` has an answer without text or without score")
+            raise BadRow(f"`{column}` has an answer without text or score", "[{text: ..., score: ...}]", column)
         if item[name] is not None:
             found.append(Rating(prompt, answer_of(item[text], text), _score(item[name], name)))
     if not found:
@@ -207,7 +214,7 @@ def recognise(rows: Sequence[Row], source: str) -> tuple[Shape, str]:
         known = next(found for row in rows if (found := shape.known_by(row)))
         return shape, f"{shape.name}: columns {', '.join(known)}"
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    message = f"{source}: no ratings are known by the columns {', '.join(columns[:20]) or '(none)'}"
+    message = f"{source}: no ratings are known by the columns {names_of(columns) or '(none)'}"
     if {"chosen", "rejected"} <= set(columns):
         raise DataError(message, f"these are pairs already: qdpo train --model MODEL --data {source}")
     if first_of(rows[0], ANSWERS):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from qdpo import console
-from qdpo.data.pieces import BadRow, Tie
-from qdpo.data.prepare import bad_rows
+from qdpo.data.faults import FaultyRows
+from qdpo.data.pieces import BadRow, type_in_words
 from qdpo.data.readers import Broken
 from qdpo.data.report import DataReport
-from qdpo.errors import DataError
+from qdpo.data.rows import example_of
 
 DROP = "fix the rows, or leave them out: --drop-bad-rows"
 Said = TypeVar("Said")
 
 
 def understood(
-    rows: Iterable[tuple[int, Any]], report: DataReport, read: Callable[[int, dict[str, Any]], Said]
+    rows: Iterable[tuple[int, Any]], report: DataReport, read: Callable[[dict[str, Any]], Said]
 ) -> Iterator[Said]:
     """What rows say; those that cannot be used, or say nothing (`Tie`), go to the report.
 
@@ -26,18 +27,17 @@ def understood(
         report: is filled in.
         read: raises `BadRow`.
     """
-    for place, row in rows:
+    for number, row in rows:
         try:
             if isinstance(row, Broken):
-                raise BadRow(row.reason)
+                raise BadRow(row.reason, row.fix, example=row.example)
             if isinstance(row, str):
                 row = {"prompt": row}
             if not isinstance(row, dict):
-                raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
-            yield read(place, row)
+                raise BadRow(f"the row is {type_in_words(row)}, expected an object with columns", "write an object")
+            yield read(row)
         except BadRow as bad:
-            detail = row.detail if isinstance(row, Broken) else ""
-            report.leave_out(place, str(bad), inherent=isinstance(bad, Tie), detail=detail)
+            report.leave_out(number, bad, bad.field, partial(example_of, row, bad))
 
 
 def settle(report: DataReport, drop: bool) -> None:
@@ -48,10 +48,11 @@ def settle(report: DataReport, drop: bool) -> None:
         drop: they are left out.
 
     Raises:
-        DataError: there are such rows, and they are not to be left out.
+        FaultyRows: there are such rows, and they are not to be left out.
     """
     if report.faults:
-        error = bad_rows(report)
+        error = FaultyRows([report], DROP)
         if not drop:
-            raise DataError(error.message, DROP)
+            raise error
         console.warn(f"left out: {error.message}")
+        console.talk().print(error.details())

@@ -64,7 +64,7 @@ class Vote:
         """
         choice = row.get("vote")
         if choice not in CHOICES:
-            raise BadRow(f"`vote` is none of {', '.join(CHOICES)}")
+            raise BadRow(f"`vote` is none of {', '.join(CHOICES)}", field="vote")
         left, right = (Answer.of(row.get(side), side) for side in SIDES)
         edited = answer_of(row.get("edited"), "edited") if choice.startswith("edit ") else None
         return cls(str(row.get("comparison")), asked(row)[0], left, right, choice, edited)

@@ -16,6 +16,7 @@ import pytest
 from pairing.polls import rows_of, write_rows
 
 from qdpo.api.evaluating import Evaluation
+from qdpo.data.faults import FaultyRows
 from qdpo.data.pairs import Message
 from qdpo.errors import ConfigError, DataError, OutputError
 from qdpo.evaluation.subject import Subject
@@ -242,10 +243,16 @@ def test_prompts_at_fault(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": ""}, {"prompt": 3}, 5, {"other": "x"}])
     with path.open("a") as stream:
         stream.write("{\n")
-    with pytest.raises(DataError, match="empty `prompt`") as error:
+    with pytest.raises(FaultyRows, match="5 of 6 rows") as error:
         read_prompts(str(path))
-    for reason in ("`prompt` is int", "the row is int", "no prompt", "the line is not JSON"):
-        assert reason in error.value.message
+    found = {reason: left.first_rows for reason, left in error.value.reports[0].reasons}
+    assert found == {
+        "`prompt` is empty": [2],
+        "`prompt` is a number, expected text": [3],
+        "the row is a number, expected an object with columns": [4],
+        "no prompt": [5],
+        "the line is not JSON": [6],
+    }
     assert texts(read_prompts(str(path), drop=True)) == ["user: a"]
     with pytest.raises(DataError, match="no prompts are known by the columns other"):
         read_prompts(str(write_rows(tmp_path / "q.jsonl", [{"other": "x"}])))

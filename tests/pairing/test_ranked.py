@@ -10,6 +10,7 @@ import pytest
 from pairing.polls import rows_of, write_rows
 
 from qdpo.api.pairing import pairs_from_ratings
+from qdpo.data.faults import FaultyRows
 from qdpo.data.formats import Reading, recognise, to_pair
 from qdpo.errors import ConfigError, DataError, OutputError, UsageError
 from qdpo.pairing.ranked import Ranked
@@ -112,8 +113,7 @@ def test_what_becomes_no_pair_is_counted_and_named(tmp_path: Path) -> None:
         "1 of 12 rows left out: not rated",
         '1 of 7 prompts left out: all scores are equal ("tie")',
         '1 of 7 prompts left out: scores differ by less than 0.5 ("close")',
-        '4 of 7 prompts left out: one rated answer only ("lone 0\ufffd[31m"; "lone 1\ufffd[31m"; '
-        '"lone 2\ufffd[31m"; ...)',
+        '4 of 7 prompts left out: one rated answer only ("lone 0\\x1b[31m"; "lone 1\\x1b[31m"; "lone 2\\x1b[31m"; ...)',
     ]
     # without a gap the close ones are a pair
     assert len(ranked(tmp_path, rows).pairs) == 2
@@ -163,7 +163,7 @@ GOOD = [{"prompt": "q", "completion": text, "score": score} for text, score in S
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "q", "completion": "", "score": 1}, "empty `completion`"),
+        ({"prompt": "q", "completion": "", "score": 1}, "`completion` is empty"),
         ({"prompt": "q", "completion": "x", "score": "many"}, "`score` is not a number"),
         ({"prompt": "q", "completion": "x", "score": True}, "`score` is not a number"),
         ({"prompt": "q", "completion": "x", "score": float("nan")}, "`score` is not a number"),
@@ -175,13 +175,16 @@ GOOD = [{"prompt": "q", "completion": text, "score": score} for text, score in S
         ),
         ({"prompt": "q", "completion": "x"}, "has not the columns of scores"),
         ({"prompt": "q", "completion": ["x"], "score": 1}, "expected messages"),
-        ([1], "the row is list"),
-        (7, "the row is int"),
+        ([1], "the row is a list"),
+        (7, "the row is a number"),
     ],
 )
 def test_rows_at_fault(tmp_path: Path, row: Any, reason: str) -> None:
-    with pytest.raises(DataError, match=reason) as error:
+    with pytest.raises(FaultyRows, match="1 of 4 rows of .* cannot be used") as error:
         ranked(tmp_path, [*GOOD, row])
+    (found,) = error.value.reports[0].reasons
+    assert reason in found[0]
+    assert found[1].first_rows == [4]
     assert "--drop-bad-rows" in str(error.value)
     assert not (tmp_path / "pairs.jsonl").exists()
     assert len(ranked(tmp_path, [*GOOD, row], drop_bad_rows=True).pairs) == 1
@@ -189,7 +192,7 @@ def test_rows_at_fault(tmp_path: Path, row: Any, reason: str) -> None:
 
 def test_a_number_is_no_thumb(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": "a", "label": label} for label in (4.5, 1)]
-    with pytest.raises(DataError, match="--column score=label"):
+    with pytest.raises(FaultyRows, match="--column score=label"):
         ranked(tmp_path, rows)
     rows = [{"prompt": "q", "completion": text, "label": label} for text, label in (("a", 4.5), ("b", 1))]
     assert texts(ranked(tmp_path, rows, columns={"score": "label"})) == [("a", "b")]
