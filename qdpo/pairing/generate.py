@@ -86,7 +86,7 @@ class Generated:
             said.append(f"{self.alone:,} prompts have fewer than two different answers: nothing to compare")
         if self.cut:
             said.append(
-                f"{self.cut:,} of {self.answers:,} answers were cut (--max-new-tokens); chosen, they teach to stop there"
+                f"{self.cut:,} of {self.answers:,} answers were cut (--max-new-tokens): they teach to stop there"
             )
         return said
 
