@@ -19,7 +19,6 @@ STEPS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The steps, and the options of each."""
-    parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=20)
     steps = parser.add_subparsers(title="steps", metavar="STEP", dest="step", required=True)
     for name, summary in STEPS.items():
         module = importlib.import_module(f"qdpo.cli.pairs_{name.replace('-', '_')}")
