@@ -13,6 +13,7 @@ from qdpo.errors import QdpoError
 if TYPE_CHECKING:
     from qdpo.api.config import Config
     from qdpo.api.exporting import Export
+    from qdpo.api.pairing import generate_answers, pairs_from_ratings
     from qdpo.api.pairs import load_pairs
     from qdpo.api.planning import plan
     from qdpo.api.run import Run
@@ -29,7 +30,9 @@ __all__ = [
     "Run",
     "__version__",
     "accelerate",
+    "generate_answers",
     "load_pairs",
+    "pairs_from_ratings",
     "plan",
     "train",
 ]
@@ -41,7 +44,9 @@ _HOMES = {
     "Interrupted": "qdpo.api.training",
     "Run": "qdpo.api.run",
     "accelerate": "qdpo.compat.trl",
+    "generate_answers": "qdpo.api.pairing",
     "load_pairs": "qdpo.api.pairs",
+    "pairs_from_ratings": "qdpo.api.pairing",
     "plan": "qdpo.api.planning",
     "train": "qdpo.api.training",
 }

@@ -13,7 +13,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
     {"errors", "foreign"},
-    {"redact", "libraries", "allocator", "console", "files", "listing", "notebook", "progress"},
+    {"redact", "libraries", "allocator", "console", "files", "listing", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},
     {"cuda"},
@@ -24,6 +24,7 @@ LAYERS = (
     {"compat", "planner"},
     {"evaluation"},
     {"verdicts"},
+    {"pairing"},
     {"export"},
     {"report"},
     {"training"},

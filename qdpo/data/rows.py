@@ -103,16 +103,9 @@ class Rows:
     def leave_out(self, report: DataReport, number: int, row: Any, bad: BadRow) -> None:
         """Count a row that is none of the run's, with what it looks like where it is the first of its kind."""
         field = self.config.columns.get(bad.field, bad.field)
-        report.leave_out(self.label(number), bad, field, lambda: self._example(row, bad))
-
-    def _example(self, row: Any, bad: BadRow) -> str:
-        if bad.example is not None:
-            return visible(redact(bad.example))
-        if not isinstance(row, dict):
-            return _excerpt(row)
-        row = rename(row, self.config.columns)
-        field = next((name for name in bad.field.split(", ") if name in row), None)
-        return _excerpt(row if field is None else row[field])
+        if isinstance(row, dict):
+            row = rename(row, self.config.columns)
+        report.leave_out(self.label(number), bad, field, lambda: example_of(row, bad))
 
     def _check_columns(self, rows: Sequence[dict[str, Any]]) -> None:
         present = {column: None for row in rows for column in row}
@@ -145,6 +138,21 @@ class Rows:
 
 
 OBJECT = "write an object: {prompt: ..., chosen: ..., rejected: ...}"
+
+
+def example_of(row: Any, bad: BadRow) -> str:
+    """What is wrong with a row, for a person: what its fault says, else the column at fault, else the row.
+
+    Args:
+        row: columns already renamed.
+        bad: its fault.
+    """
+    if bad.example is not None:
+        return visible(redact(bad.example))
+    if not isinstance(row, dict):
+        return _excerpt(row)
+    field = next((name for name in bad.field.split(", ") if name in row), None)
+    return _excerpt(row if field is None else row[field])
 
 
 def _excerpt(value: Any) -> str:
