@@ -26,6 +26,7 @@ from qdpo.model.source import is_local
 EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather"})
 COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 REFUSED = {b"PK\x03\x04": "a ZIP archive", b"\x28\xb5\x2f\xfd": "compressed with zstd", b"\x80\x04": "a Python pickle"}
+UTF8_MARK = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 LARGEST_FIELD = 1 << 30
@@ -71,7 +72,7 @@ def check(path: Path) -> None:
         raise DataError(f"{path} is not a file", f"give one file: {', '.join(sorted(EXTENSIONS))}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", "the file has 0 bytes: write it again")
-    _kind(path)
+    kind_of(path)
 
 
 def read(path: Path) -> Iterator[Any]:
@@ -80,10 +81,16 @@ def read(path: Path) -> Iterator[Any]:
     Raises:
         DataError: the file is damaged; says where.
     """
-    return {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "arrow": _arrow}[_kind(path)](path)
+    return {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "arrow": _arrow}[kind_of(path)](path)
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """`json` (lines or a list), `csv`, `tsv`, `parquet` or `arrow`.
+
+    Raises:
+        InputMissingError: the file may not be read.
+        DataError: it is of no known kind.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(6)
@@ -111,7 +118,7 @@ def _kind(path: Path) -> str:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked.
 
     Raises:
@@ -148,8 +155,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 def _json(path: Path) -> Iterator[Any]:
     """One object a line, or one list of objects, whatever the extension says."""
-    with _open(path) as stream:
-        start = stream.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+    with unpacked(path) as stream:
+        start = stream.read(CHUNK).removeprefix(UTF8_MARK).lstrip()
         stream.seek(0)
         yield from (_json_list if start.startswith(b"[") else _json_lines)(path, stream)
 
@@ -231,7 +238,7 @@ def _json_list(path: Path, stream: IO[bytes]) -> Iterator[Any]:
 
 def _csv(path: Path) -> Iterator[Any]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
-    with _open(path) as stream:
+    with unpacked(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
             rows = csv.DictReader(text, delimiter=delimiter, strict=True)
