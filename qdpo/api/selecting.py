@@ -11,7 +11,7 @@ from qdpo.api.config import Config
 from qdpo.api.process import borrowed
 from qdpo.config.replace import elsewhere
 from qdpo.data import subset
-from qdpo.errors import UsageError
+from qdpo.errors import OutputError, UsageError
 from qdpo.files import write_json
 from qdpo.pairing.measure import Measured, file_of, measure
 from qdpo.pairing.select import ASKS, CRITERIA, Selection, check, select
@@ -53,6 +53,10 @@ def select_pairs(
     """
     place, target = file_of(os.fspath(data)), Path(out)
     subset.check_name(place, target)
+    if report is not None:
+        _check_report(Path(report), target)
+    if seed < 0:
+        raise UsageError(f"--seed {seed} is below 0", "give a number from 0")
     chosen = check(by)
     _check_needs(chosen, model, run)
     with borrowed():
@@ -67,6 +71,17 @@ def select_pairs(
     if report is not None:
         write_json(Path(report), as_dict(selection, os.fspath(data), str(target), seed))
     return selection
+
+
+def _check_report(report: Path, out: Path) -> None:
+    """Refuse a report in the place of the rows.
+
+    Raises:
+        OutputError: they are one file, or the report can have no file.
+    """
+    if report.absolute() == out.absolute():
+        raise OutputError(f"--report {report} is the file of the pairs", "give it another name")
+    subset.check_folder(report)
 
 
 def _check_needs(by: Sequence[str], model: str | None, run: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from qdpo.data.readers import EXTENSIONS, UTF8_MARK, kind_of, read, unpacked
+from qdpo.data.readers import UTF8_MARK, kind_of, read, unpacked
 from qdpo.errors import OutputError
 from qdpo.files import atomic_write
 
@@ -31,16 +31,30 @@ def check_name(source: Path, out: Path) -> None:
         DataError: the source is of no known kind.
     """
     fitting = NAMES[kind_of(source)]
-    if out.suffix.lower() not in fitting:
-        kind = "compressed" if set(out.suffixes) & EXTENSIONS else f"in the form of {source.name}"
+    suffixes = [suffix.lower() for suffix in out.suffixes]
+    if not suffixes or suffixes[-1] not in fitting:
+        packed = suffixes[-2:-1] and suffixes[-2] in fitting
         raise OutputError(
-            f"{out}: the rows stay in the form of {source.name}, uncompressed; this name says something else"
-            if kind == "compressed"
+            f"{out}: the rows are written uncompressed, which this name does not say"
+            if packed
             else f"{out}: the rows stay in the form of {source.name}, which this name does not say",
             f"let it end in {' or '.join(fitting)}",
         )
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists and is left as it is", "give the name of a new file")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a place for a file before anything is computed for it.
+
+    Raises:
+        OutputError: it is a folder, or lies in none.
+    """
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder", "give the name of a file")
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder {out.parent} for {out.name}", "make it first, or choose another place")
 
 
 def write_rows(source: Path, rows: Collection[int], out: Path) -> None:

@@ -115,9 +115,11 @@ def select(measured: Measured, by: Sequence[str], keep: float | int | None = Non
         DataError: the file has no scores, or fewer pairs than are to be kept.
     """
     names = check(by)
-    asked = _how_many(keep, measured, names)
     orders = [name for name in names if name not in ("random", "duplicates")]
     n = len(measured.rows)
+    if keep is None and names == ("duplicates",):
+        keep = n - len(measured.twins)
+    asked = _how_many(SHARE if keep is None else keep, n, measured.source)
     twin = np.isin(measured.rows, list(measured.twins)) & ("duplicates" in names)
     values = {name: _values(measured, name) for name in orders}
     known = np.ones(n, bool)
@@ -161,10 +163,8 @@ def parse_keep(text: str) -> float | int:
         ) from None
 
 
-def _how_many(keep: float | int | None, measured: Measured, names: Sequence[str]) -> int:
-    n = len(measured.rows)
-    if keep is None:
-        keep = 1.0 if names == ("duplicates",) else SHARE
+def _how_many(keep: float | int, n: int, source: str) -> int:
+    """How many of n pairs a share or a number is."""
     if isinstance(keep, float):
         if not 0 < keep <= 1:
             raise UsageError(
@@ -174,9 +174,7 @@ def _how_many(keep: float | int | None, measured: Measured, names: Sequence[str]
     if keep < 1:
         raise UsageError(f"--keep {keep} keeps nothing", "give a number from 1, or a share such as 0.3")
     if keep > n:
-        raise DataError(
-            f"--keep {keep:,}: {measured.source} has {n:,} usable pairs", "give fewer, or a share such as 0.3"
-        )
+        raise DataError(f"--keep {keep:,}: {source} has {n:,} usable pairs", "give fewer, or a share such as 0.3")
     return keep
 
 

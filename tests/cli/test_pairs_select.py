@@ -103,6 +103,10 @@ def test_the_same_command_writes_the_same_bytes(scored: Path, tmp_path: Path) ->
         (["--by", "length", "--keep", "none"], 64, "no share and no number"),
         (["--by", "length", "--keep", "2.0"], 64, "between 0 and 1"),
         (["--by", "length", "--keep", "500"], 65, "has 19 usable pairs"),
+        (["--by", "length", "--seed", "-1"], 64, "below 0"),
+        (["--by", "length", "--report", "part.jsonl"], 73, "is the file of the pairs"),
+        (["--by", "length", "--report", "."], 73, "is a folder"),
+        (["--by", "length", "--report", "no/report.json"], 73, "no folder no"),
         (["--by", "base"], 64, "asks a base model"),
         (["--by", "run"], 64, "asks a run"),
         (["--by", "length", "--model", "quickstart"], 64, "no criterion asks it"),
@@ -111,8 +115,14 @@ def test_the_same_command_writes_the_same_bytes(scored: Path, tmp_path: Path) ->
     ],
 )
 def test_wrong_options_are_answered(
-    scored: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, says: str
+    scored: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    says: str,
 ) -> None:
+    monkeypatch.chdir(scored.parent)
     out = scored.with_name("part.jsonl")
     assert main(["pairs", "select", str(scored), "--out", str(out), *arguments]) == code
     said = capsys.readouterr().err

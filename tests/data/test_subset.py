@@ -79,7 +79,15 @@ def test_a_schema_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "says"), [("b.csv", ".jsonl"), ("b", ".jsonl"), ("b.jsonl.gz", "uncompressed"), ("a.jsonl", "exists")]
+    ("out", "says"),
+    [
+        ("b.csv", "the form of a.jsonl"),
+        ("B.JSONL.zst", "uncompressed"),
+        ("b", ".jsonl"),
+        ("b.jsonl.gz", "uncompressed"),
+        ("a.jsonl", "exists"),
+        ("no/b.jsonl", "no folder"),
+    ],
 )
 def test_names_that_say_something_else_are_refused(tmp_path: Path, out: str, says: str) -> None:
     source = write(tmp_path / "a.jsonl")
