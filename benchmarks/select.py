@@ -199,8 +199,8 @@ def _estimate(values: np.ndarray) -> dict[str, float | None]:
 
 def quickstart(folder: Path, data: Path, model: str) -> Set:
     """The embedded pairs and model."""
-    pairs = ASSETS / "pairs"
-    return Set("quickstart", pairs / "train.jsonl", pairs / "heldout.jsonl", "quickstart", ("data.text=null",), 1.6, 16)
+    pairs, settings = ASSETS / "pairs", ("model.quantization=none", "data.text=null")
+    return Set("quickstart", pairs / "train.jsonl", pairs / "heldout.jsonl", "quickstart", settings, 1.6, 16)
 
 
 def swapped(folder: Path, data: Path, model: str) -> Set:
@@ -216,14 +216,14 @@ def swapped(folder: Path, data: Path, model: str) -> Set:
 
 
 def blimp(folder: Path, data: Path, model: str) -> Set:
-    """BLiMP: of each of its 67 paradigms 60 pairs to train on and 15 held out."""
+    """BLiMP: of each of its 67 paradigms 40 pairs to train on and 15 held out."""
     parts: dict[str, list[str]] = {"train": [], "heldout": []}
     with zipfile.ZipFile(data) as archive:
         for name in sorted(n for n in archive.namelist() if n.startswith("data/") and n.endswith(".jsonl")):
             lines = archive.read(name).decode().splitlines()
             random.Random(name).shuffle(lines)
-            parts["train"] += lines[:60]
-            parts["heldout"] += lines[60:75]
+            parts["train"] += lines[:40]
+            parts["heldout"] += lines[40:55]
     files = {part: folder / f"{part}.jsonl" for part in parts}
     for part, lines in parts.items():
         random.Random(0).shuffle(lines)
