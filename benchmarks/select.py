@@ -2,7 +2,7 @@
 
     python -m benchmarks.select quickstart --out benchmarks/results/select-quickstart.json
     python -m benchmarks.select blimp --data BLiMP.zip --model stories260K --out benchmarks/results/select-blimp.json
-    python -m benchmarks.select chat --data dpo_en_demo.json --model SmolLM2 --seeds 42 --out FILE.json
+    python -m benchmarks.select chat --data dpo_en_demo.json --model stories260K --out FILE.json
 
 All runs of a set have the same number of epochs, so a part has a part of the steps; the other control, `steps`, takes
 as few steps over all pairs. Every run is scored on the same
@@ -82,8 +82,8 @@ def main() -> int:
         for seed in args.seeds:
             for by in ("full", *args.by):
                 found.setdefault(by, []).append(one_run(chosen, by, seed, Path(folder) / f"{by}-{seed}"))
-                write_json(args.out, report(args.set, chosen, args.seeds, found))
-    for name, row in report(args.set, chosen, args.seeds, found)["rows"].items():
+                write_json(args.out, report(args.set, chosen, found))
+    for name, row in report(args.set, chosen, found)["rows"].items():
         print(f"{name:7} accuracy {row['accuracy']} margin {row['margin']} time {row['processor_time_ratio']:.2f}")
     return 0
 
@@ -145,7 +145,7 @@ def count(path: Path) -> int:
     return sum(1 for _ in readers.read(path))
 
 
-def report(name: str, chosen: Set, seeds: Sequence[int], found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def report(name: str, chosen: Set, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What is kept: for each way of choosing, what it reached, less what all and random ones did."""
     columns = {by: _columns(runs) for by, runs in found.items()}
     rows = {}
@@ -175,7 +175,7 @@ def report(name: str, chosen: Set, seeds: Sequence[int], found: dict[str, list[d
         "settings": [text for text in chosen.settings if "/" not in text],
         "keep": KEEP,
         "pilot": PILOT,
-        "seeds": list(seeds),
+        "seeds": [run["seed"] for run in found["full"]],
         "device": cpu_name(),
         "torch": version("torch"),
         "qdpo": qdpo.__version__,
@@ -251,11 +251,12 @@ def chat(folder: Path, data: Path, model: str) -> Set:
     settings = (
         f"model.name={model}",
         "model.quantization=none",
-        "data.max_length=160",
-        "data.max_prompt_length=64",
-        "train.learning_rate=2.0e-4",
+        "data.template=zephyr",
+        "data.max_length=384",
+        "data.max_prompt_length=128",
+        "train.learning_rate=1.0e-3",
     )
-    return Set("dpo", files["train"], files["heldout"], model, settings, 1.0, 8)
+    return Set("dpo", files["train"], files["heldout"], model, settings, 3.0, 8)
 
 
 SETS: dict[str, Callable[[Path, Path, str], Set]] = {

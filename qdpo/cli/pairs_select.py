@@ -12,7 +12,7 @@ from qdpo.cli.options import add_set
 HELP = (
     "Choose a part of a file of pairs: by length, scores, the margin under a base or a run, without doubles. The rows "
     "stay as they are, in their order; what is left out is counted by reason. Measure whether it helps: "
-    "docs/pairs.md says where it did and where a random part did as well."
+    "docs/pairs-select.md says where it did and where a random part did as well."
 )
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdpo.data.duplicates import LOOKED_AT
 from qdpo.pairing.select import Selection
 
 if TYPE_CHECKING:
@@ -111,14 +110,15 @@ def remarks(selection: Selection) -> list[str]:
     said, measured = [], selection.measured
     if len(selection.rows) < selection.asked:
         said.append(f"{selection.asked:,} pairs were asked for, {len(selection.rows):,} are left to keep")
-    if "duplicates" in selection.by and measured.looked_at >= LOOKED_AT:
+    if "duplicates" in selection.by and measured.looked_at < len(measured.rows):
         said.append(
-            f"near-duplicates were looked for among the first {LOOKED_AT:,} pairs, the same answers among all of them"
+            f"near-duplicates were looked for among the first {measured.looked_at:,} pairs, exact ones among all"
         )
     if "score" in selection.by:
-        wrong = int((measured.scores[:, 0] < measured.scores[:, 1]).sum())
-        if wrong:
-            said.append(f"{wrong:,} pairs have the lower score on the chosen side")
+        wrong = measured.scores[:, 0] < measured.scores[:, 1]
+        if wrong.any():
+            kept = int(wrong[np.isin(measured.rows, selection.rows)].sum())
+            said.append(f"{wrong.sum():,} pairs have the lower score on the chosen side; {kept:,} of them are kept")
     return said
 
 

@@ -169,8 +169,13 @@ def test_words_of_the_data_are_no_markup() -> None:
 
 
 def test_what_the_numbers_hide_is_said() -> None:
-    scores = np.column_stack([np.zeros(N), np.arange(N) - 2.0])
-    assert remarks(select(measured(scores=scores), ["score"])) == ["7 pairs have the lower score on the chosen side"]
+    scores = np.column_stack([np.arange(N) - 2.0, np.zeros(N)])
+    assert remarks(select(measured(scores=scores), ["score"], 9)) == [
+        "2 pairs have the lower score on the chosen side; 1 of them are kept"
+    ]
+    assert remarks(select(measured(looked_at=4), ["duplicates"])) == [
+        "near-duplicates were looked for among the first 4 pairs, exact ones among all"
+    ]
     assert remarks(select(measured(), ["length"])) == []
     few = select(measured(twins=dict.fromkeys((1, 2, 3, 4, 6, 7, 8), 0)), ["duplicates", "length"], 5)
     assert remarks(few) == ["5 pairs were asked for, 3 are left to keep"]
