@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 import qdpo
-from qdpo.api.selecting import select_pairs
+from qdpo.api.selecting import READS, select_pairs
 from qdpo.data import readers
 from qdpo.evaluation.statistics import bootstrap_ratios
 from qdpo.files import write_json
@@ -117,7 +117,7 @@ def choose(chosen: Set, by: str, seed: int, folder: Path) -> Path:
         select_pairs(chosen.train, pilot, ["random"], keep=PILOT, seed=seed)
         asked["run"] = str(train(chosen, pilot, seed, folder / "pilot-run"))
     elif by in ("base", "hard"):
-        asked |= {"model": chosen.model, "overrides": [s for s in chosen.settings if s.startswith(("data.", "model."))]}
+        asked |= {"model": chosen.model, "overrides": [s for s in chosen.settings if s.startswith(READS)]}
     part = folder / f"part{chosen.train.suffix}"
     select_pairs(chosen.train, part, [by], keep=KEEP, seed=seed, **asked)
     return part

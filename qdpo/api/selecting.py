@@ -19,6 +19,19 @@ from qdpo.pairing.select_report import as_dict
 from qdpo.run import folder as run_folder
 from qdpo.run import trained
 
+READS = (
+    "data.columns",
+    "data.format",
+    "data.ties",
+    "data.system",
+    "data.template",
+    "data.max_length",
+    "data.max_prompt_length",
+    "model.",
+    "packing.",
+)
+"""Settings, or sections, that choosing reads."""
+
 
 def select_pairs(
     data: str | os.PathLike[str],
@@ -59,6 +72,7 @@ def select_pairs(
         raise UsageError(f"--seed {seed} is below 0", "give a number from 0")
     chosen = check(by)
     _check_needs(chosen, model, run)
+    _check_overrides(overrides, run)
     with borrowed():
         folder = run_folder.existing(run) if run is not None else None
         config = _config(place, model, folder, overrides)
@@ -106,6 +120,20 @@ def _check_needs(by: Sequence[str], model: str | None, run: Any) -> None:
         raise UsageError("--run is given, and no criterion asks it", "add --by run, or leave it out")
 
 
+def _check_overrides(overrides: Sequence[str], run: str | None) -> None:
+    """Refuse a setting that choosing does not read.
+
+    Raises:
+        UsageError: says which.
+    """
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if not key.startswith(READS):
+            raise UsageError(f"--set {text}: choosing reads no such setting", f"it reads {', '.join(READS)}")
+        if key.startswith("model.") and run is not None:
+            raise UsageError(f"--set {text}: a run's model is what was trained", "leave it out")
+
+
 def _usual(measured: Measured, asked: Sequence[str]) -> tuple[str, ...]:
     """The criteria of the paper, as far as there is what they need.
 
@@ -124,7 +152,7 @@ def _usual(measured: Measured, asked: Sequence[str]) -> tuple[str, ...]:
 def _config(place: Path, model: str | None, run: Path | None, overrides: Sequence[str]) -> Config:
     """How rows and model are read: as the run did, or by what holds for any, then by the overrides."""
     if run is not None:
-        config = Config.load(run / run_folder.CONFIG, [*elsewhere(None, str(place)), "data.max_rows=null", *overrides])
+        config = Config.load(run / run_folder.CONFIG, [*elsewhere(None, str(place)), *overrides])
         found = trained.where_it_lies(config.model, run)
         return config.change({"model.name": found.name, "model.revision": found.revision})
     return Config.load("dpo", overrides, model=model or "quickstart", data=str(place))
