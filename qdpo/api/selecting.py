@@ -14,7 +14,7 @@ from qdpo.data import subset
 from qdpo.errors import OutputError, UsageError
 from qdpo.files import write_json
 from qdpo.pairing.measure import Measured, file_of, measure
-from qdpo.pairing.select import ASKS, CRITERIA, Selection, check, select
+from qdpo.pairing.select import ASKS, Selection, check, select
 from qdpo.pairing.select_report import as_dict
 from qdpo.run import folder as run_folder
 from qdpo.run import trained
@@ -144,7 +144,7 @@ def _usual(measured: Measured, asked: Sequence[str]) -> tuple[str, ...]:
     if not scored and not asked:
         raise UsageError(
             f"by what? {measured.source} has no scores",
-            "--by NAME,...: " + "; ".join(f"{name}: {what}" for name, what in CRITERIA.items()),
+            "for example --by length, or --by base --model PATH; `qdpo pairs select --help` has all criteria",
         )
     return (*scored, *asked)
 

@@ -18,15 +18,15 @@ HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the step."""
-    # spelled out in `qdpo.pairing.select.CRITERIA`, which is imported when the step runs
     parser.add_argument("file", metavar="FILE", help="the pairs: a file of any form that `qdpo data` reads")
     parser.add_argument("--out", metavar="FILE", required=True, help="the new file, in the same form")
     parser.add_argument(
         "--by",
         metavar="NAME,...",
         default="",
-        help="length, score, base, hard, run, random, duplicates; default: score where the file has scores, with --run "
-        "also run",
+        help="what comes first: answers alike in length (length), a large difference of scores (score), what the base "
+        "has right (base) or wrong (hard), what a run has learned best (run), or any (random); duplicates leaves out "
+        "doubles. Several are combined. Default: score where the file has scores, with --run also run",
     )
     parser.add_argument("--keep", metavar="N", help="a share (0.3, 30%%) or a number of pairs (500); default 0.3")
     parser.add_argument("--model", metavar="PATH", help="the base that `base` and `hard` ask")
@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.pairing.select_report import remarks, tables
     from qdpo.paths import output_path
 
+    target = output_path(args.out, "--out")
     selection = select_pairs(
         args.file,
-        output_path(args.out, "--out"),
+        target,
         [name.strip() for name in args.by.split(",") if name.strip()],
         keep=None if args.keep is None else parse_keep(args.keep),
         model=args.model,
@@ -61,5 +62,9 @@ def run(args: argparse.Namespace) -> int:
         console.note(remark)
     console.good(f"{len(selection.rows):,} pairs by {', '.join(selection.by)} written to {args.out}")
     model = shlex.quote(args.model) if args.model else "MODEL"
-    say_next((f"qdpo train --model {model} --data {shlex.quote(args.out)}", "train on them"))
+    steps = [(f"qdpo train --model {model} --data {shlex.quote(args.out)}", "train on them")]
+    if "random" not in selection.by:
+        control = f"qdpo pairs select {shlex.quote(args.file)} --out random{target.suffix} --by random"
+        steps.append((f"{control} --keep {len(selection.rows)}", "the control: as many pairs at random"))
+    say_next(*steps)
     return 0

@@ -20,16 +20,8 @@ import numpy as np
 from qdpo.errors import DataError, UsageError
 from qdpo.pairing.measure import Measured
 
-CRITERIA: dict[str, str] = {
-    "length": "answers of about the same length first (characters)",
-    "score": "large difference of the file's scores first",
-    "base": "pairs that the base has right first (per token)",
-    "hard": "pairs that the base has wrong first (per token)",
-    "run": "pairs that a run has learned best first (implicit reward margin)",
-    "random": "any, by --seed: the control",
-    "duplicates": "leave out pairs that are almost the same as an earlier one",
-}
-"""What pairs can be chosen by, and what it means; `duplicates` is no order."""
+CRITERIA = ("length", "score", "base", "hard", "run", "random", "duplicates")
+"""What pairs can be chosen by (`qdpo pairs select --help` says what each means); `duplicates` is no order."""
 ASKS = {"base": "base", "hard": "base", "run": "run"}
 """The margin, a field of `Measured`, that a criterion needs a model for."""
 SHARE = 0.3

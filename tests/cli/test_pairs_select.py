@@ -52,6 +52,7 @@ def test_scores_choose_where_nothing_is_said(scored: Path, capsys: pytest.Captur
     assert "score of chosen over rejected" in said.out
     assert "cannot be used: empty `rejected`" in said.out
     assert f"qdpo train --model MODEL --data {scored.with_name('part.jsonl')}" in said.err
+    assert "--out random.jsonl --by random --keep 6" in said.err
 
 
 def test_doubles_go_and_say_of_what(scored: Path) -> None:
