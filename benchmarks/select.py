@@ -203,6 +203,12 @@ def quickstart(folder: Path, data: Path, model: str) -> Set:
     return Set("quickstart", pairs / "train.jsonl", pairs / "heldout.jsonl", "quickstart", settings, 1.6, 16)
 
 
+def long(folder: Path, data: Path, model: str) -> Set:
+    """The same, three times as long: a part has about as many steps as all pairs have in `quickstart`."""
+    base = quickstart(folder, data, model)
+    return Set(base.preset, base.train, base.heldout, base.model, base.settings, 3 * base.epochs, base.batch)
+
+
 def swapped(folder: Path, data: Path, model: str) -> Set:
     """The embedded pairs, a quarter of the training labels swapped."""
     base = quickstart(folder, data, model)
@@ -261,6 +267,7 @@ def chat(folder: Path, data: Path, model: str) -> Set:
 
 SETS: dict[str, Callable[[Path, Path, str], Set]] = {
     "quickstart": quickstart,
+    "quickstart-long": long,
     "quickstart-swapped": swapped,
     "blimp": blimp,
     "chat": chat,
