@@ -8,6 +8,6 @@ setup(
     package_dir={"qdpo.presets": "presets"},
     package_data={
         "qdpo.presets": ["*.yaml"],
-        "": ["py.typed", "*.md", "*.json", "*.jsonl", "*.safetensors", "*.css", "*.js", "*.jinja"],
+        "": ["py.typed", "*.md", "*.json", "*.jsonl", "*.safetensors", "*.css", "*.html", "*.js", "*.jinja"],
     },
 )

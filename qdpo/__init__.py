@@ -13,9 +13,11 @@ from qdpo.errors import QdpoError
 if TYPE_CHECKING:
     from qdpo.api.config import Config
     from qdpo.api.exporting import Export
+    from qdpo.api.pairing import generate_answers, pairs_from_ratings
     from qdpo.api.pairs import load_pairs
     from qdpo.api.planning import plan
     from qdpo.api.run import Run
+    from qdpo.api.selecting import select_pairs
     from qdpo.api.training import Interrupted, train
     from qdpo.compat.trl import accelerate
 
@@ -29,8 +31,11 @@ __all__ = [
     "Run",
     "__version__",
     "accelerate",
+    "generate_answers",
     "load_pairs",
+    "pairs_from_ratings",
     "plan",
+    "select_pairs",
     "train",
 ]
 
@@ -41,8 +46,11 @@ _HOMES = {
     "Interrupted": "qdpo.api.training",
     "Run": "qdpo.api.run",
     "accelerate": "qdpo.compat.trl",
+    "generate_answers": "qdpo.api.pairing",
     "load_pairs": "qdpo.api.pairs",
+    "pairs_from_ratings": "qdpo.api.pairing",
     "plan": "qdpo.api.planning",
+    "select_pairs": "qdpo.api.selecting",
     "train": "qdpo.api.training",
 }
 

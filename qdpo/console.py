@@ -1,6 +1,7 @@
 """Talking to the user: data on stdout, talk on stderr; no meaning is carried by colour alone.
 
-Access tokens are taken out of all talk. `NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is
+Access tokens are taken out of all talk. Nothing that is printed is read as markup, and no control character that comes
+from data or a name reaches the terminal. `NO_COLOR`, `CI` and output that is not a terminal give plain lines. rich is
 imported on first use, so that `qdpo --help` stays fast. In a notebook both go to the cell's stdout: there stderr means
 that something is wrong.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qdpo.errors import QdpoError
+from qdpo.foreign import shortened, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.live import Live
+    from rich.segment import Segment
 
 
 _silent = False
@@ -39,6 +42,7 @@ def out() -> Console:
 
 def _console(stderr: bool) -> Console:
     from rich.console import Console
+    from rich.segment import Segment
 
     from qdpo import notebook
 
@@ -53,13 +57,18 @@ def _console(stderr: bool) -> Console:
             super().print(*objects, **options)
             _printed_at = time.monotonic()
 
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            """As rich's, without what a terminal would obey; a display's own cursor moves are no text."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
     if notebook.is_here():
-        return OurConsole(highlight=False, soft_wrap=True, width=notebook.WIDTH, force_jupyter=False)
+        return OurConsole(highlight=False, markup=False, soft_wrap=True, width=notebook.WIDTH, force_jupyter=False)
     stream = sys.stderr if stderr else sys.stdout
     plain = not stream.isatty()
     # A pipe or a log file has no width: a fixed, generous one keeps every message on its own line.
     width = 160 if plain else None
-    return OurConsole(stderr=stderr, highlight=False, soft_wrap=plain, width=width, quiet=_silent)
+    return OurConsole(stderr=stderr, highlight=False, markup=False, soft_wrap=plain, width=width, quiet=_silent)
 
 
 def silence() -> None:
@@ -108,10 +117,10 @@ def silent_for() -> float:
 
 
 def say(message: str) -> None:
-    """One line of talk, printed as it is (no markup is interpreted)."""
-    from qdpo.redact import redact
+    """One line of talk, printed as it is."""
+    from rich.text import Text
 
-    talk().print(redact(message), markup=False)
+    talk().print(Text(_fit(message)))
 
 
 def good(message: str) -> None:
@@ -133,6 +142,8 @@ def fail(error: QdpoError) -> None:
     """An error and its way out, as `error: ...` and `hint: ...`."""
     talk().quiet = False
     _say_with("error: ", "bold red", error.message)
+    if (details := error.details()) is not None:
+        talk().print(details)
     if error.hint:
         _say_with("hint: ", "bold", error.hint)
 
@@ -141,6 +152,10 @@ def _say_with(prefix: str, style: str, message: str) -> None:
     # One print per line: a live display redraws between prints and would lose the prefix.
     from rich.text import Text
 
+    talk().print(Text.assemble((prefix, style), _fit(message)))
+
+
+def _fit(message: str) -> str:
     from qdpo.redact import redact
 
-    talk().print(Text.assemble((prefix, style), redact(message)))
+    return visible(shortened(redact(message)))

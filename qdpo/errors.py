@@ -6,6 +6,13 @@ exits; a `QdpoError` never shows a traceback.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from qdpo.foreign import shortened, visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 
 class QdpoError(Exception):
     """A failure that is explained to the user; as text, it says the hint too.
@@ -22,8 +29,14 @@ class QdpoError(Exception):
         self.message = message
         self.hint = hint
 
+    def details(self) -> RenderableType | None:
+        """What is shown between message and hint, such as a table; None for most."""
+        return None
+
     def __str__(self) -> str:
-        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+        # a message may quote names and other programs, however long these are
+        message = visible(shortened(self.message))
+        return f"{message}\nhint: {visible(shortened(self.hint))}" if self.hint else message
 
 
 class UsageError(QdpoError):

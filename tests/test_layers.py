@@ -12,8 +12,8 @@ import qdpo
 PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
-    {"errors"},
-    {"redact", "libraries", "allocator", "console", "files", "notebook", "progress"},
+    {"errors", "foreign"},
+    {"redact", "libraries", "allocator", "console", "files", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},
     {"cuda"},

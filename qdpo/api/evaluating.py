@@ -12,6 +12,7 @@ from qdpo.config.replace import elsewhere
 from qdpo.config.schema import DataSection
 from qdpo.evaluation import harness, run_tasks, tasks
 from qdpo.evaluation import run as evaluation
+from qdpo.evaluation.subject import Subject, load
 from qdpo.report.refresh import refresh
 from qdpo.run import folder as run_folder
 from qdpo.run import trained
@@ -36,6 +37,14 @@ class Evaluation:
     out: Path | None = None
     limit: int | None = None
     overrides: Sequence[str] = ()
+
+    def writer(self) -> Subject:
+        """Load the model, with its adapter, to let it continue prompts.
+
+        Raises:
+            QdpoError: model or adapter cannot be had.
+        """
+        return load(self._config(None), self._adapter(), writes=True)
 
     def on_pairs(self, pairs: str | None) -> dict[str, Any]:
         """Score the run's own held-out pairs (None), or those of a file or dataset; `keep` writes what is returned.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qdpo.api.config import Config
+from qdpo.api.config import Config, Overrides, texts_of
 from qdpo.api.process import borrowed
 from qdpo.config.replace import elsewhere
 from qdpo.data import subset
@@ -42,10 +42,15 @@ def select_pairs(
     model: str | None = None,
     run: str | None = None,
     report: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = None,
     seed: int = 0,
 ) -> Selection:
     """Choose a part of a file of pairs, and write it.
+
+    >>> import qdpo
+    >>> part = qdpo.select_pairs("quickstart", "part.jsonl", ["length"], keep=0.1)  # doctest: +SKIP
+    >>> part.counts  # doctest: +SKIP
+    {'ranked lower': 1069}
 
     Args:
         data: the file, of any form that a run reads, or `quickstart`.
@@ -57,7 +62,7 @@ def select_pairs(
         model: the base that `base` and `hard` ask: hub name or local folder.
         run: the run directory that `run` asks; its base serves `base` and `hard` too.
         report: a new JSON file that says of each row that is left out why.
-        overrides: settings that say how rows and model are read, as `--set` takes them.
+        overrides: settings that say how rows and model are read, by their dotted key.
         seed: breaks ties.
 
     Raises:
@@ -72,10 +77,11 @@ def select_pairs(
         raise UsageError(f"--seed {seed} is below 0", "give a number from 0")
     chosen = check(by)
     _check_needs(chosen, model, run)
-    _check_overrides(overrides, run)
+    settings = texts_of(overrides)
+    _check_overrides(settings, run)
     with borrowed():
         folder = run_folder.existing(run) if run is not None else None
-        config = _config(place, model, folder, overrides)
+        config = _config(place, model, folder, settings)
         asked = chosen or (("run",) if folder is not None else ())
         adapter = trained.adapter_of(folder) if folder is not None and "run" in asked else None
         margins = {ASKS[name] for name in asked if name in ASKS}

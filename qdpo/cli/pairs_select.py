@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Choose, write, and print the table on stdout."""
+    """Choose, write, and say what was left out; the file's name goes to stdout."""
     from qdpo.api.selecting import select_pairs
     from qdpo.pairing.select import parse_keep
     from qdpo.pairing.select_report import remarks, tables
@@ -56,15 +56,16 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     for table in tables(selection):
-        console.out().print(table)
-        console.out().print()
+        console.talk().print(table)
+        console.talk().print()
     for remark in remarks(selection):
         console.note(remark)
-    console.good(f"{len(selection.rows):,} pairs by {', '.join(selection.by)} written to {args.out}")
+    console.good(f"{len(selection.rows):,} of {len(selection.measured.rows):,} pairs, by {', '.join(selection.by)}")
     model = shlex.quote(args.model) if args.model else "MODEL"
     steps = [(f"qdpo train --model {model} --data {shlex.quote(args.out)}", "train on them")]
     if "random" not in selection.by:
         control = f"qdpo pairs select {shlex.quote(args.file)} --out random{target.suffix} --by random"
         steps.append((f"{control} --keep {len(selection.rows)}", "the control: as many pairs at random"))
     say_next(*steps)
+    console.out().print(args.out, markup=False, soft_wrap=True)
     return 0

@@ -41,16 +41,13 @@ def run(args: argparse.Namespace) -> int:
 def _serve(folder: Path, port: int | None) -> int:
     """Serve until Ctrl-C."""
     from qdpo import console
+    from qdpo.loopback import check_port
     from qdpo.report.serve import Server
 
-    if port is not None and not 0 <= port <= 65535:
-        raise UsageError(f"--port {port} is no port", "0 to 65535; 0 takes any that is free")
+    check_port(port)
     with Server(folder, port) as server:
         console.out().print(server.address, markup=False, soft_wrap=True)
-        console.note(
-            f"from another machine: ssh -L {server.server_port}:127.0.0.1:{server.server_port} THIS_MACHINE, then open "
-            "that address there; Ctrl-C here ends the page, not the run"
-        )
+        console.note(f"{server.from_elsewhere}; Ctrl-C here ends the page, not the run")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

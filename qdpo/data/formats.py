@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qdpo.data.pairs import Message, Pair
-from qdpo.data.pieces import SCORES, BadRow, Row, Tie, check_turns
+from qdpo.data.pieces import SCORES, Row, Tie, check_turns, same_answers
 from qdpo.data.schemas import BY_NAME, FORMATS, MADE_BY_SCORE, Format
 from qdpo.errors import ConfigError, DataError
+from qdpo.foreign import SHORT, shortened, visible
 
 OURS = sorted({column for format in FORMATS for column in format.columns} | {"system", "input"} | set(sum(SCORES, ())))
 """The columns that qdpo looks for; what data.columns may map."""
@@ -88,10 +89,15 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         return format, reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     raise DataError(
-        f"{source}: no known preference format has the columns {', '.join(columns[:20]) or '(none)'}"
-        + (f" and {len(columns) - 20} more" if len(columns) > 20 else ""),
+        f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}",
         f"name the columns: `data.columns={{{_guess(columns)}}}`, or set data.format",
     )
+
+
+def names_of(columns: Iterable[str]) -> str:
+    """The names of columns for a message, as many and as much of each as it can hold."""
+    names = [visible(shortened(str(column), SHORT)) for column in columns]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _guess(columns: Sequence[str]) -> str:
@@ -103,37 +109,40 @@ def _guess(columns: Sequence[str]) -> str:
             continue
         exact = [column for column in free if column.lower() in names]
         close = exact or difflib.get_close_matches(ours, free, n=1, cutoff=0.6)
-        mapping.append(f"{ours}: {close[0] if close else 'YOUR_COLUMN'}")
+        mapping.append(f"{ours}: {names_of(close) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
 
 
-def to_pair(row: Row, number: int, format: Format, reading: Reading) -> Pair:
+def to_pair(row: Row, place: int, format: Format, reading: Reading, number: int | None = None) -> Pair:
     """One row as a `Pair`.
 
     Args:
         row: the row, columns already renamed.
-        number: its number in the source, from 0.
+        place: among the rows of its source, from 0; decides what is drawn.
         format: how to read it.
         reading: system message, seed, ties.
+        number: what the pair is named by; its place where there is none.
 
     Raises:
         Tie: both answers have the same score, and ties are left out.
         BadRow: with the reason.
     """
-    prompt, chosen, rejected, scores = format.read(row, lambda n: _draw(reading.seed, number, n))
+    prompt, chosen, rejected, scores = format.read(row, lambda n: _draw(reading.seed, place, n))
     check_turns(prompt, chosen, rejected)
     if chosen == rejected:
-        raise BadRow("chosen and rejected are identical")
+        raise same_answers()
     if scores and scores[0] == scores[1] and not reading.keep_ties:
-        raise Tie("chosen and rejected have the same score")
+        raise Tie(
+            "chosen and rejected have the same score", "none is needed: nothing is preferred, see data.ties", "scores"
+        )
     if reading.system is not None and prompt and prompt[0].role != "system":
         prompt = [Message("system", reading.system), *prompt]
-    return Pair(number, tuple(prompt), tuple(chosen), tuple(rejected), scores)
+    return Pair(place if number is None else number, tuple(prompt), tuple(chosen), tuple(rejected), scores)
 
 
-def _draw(seed: int, number: int, n: int) -> int:
+def _draw(seed: int, place: int, n: int) -> int:
     """A choice that depends on the seed and the row alone, whatever else was read."""
-    return random.Random(f"{seed}/{number}").randrange(n)
+    return random.Random(f"{seed}/{place}").randrange(n)
 
 
 def keeps_ties(ties: str, format: Format) -> bool:

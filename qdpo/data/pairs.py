@@ -23,7 +23,7 @@ class Pair:
     """A preference: of two completions of one prompt, which is better.
 
     Attributes:
-        row: number of the row in its source, from 0.
+        row: number of the row in its source, from 1; of its line where the source has lines.
         prompt: the conversation before the completion; empty when completions stand alone.
         chosen: the better completion, one assistant message or more.
         rejected: the worse completion.
@@ -42,7 +42,7 @@ class TokenPair:
     """A preference in token ids.
 
     Attributes:
-        row: number of the row in its source, from 0.
+        row: number of the row in its source, from 1; of its line where the source has lines.
         prompt: ids shared by both sequences, BOS included; never empty.
         chosen: ids of the better completion; its tokens are scored.
         rejected: ids of the worse completion.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import array
 import hashlib
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,14 @@ from qdpo import console
 from qdpo.config.schema import DataSection
 from qdpo.data import cache as caching
 from qdpo.data import readers
+from qdpo.data.check import check
 from qdpo.data.contamination import load_sets
+from qdpo.data.faults import FaultyRows, all_bad
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
 from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
+from qdpo.data.rows import Rows
 from qdpo.data.sources import Source, find_source, has_splits
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template
@@ -146,22 +150,36 @@ def _read(
 ) -> tuple[TokenPairs, TokenPairs, DataReport, DataReport]:
     """Read all sources; returns train, held-out and their reports."""
     tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
-    system = system_for(config, template)
+    open_rows = _opener(config, template, seed)
+
+    def training() -> list[Rows]:
+        limits = [config.max_rows] + [None] * (len(parts) - 1)
+        return [
+            open_rows(part.source, part.format, limit, mixed=number > 0)
+            for number, (part, limit) in enumerate(zip(parts, limits, strict=True))
+        ]
+
+    def held_out() -> list[Rows]:
+        return [open_rows(held_source, config.format, config.max_eval_rows)] if held_source else []
+
+    if config.on_bad_row == "error":
+        refuse(config, *(check(rows, replace(tokeniser)) for rows in (training(), held_out()) if rows))
     sets = load_sets(config.contamination)
     builder = Builder()
-    ingest = Ingest(config, tokeniser, system, seed, builder, sets)
-    report = DataReport(parts[0].source.label)
-    for number, part in enumerate(parts):
-        ingest.read(part.source, number, part.format, config.max_rows if number == 0 else None, report)
+    report = DataReport(parts[0].source.label, unit=parts[0].source.unit)
+    ingest = Ingest(tokeniser, builder, sets)
+    for number, (part, rows) in enumerate(zip(parts, training(), strict=True)):
+        ingest.read(rows, number, report)
         report.sources[-1]["weight"] = part.weight
     finish(report, ingest, config)
     count = len(builder)
     if held_source is not None:
-        held_report = DataReport(held_source.label)
+        held_report = DataReport(held_source.label, unit=held_source.unit)
         # Evaluation sets are compared with what is trained on, not with what is held out.
-        held_ingest = Ingest(config, tokeniser, system, seed, builder)
+        held_ingest = Ingest(tokeniser, builder)
         tokeniser.merge = None
-        held_ingest.read(held_source, len(parts), config.format, config.max_eval_rows, held_report)
+        for rows in held_out():
+            held_ingest.read(rows, len(parts), held_report)
         held_report.sources.clear()
         finish(held_report, held_ingest, config)
         whole = builder.finish()
@@ -175,6 +193,7 @@ def _read(
             report.format,
             report.format_reason,
             len(held_order),
+            report.unit,
         )
     train_order = _weighted(train_order, whole.records["source"], [part.weight for part in parts], seed)
     if not len(train_order):
@@ -185,9 +204,37 @@ def _read(
     shared = np.isin(heldout.records["prompt_key"], train.records["prompt_key"])
     held_report.prompts["in_other_split"] = int(shared.sum())
     if sets:
-        rows = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
-        report.contamination = [found.as_dict(frozenset(rows), rows) for found in sets]
+        numbers = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
+        report.contamination = [found.as_dict(frozenset(numbers), numbers) for found in sets]
     return train, heldout, report, held_report
+
+
+def read_all(
+    config: DataSection, tokenizer: PreTrainedTokenizerBase, template: Template, seed: int
+) -> tuple[TokenPairs, DataReport]:
+    """All pairs of `data.name`, whatever schema it has, as they would be read for training; and the report.
+
+    Raises:
+        DataError: rows cannot be used (unless data.on_bad_row is drop), or nothing is left.
+    """
+    check_columns(config.columns)
+    source = find_source(config.name, split=config.split, config=config.config, revision=config.revision)
+    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
+    open_rows = _opener(config, template, seed)
+    if config.on_bad_row == "error":
+        refuse(config, check([open_rows(source, config.format, config.max_rows)], replace(tokeniser)))
+    report = DataReport(source.label, unit=source.unit)
+    ingest = Ingest(tokeniser, Builder())
+    ingest.read(open_rows(source, config.format, config.max_rows), 0, report)
+    finish(report, ingest, config)
+    pairs = ingest.builder.finish()
+    report.measure(pairs.records)
+    return pairs, report
+
+
+def _opener(config: DataSection, template: Template, seed: int) -> Callable[..., Rows]:
+    """Opens a source's rows; takes the source, its data.format and the number of rows to read."""
+    return partial(Rows, config, system=system_for(config, template), seed=seed, plain=template.source is None)
 
 
 def system_for(config: DataSection, template: Template) -> str | None:
@@ -205,42 +252,31 @@ def system_for(config: DataSection, template: Template) -> str | None:
     return config.system if template.takes_system else None
 
 
+def refuse(config: DataSection, *reports: DataReport) -> None:
+    """Stop at rows that are at fault and are not to be dropped.
+
+    Raises:
+        FaultyRows: there are some; says all of them.
+    """
+    if config.on_bad_row == "error" and any(report.faults for report in reports):
+        raise FaultyRows(reports)
+
+
 def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
     """Complete the report of one split when all of its rows were read.
 
     Raises:
         DataError: rows are at fault and not to be dropped, or nothing is left.
     """
-    if report.faults and config.on_bad_row == "error":
-        raise bad_rows(report)
+    refuse(config, report)
     if not report.rows_read:
         raise DataError(f"{report.source} has no rows")
     if sum(left.count for left in report.left_out.values()) == report.rows_read:
-        raise bad_rows(report, everything=True)
+        raise all_bad(report)
     report.boundary_example = ingest.tokeniser.merge
     report.unicode = ingest.oddities.as_dict()
     report.duplicates = {"near": ingest.near.as_dict()}
     report.prompts = {"empty": ingest.without_prompt}
-
-
-SOME_BAD = "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)"
-ALL_BAD = "no row can be used: check data.columns, data.format, data.max_length, and the file"
-
-
-def bad_rows(report: DataReport, *, everything: bool = False) -> DataError:
-    """The error for rows that cannot be used: how many, why, the first few."""
-    lines = [
-        f"{left.count:,} of {report.rows_read:,} rows: {reason} "
-        f"(first: rows {', '.join(map(str, left.first_rows))} of {report.source}"
-        + (f"; {left.detail})" if left.detail else ")")
-        for reason, left in report.reasons
-        if everything or not left.inherent
-    ]
-    shown, rest = lines[:10], len(lines) - 10
-    message = "; ".join(shown) + (f"; and {rest} more reasons" if rest > 0 else "")
-    if everything:
-        return DataError(f"{report.source}: no usable pair in {report.rows_read:,} rows: {message}", ALL_BAD)
-    return DataError(message, SOME_BAD)
 
 
 def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -289,9 +325,11 @@ def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[l
     path = ASSETS / "text_heldout.jsonl" if config.text == EMBEDDED else Path(config.text).expanduser()
     texts = []
     readers.check(path)
-    for number, row in enumerate(readers.read(path)):
+    for number, row in readers.numbered(path):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(f"row {number} of {path} has no text in a column `text`")
+            raise DataError(
+                f"{'line' if readers.has_lines(path) else 'row'} {number} of {path} has no text in a column `text`"
+            )
         texts.append([int(i) for i in tokenizer.encode(row["text"])][: config.max_length])
     return [ids for ids in texts if len(ids) > 1]
 

@@ -2,6 +2,9 @@
 
 The kind is taken from the file's first bytes where they tell, else from its extension. A record that is damaged on its
 own (a line that is not JSON) is yielded as `Broken`, so that the caller can count it; a damaged file raises.
+
+Records are numbered as people find them, from 1: by the line that they begin on where the file has lines, else by their
+place among the rows.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -20,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from qdpo.errors import DataError, InputMissingError
+from qdpo.errors import DataError, InputMissingError, first_line
+from qdpo.foreign import SHORT, shortened, shown
 from qdpo.model.source import is_local
 
 EXTENSIONS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather"})
@@ -35,6 +40,8 @@ CHUNK = 1 << 20
 LARGEST_ITEM = 64 << 20
 """Characters of one item of a JSON list; what is longer without an end is damaged."""
 ROWS_PER_BATCH = 256
+LOOKED_AT = 4096
+"""Bytes of a damaged line that are looked at for showing its beginning."""
 
 csv.field_size_limit(LARGEST_FIELD)
 
@@ -44,12 +51,14 @@ class Broken:
     """A record that cannot be read, while those after it can.
 
     Attributes:
-        reason: the same for all records with this damage.
-        detail: where and what exactly.
+        reason: what is wrong with it, the same for all records with this damage.
+        fix: what to do about it.
+        example: what exactly, and the beginning of the record.
     """
 
     reason: str
-    detail: str
+    fix: str
+    example: str
 
 
 def is_file_name(name: str) -> bool:
@@ -76,12 +85,32 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> Iterator[Any]:
-    """The rows of a file that `check` accepted.
+    """The rows of a file, see `numbered`."""
+    return (row for _, row in numbered(path))
+
+
+def numbered(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file that `check` accepted, each with its number from 1: of its line where `has_lines`.
 
     Raises:
         DataError: the file is damaged; says where.
     """
-    return {"json": _json, "csv": _csv, "tsv": _csv, "parquet": _parquet, "arrow": _arrow}[kind_of(path)](path)
+    kind = kind_of(path)
+    if kind == "json":
+        yield from _json(path)
+    elif kind in ("csv", "tsv"):
+        yield from _csv(path)
+    else:
+        yield from enumerate((_parquet if kind == "parquet" else _arrow)(path), 1)
+
+
+def has_lines(path: Path) -> bool:
+    """Whether a file's rows are numbered by their lines."""
+    kind = kind_of(path)
+    if kind != "json":
+        return kind in ("csv", "tsv")
+    with unpacked(path) as stream:
+        return not _is_list(stream)
 
 
 def kind_of(path: Path) -> str:
@@ -146,38 +175,52 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKey(f"the key `{next(key for key in keys if keys.count(key) > 1)}` occurs twice")
+        raise _DuplicateKey(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice")
     return found
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _json(path: Path) -> Iterator[Any]:
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
     """One object a line, or one list of objects, whatever the extension says."""
     with unpacked(path) as stream:
-        start = stream.read(CHUNK).removeprefix(UTF8_MARK).lstrip()
-        stream.seek(0)
-        yield from (_json_list if start.startswith(b"[") else _json_lines)(path, stream)
+        if _is_list(stream):
+            yield from enumerate(_json_list(path, stream), 1)
+        else:
+            yield from _json_lines(path, stream)
 
 
-def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[Any]:
+def _is_list(stream: IO[bytes]) -> bool:
+    """Whether a JSON file begins with `[`; it is read from its beginning afterwards."""
+    start = stream.read(CHUNK).removeprefix(UTF8_MARK).lstrip()
+    stream.seek(0)
+    return start.startswith(b"[")
+
+
+def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
             # a byte order mark at the start of a file is not part of its text
-            yield _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            yield number, _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
-            yield Broken("the line is not UTF-8", f"line {number}, byte {error.start}")
+            yield number, _broken("is not UTF-8", f"from byte {error.start}", line, "write the file as UTF-8")
         except _DuplicateKey as error:
-            yield Broken(str(error), f"line {number}")
+            yield number, _broken("has a key twice", str(error), line, "keep one of the two")
         except (ValueError, RecursionError) as error:
             if number == 1 and path.suffix == ".json" and line.strip() == b"{":
                 raise DataError(
                     f"{path} holds one object, expected a list of rows", "one object a line, or a list `[{...}, ...]`"
                 ) from error
-            yield Broken("the line is not JSON", f"line {number}: {error}")
+            yield number, _broken("is not JSON", first_line(error), line, "mend it: one whole JSON object a line")
+
+
+def _broken(what: str, why: str, line: bytes, fix: str) -> Broken:
+    return Broken(
+        f"the line {what}", fix, f"{why}: {shortened(line[:LOOKED_AT].decode('utf-8', 'replace').strip(), SHORT)}"
+    )
 
 
 def _json_list(path: Path, stream: IO[bytes]) -> Iterator[Any]:
@@ -236,21 +279,28 @@ def _json_list(path: Path, stream: IO[bytes]) -> Iterator[Any]:
         raise damaged("there is text that is not UTF-8") from error
 
 
-def _csv(path: Path) -> Iterator[Any]:
+def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     with unpacked(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
-            rows = csv.DictReader(text, delimiter=delimiter, strict=True)
-            names = list(rows.fieldnames or [])
+            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            names = next(rows, [])
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise DataError(f"{path}: the column `{twice}` occurs twice", "rename one of them in the first line")
-            for row in rows:
-                if None in row:
-                    yield Broken("more fields than columns", f"line {rows.line_num}: is a comma not quoted?")
-                else:
-                    yield row
+                raise DataError(
+                    f"{path}: the column {shown(twice)} occurs twice", "rename one of them in its first line"
+                )
+            number = rows.line_num + 1
+            for fields in rows:
+                if len(fields) > len(names):
+                    yield (
+                        number,
+                        Broken("more fields than columns", "put a field with a comma in quotes", shown(fields)),
+                    )
+                elif fields:
+                    yield number, dict(itertools.zip_longest(names, fields))
+                number = rows.line_num + 1  # a quoted field may go on over several lines
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not CSV in UTF-8: {error}", "repair or write it again") from error
 

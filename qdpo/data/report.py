@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.store import CUTS
 
 FIRST_ROWS = 5
+MOST_REASONS = 50
+"""Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
 
 
@@ -21,13 +25,17 @@ class LeftOut:
         count: how many.
         first_rows: the first five by number; `source:number` for a mixture's further datasets.
         inherent: the rows are not at fault: the limits or a tie leave them out.
-        detail: what the first one looks like, where there is more to say.
+        field: the column that is at fault, where it is one, by the dataset's own name.
+        fix: what to do about them.
+        example: what the first one looks like; visible, without access tokens, and cut.
     """
 
     count: int = 0
     first_rows: list[int | str] = field(default_factory=list)
     inherent: bool = False
-    detail: str = ""
+    field: str = ""
+    fix: str = ""
+    example: str = ""
 
     def add(self, row: int | str) -> None:
         """Count a row; the first five are remembered by number."""
@@ -44,6 +52,7 @@ class DataReport:
         source: dataset name and split.
         format: how rows were read, and why.
         rows_read: rows in the source.
+        unit: what the numbers of rows count, from 1: `line` of a file that has lines, else `row`.
         pairs: pairs that are used.
         left_out: by reason.
         cut: completions and prompts that were cut to length, by kind.
@@ -64,6 +73,7 @@ class DataReport:
     format: str = ""
     format_reason: str = ""
     rows_read: int = 0
+    unit: str = "row"
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
@@ -79,9 +89,27 @@ class DataReport:
     sources: list[dict[str, Any]] = field(default_factory=list)
     contamination: list[dict[str, Any]] = field(default_factory=list)
 
-    def leave_out(self, row: int | str, reason: str, *, inherent: bool = False, detail: str = "") -> None:
-        """Count a row that did not become a pair."""
-        self.left_out.setdefault(reason, LeftOut(inherent=inherent, detail=detail)).add(row)
+    def leave_out(self, row: int | str, bad: BadRow, field: str, example: Callable[[], str]) -> None:
+        """Count a row that did not become a pair.
+
+        Args:
+            row: its number, or `source:number`.
+            bad: why.
+            field: the column at fault, by the dataset's own name.
+            example: makes what the row looks like; asked of the first row with this reason.
+        """
+        reason = str(bad)
+        if reason not in self.left_out:
+            if len(self.left_out) >= MOST_REASONS:
+                reason = "other reasons"
+            inherent = isinstance(bad, Inherent)
+            self.left_out.setdefault(reason, LeftOut(0, [], inherent, field, bad.fix, example()))
+        self.left_out[reason].add(row)
+
+    def named(self, rows: Sequence[int | str], count: int) -> str:
+        """Rows in words: `lines 4, 6 and 12 more`."""
+        more = f" and {count - len(rows):,} more" if count > len(rows) else ""
+        return f"{self.unit}{'s' * (count > 1)} {', '.join(map(str, rows))}{more}"
 
     @property
     def reasons(self) -> list[tuple[str, LeftOut]]:
@@ -109,6 +137,10 @@ class DataReport:
             }
             self.histogram[part] = _histogram(lengths)
         self.length_bias = length_bias(records["chosen"], records["rejected"])
+        self.compare(records)
+
+    def compare(self, records: np.ndarray) -> None:
+        """Fill in what the keys and scores of pairs tell: duplicates, conflicts, ties."""
         keys = records["prompt_key"]
         self.prompts |= {"different": len(np.unique(keys)), "empty": self.prompts.get("empty", 0)}
         self.duplicates = {"exact": _exact_duplicates(records), **self.duplicates}
@@ -130,7 +162,11 @@ class DataReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataReport:
         """The report that `as_dict` described."""
-        left_out = {reason: LeftOut(**entry) for reason, entry in values["left_out"].items()}
+        known = {field.name for field in fields(LeftOut)}
+        left_out = {
+            reason: LeftOut(**{name: value for name, value in entry.items() if name in known})
+            for reason, entry in values["left_out"].items()
+        }
         return cls(**{**values, "left_out": left_out})
 
     def summary(self) -> list[str]:
@@ -144,7 +180,7 @@ class DataReport:
             for entry in self.sources[1:]
         ]
         lines += [
-            f"  left out {left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})"
+            f"  left out {left.count:,}: {reason} ({self.named(left.first_rows, left.count)})"
             for reason, left in self.reasons
         ]
         cuts = [f"{count:,} {kind}" for kind, count in self.cut.items() if count and kind != "boundary"]
@@ -163,23 +199,28 @@ class DataReport:
                 f"length alone tells chosen from rejected with an AUC of {bias['auc']:.2f}; chosen is longer in "
                 f"{bias['chosen_longer']:.0%} of the pairs"
             )
-        if exact := self.duplicates.get("exact", {}).get("count"):
-            remarks.append(f"{exact:,} pairs are exact duplicates of an earlier one")
+        if (exact := self.duplicates.get("exact", {})).get("count"):
+            remarks.append(f"{exact['count']:,} pairs are exact duplicates of an earlier one{self._where(exact)}")
         near = self.duplicates.get("near", {})
         if near.get("count"):
             remarks.append(f"{near['count']:,} of the first {near['looked_at']:,} pairs are almost the same as another")
         if count := self.conflicts.get("count"):
-            remarks.append(f"{count:,} pairs prefer an answer that another pair rejects for the same prompt")
+            remarks.append(
+                f"{count:,} pairs prefer an answer that another pair rejects for the same prompt"
+                f"{self._where(self.conflicts)}"
+            )
         if ties := self.scores.get("ties"):
             remarks.append(f"{ties:,} pairs have equal scores")
-        if lower := self.scores.get("chosen_is_lower", {}).get("count"):
-            remarks.append(f"{lower:,} pairs have a chosen answer with the lower score")
+        if (lower := self.scores.get("chosen_is_lower", {})).get("count"):
+            remarks.append(f"{lower['count']:,} pairs have a chosen answer with the lower score{self._where(lower)}")
         if both := self.prompts.get("in_other_split"):
             remarks.append(f"{both:,} of these pairs have a prompt that the training pairs have too")
         for name, entry in self.unicode.get("unicode", {}).items():
-            rows = ", ".join(map(str, entry["first_rows"]))
-            remarks.append(f"{entry['count']:,} rows: {name} (first rows: {rows})")
+            remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]
+
+    def _where(self, entry: dict[str, Any]) -> str:
+        return f" ({self.named(entry['first_rows'], entry['count'])})"
 
 
 def contamination_sentence(entry: dict[str, Any]) -> str:

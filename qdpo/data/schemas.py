@@ -22,6 +22,7 @@ from qdpo.data.pieces import (
     split_conversations,
     system_of,
     text_of,
+    type_in_words,
 )
 
 Draw = Callable[[int], int]
@@ -73,7 +74,11 @@ def _read_pairs(row: Row, draw: Draw) -> Parts:
     if shared:
         said = {message.content.strip() for message in shared}
         if any(message.role == "user" and message.content.strip() not in said for message in prompt):
-            raise BadRow("`prompt` is not the prompt that `chosen` and `rejected` begin with")
+            raise BadRow(
+                "`prompt` is not the prompt that `chosen` and `rejected` begin with",
+                "make the three agree, or leave `prompt` out",
+                "prompt",
+            )
         prompt = shared
     if prompt and prompt[0].role != "system":
         prompt = system_of(row) + prompt
@@ -120,7 +125,11 @@ def _transcripts_known(row: Row) -> str | None:
 def _transcript(row: Row, column: str) -> list[Message]:
     parts = TURN.split(text_of(row, column))
     if len(parts) < 3 or parts[0].strip():
-        raise BadRow(f"`{column}` is not a transcript of `Human:` and `Assistant:` turns")
+        raise BadRow(
+            f"`{column}` is not a transcript of `Human:` and `Assistant:` turns",
+            "begin each turn with an empty line and `Human:` or `Assistant:`",
+            column,
+        )
     turns: list[Message] = []
     for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
         role, said = {"Human": "user", "Assistant": "assistant"}[speaker], said.strip()
@@ -130,7 +139,7 @@ def _transcript(row: Row, column: str) -> list[Message]:
         else:
             turns.append(Message(role, said))
     if any(not turn.content for turn in turns):
-        raise BadRow(f"`{column}` has an empty turn")
+        raise BadRow(f"`{column}` has an empty turn", "write what was said, or leave the turn out", column)
     return turns
 
 
@@ -171,10 +180,10 @@ def _read_llama_factory(row: Row, draw: Draw) -> Parts:
 def _read_winogrande(row: Row, draw: Draw) -> Parts:
     sentence = text_of(row, "sentence")
     if sentence.count("_") != 1:
-        raise BadRow(f"`sentence` has {sentence.count('_')} gaps `_`, expected 1")
+        raise BadRow(f"`sentence` has {sentence.count('_')} gaps `_`, expected 1", "mark one gap", "sentence")
     right = str(row.get("answer"))
     if right not in ("1", "2"):
-        raise BadRow(f"`answer` is {row.get('answer')!r}, expected 1 or 2")
+        raise BadRow("`answer` says of neither option that it is right, expected 1 or 2", "write 1 or 2", "answer")
     options = [text_of(row, "option1").strip(), text_of(row, "option2").strip()]
     before, after = sentence.split("_")
     completions = [answer(option + after.rstrip()) for option in options]
@@ -189,14 +198,18 @@ def _read_ultrafeedback(row: Row, draw: Draw) -> Parts:
     prompt = [Message("user", text_of(row, "instruction"))]
     completions = row.get("completions")
     if not isinstance(completions, list):
-        raise BadRow(f"`completions` is {type(completions).__name__}, expected a list of answers")
+        raise BadRow(
+            f"`completions` is {type_in_words(completions)}, expected a list of answers",
+            "list the answers with their scores",
+            "completions",
+        )
     scored = []
     for item in completions:
         score = _overall(item) if isinstance(item, Mapping) else None
         if score is not None and isinstance(item.get("response"), str) and item["response"].strip():
             scored.append((score, text_of(item, "response")))
     if len(scored) < 2:
-        raise BadRow("fewer than two scored `completions`")
+        raise BadRow("fewer than two scored `completions`", "give two answers an overall_score", "completions")
     best = max(range(len(scored)), key=lambda i: scored[i][0])
     chosen = scored.pop(best)
     rejected = scored[draw(len(scored))]

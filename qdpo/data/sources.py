@@ -24,12 +24,19 @@ class Source:
     Attributes:
         label: name and split, for messages and the report.
         identity: computes what identifies the content: changes whenever a row does.
-        rows: opens the rows; each is whatever the file holds, or `readers.Broken` where one record is damaged.
+        numbered: opens the rows, each with its number from 1; it is whatever the file holds, or `readers.Broken` where
+            one record is damaged. Several files are counted through.
+        unit: what the numbers count: `line` or `row`.
     """
 
     label: str
     identity: Callable[[], str]
-    rows: Callable[[], Iterator[Any]]
+    numbered: Callable[[], Iterator[tuple[int, Any]]]
+    unit: str
+
+    def rows(self) -> Iterator[Any]:
+        """The rows alone."""
+        return (row for _, row in self.numbered())
 
 
 def has_splits(name: str) -> bool:
@@ -60,18 +67,23 @@ def find_source(name: str, *, split: str = "train", config: str | None = None, r
         path = Path(name).expanduser()
         return _files(_files_of(path, split), label) if path.is_dir() else _files([path], name)
     dataset = hub.load(name, split, config, revision)
-    return Source(label, lambda: f"hub {name} {split} {dataset._fingerprint}", lambda: iter(dataset))
+    return Source(label, lambda: f"hub {name} {split} {dataset._fingerprint}", lambda: enumerate(dataset, 1), "row")
 
 
 def _files(paths: list[Path], label: str) -> Source:
     for path in paths:
         readers.check(path)
 
-    def rows() -> Iterator[Any]:
+    def numbered() -> Iterator[tuple[int, Any]]:
+        before = 0
         for path in paths:
-            yield from readers.read(path)
+            number = 0
+            for number, row in readers.numbered(path):
+                yield before + number, row
+            before += number
 
-    return Source(label, lambda: digest_of([sha256_file(path) for path in paths]), rows)
+    unit = "line" if all(map(readers.has_lines, paths)) else "row"
+    return Source(label, lambda: digest_of([sha256_file(path) for path in paths]), numbered, unit)
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from qdpo.data.readers import UTF8_MARK, kind_of, read, unpacked
+from qdpo.data.readers import UTF8_MARK, has_lines, kind_of, numbered, unpacked
 from qdpo.errors import OutputError
 from qdpo.files import atomic_write
 
@@ -64,7 +64,7 @@ def write_rows(source: Path, rows: Collection[int], out: Path) -> None:
 
     Args:
         source: a file that `qdpo.data.readers` reads.
-        rows: their numbers, from 0, as `readers.read` counts them.
+        rows: their numbers, as `readers.numbered` gives them.
         out: a new file, see `check_name`.
 
     Raises:
@@ -83,23 +83,19 @@ def write_rows(source: Path, rows: Collection[int], out: Path) -> None:
 
 
 def _json(source: Path, rows: Collection[int]) -> bytes:
-    with unpacked(source) as stream:
-        first = next((line for line in stream if line.strip()), b"").removeprefix(UTF8_MARK)
-        is_list = first.lstrip().startswith(b"[")
-    if is_list:
-        kept = [json.dumps(row, ensure_ascii=False) for place, row in enumerate(read(source)) if place in rows]
+    if not has_lines(source):
+        kept = [json.dumps(row, ensure_ascii=False) for number, row in numbered(source) if number in rows]
         return ("[\n" + ",\n".join(kept) + "\n]\n").encode()
     with unpacked(source) as stream:
-        lines = (line for line in stream if line.strip())
-        chosen = (line for place, line in enumerate(lines) if place in rows)
+        chosen = (line for number, line in enumerate(stream, 1) if number in rows)
         return b"".join(line.removeprefix(UTF8_MARK).rstrip(b"\r\n") + b"\n" for line in chosen)
 
 
 def _csv(source: Path, rows: Collection[int]) -> bytes:
     text = io.StringIO(newline="")
     writer: Any = None
-    for place, row in enumerate(read(source)):
-        if place in rows:
+    for number, row in numbered(source):
+        if number in rows:
             if writer is None:
                 delimiter = "\t" if ".tsv" in source.suffixes else ","
                 writer = csv.DictWriter(text, list(row), delimiter=delimiter, lineterminator="\n")
@@ -137,9 +133,9 @@ def _some(batches: Any, rows: Collection[int]) -> Any:
     """The chosen rows of Arrow record batches, batch by batch."""
     import pyarrow as pa
 
-    start = 0
+    start = 1
     for batch in batches:
-        mask = [place in rows for place in range(start, start + batch.num_rows)]
+        mask = [number in rows for number in range(start, start + batch.num_rows)]
         start += batch.num_rows
         if any(mask):
             yield batch.filter(pa.array(mask))

@@ -15,6 +15,7 @@ from qdpo.data.pieces import BadRow
 from qdpo.data.renderer import CHARACTERS, Refused, renderer
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import digest_of
+from qdpo.foreign import SHORT, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +80,12 @@ class Template:
         for texts in self._render(tokenizer, jobs):
             refused = next((text for text in texts if isinstance(text, Refused)), None)
             if refused:
-                results.append(BadRow(f"the chat template ({self.origin}) refuses the conversation: {refused}"))
+                results.append(
+                    BadRow(
+                        f"the chat template ({self.origin}) refuses the conversation: {shortened(str(refused), SHORT)}",
+                        "mend the conversation, or set another data.template",
+                    )
+                )
             else:
                 results.append([str(text) for text in texts])
         return results

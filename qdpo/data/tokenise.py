@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING
 
 from qdpo.data.encoder import Encoder, make_encoder
 from qdpo.data.pairs import Message, Pair, TokenPair
-from qdpo.data.pieces import BadRow
+from qdpo.data.pieces import BadRow, Inherent, around
 from qdpo.data.template import Template
+from qdpo.foreign import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class CutAway(BadRow):
+LONGER = "raise data.max_length"
+
+
+class CutAway(Inherent):
     """A pair of which nothing comparable is left after cutting: inherent in the limits, not the row's fault."""
 
 
@@ -119,7 +123,9 @@ class Tokeniser:
             shared = common_prefix(whole, with_chosen, with_rejected)
         prompt, chosen, rejected = whole[:shared], with_chosen[shared:], with_rejected[shared:]
         if not prompt:
-            raise BadRow("the prompt has no token, and the tokenizer has no BOS to condition on")
+            raise BadRow(
+                "the prompt has no token, and the tokenizer has no BOS to condition on", "write a prompt", "prompt"
+            )
         self._check_special(pair, prompt, chosen, rejected)
         counted = []
         if shared < len(whole):
@@ -134,11 +140,13 @@ class Tokeniser:
         same = chosen == rejected
         chosen, rejected = chosen[:room], rejected[:room]
         if not chosen or not rejected:
-            raise CutAway("an answer has no token left after cutting to max_length")
+            raise CutAway("an answer has no token left after cutting to max_length", LONGER)
         if same:
-            raise BadRow("chosen and rejected are identical in tokens")
+            raise BadRow(
+                "chosen and rejected are identical in tokens", "write two answers that differ", "chosen, rejected"
+            )
         if chosen == rejected:
-            raise CutAway("chosen and rejected are identical after cutting to max_length")
+            raise CutAway("chosen and rejected are identical after cutting to max_length", LONGER)
         self.cuts.update(counted)
         return TokenPair(pair.row, prompt, chosen, rejected), counted
 
@@ -155,14 +163,28 @@ class Tokeniser:
                 ("`rejected`", bos in rejected),
             ):
                 if found:
-                    raise BadRow(f"{name} contains the text of the BOS token")
+                    text = str(self.tokenizer.bos_token)
+                    raise self._spelled(f"{name} contains the text of the BOS token", name.split()[-1], text, pair)
         if self.template.end_of_turn:
             for name, ids in (("chosen", chosen), ("rejected", rejected)):
                 ends = sum(ids.count(end) for end in self.template.end_of_turn)
                 if ends > 1:
-                    raise BadRow(f"`{name}` contains the text of the end-of-turn token")
+                    text = str(self.tokenizer.convert_ids_to_tokens(min(self.template.end_of_turn)))
+                    raise self._spelled(f"`{name}` contains the text of the end-of-turn token", name, text, pair)
                 if ends == 0:
-                    raise BadRow(f"`{name}` has no end-of-turn token: the template writes none for this conversation")
+                    raise BadRow(
+                        f"`{name}` has no end-of-turn token: the template writes none for this conversation",
+                        "mend the conversation, or set another data.template",
+                        name,
+                    )
+
+    @staticmethod
+    def _spelled(what: str, field: str, token: str, pair: Pair) -> BadRow:
+        """For a text that spells out a special token."""
+        field = field.strip("`")
+        texts = [message.content for message in getattr(pair, field) if token in message.content]
+        example = shown(around(texts[0], texts[0].index(token))) if texts else None
+        return BadRow(what, f"take {shown(token)} out of the text", field, example)
 
     def _describe(self, lost: list[int], answer: list[int]) -> str:
         def show(ids: list[int]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -36,6 +37,38 @@ def decoding() -> Iterator[None]:
         _decoding = before
 
 
+class Sampler:
+    """Draws tokens, each answer's from a stream of random numbers of its own: what it draws does not depend on the
+    answers that are written beside it.
+
+    Args:
+        temperature: above 0; logits are divided by it.
+        top_p: draws from the likeliest tokens that hold this much probability (nucleus, arXiv 1904.09751).
+        seeds: of each answer.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seeds: Sequence[int]) -> None:
+        self.temperature, self.top_p = temperature, top_p
+        self._streams = [random.Random(seed) for seed in seeds]
+
+    def __call__(self, numbers: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        """A token for each of n answers.
+
+        Args:
+            numbers: which answers.
+            logits: (n, vocabulary).
+        """
+        drawn = torch.tensor([self._streams[number].random() for number in numbers], device=logits.device)
+        ordered, tokens = (logits.float() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        total = ordered.cumsum(-1)
+        kept = ordered * (total - ordered < self.top_p)
+        until = kept.cumsum(-1)
+        place = torch.searchsorted(until, drawn[:, None] * until[:, -1:], right=True)
+        # the last that was kept, where rounding takes the draw to its very end
+        place = place.minimum(kept.count_nonzero(-1)[:, None] - 1)
+        return tokens.gather(-1, place)[:, 0]
+
+
 def greedy(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -43,7 +76,19 @@ def greedy(
     new_tokens: int,
     advance: Callable[[int], object] = lambda tokens: None,
 ) -> list[tuple[list[int], bool]]:
-    """The likeliest continuations of n prompts, token by token and all at once, with a cache where the model has one.
+    """The likeliest continuations of n prompts; see `sampled`."""
+    return _continued(model, prompts, ends, new_tokens, lambda _, logits: logits.argmax(-1), advance)
+
+
+def sampled(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    new_tokens: int,
+    sampler: Sampler,
+    advance: Callable[[int], object] = lambda tokens: None,
+) -> list[tuple[list[int], bool]]:
+    """Continuations of n prompts, token by token and all at once, with a cache where the model has one.
 
     Prompts are padded on the left, so that every one's next token is predicted in the last column. A model that carries
     a state from token to token, or cannot be told positions, would take padding for text: there it is one by one.
@@ -53,14 +98,31 @@ def greedy(
         prompts: their ids.
         ends: ids that end an answer.
         new_tokens: tokens of an answer at the most.
+        sampler: chooses them.
         advance: told how many tokens were made, after each step.
 
     Returns:
         Of each prompt the tokens without the one that ended them, and whether one did.
     """
+    return _continued(model, prompts, ends, new_tokens, sampler, advance)
+
+
+def _continued(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    new_tokens: int,
+    choose: Callable[[Sequence[int], torch.Tensor], torch.Tensor],
+    advance: Callable[[int], object],
+    first: int = 0,
+) -> list[tuple[list[int], bool]]:
     known = inspect.signature(model.forward).parameters
+    numbers = range(first, first + len(prompts))
     if len(prompts) > 1 and (getattr(model, "_is_stateful", False) or "position_ids" not in known):
-        return [greedy(model, [prompt], ends, new_tokens, advance)[0] for prompt in prompts]
+        return [
+            _continued(model, [prompt], ends, new_tokens, choose, advance, number)[0]
+            for number, prompt in zip(numbers, prompts, strict=True)
+        ]
     device, width = next(model.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
@@ -73,7 +135,7 @@ def greedy(
             settings = {"position_ids": positions, "logits_to_keep": 1}
             settings = {name: value for name, value in settings.items() if name in known}
             out = model(input_ids=step, attention_mask=mask, past_key_values=cache, use_cache=True, **settings)
-            tokens, cache = out.logits[:, -1].argmax(-1), getattr(out, "past_key_values", None)
+            tokens, cache = choose(numbers, out.logits[:, -1]), getattr(out, "past_key_values", None)
             for number, token in enumerate(tokens.tolist()):
                 # an answer that has ended goes along with the others, and nobody looks at it
                 ended[number] = ended[number] or token in ends

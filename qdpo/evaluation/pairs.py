@@ -54,24 +54,9 @@ def pairs_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase, template: Te
     Raises:
         DataError: rows cannot be used (unless data.on_bad_row is drop), or nothing is left.
     """
-    from qdpo.data.formats import check_columns
-    from qdpo.data.ingest import Ingest
-    from qdpo.data.prepare import finish, system_for
-    from qdpo.data.report import DataReport
-    from qdpo.data.sources import find_source
-    from qdpo.data.store import Builder
-    from qdpo.data.tokenise import Tokeniser
+    from qdpo.data.prepare import read_all
 
-    data = config.data
-    check_columns(data.columns)
-    source = find_source(data.name, split=data.split, config=data.config, revision=data.revision)
-    tokeniser = Tokeniser(tokenizer, template, data.max_length, data.max_prompt_length)
-    builder, report = Builder(), DataReport(source.label)
-    ingest = Ingest(data, tokeniser, system_for(data, template), config.train.seed, builder)
-    ingest.read(source, 0, data.format, data.max_rows, report)
-    finish(report, ingest, data)
-    pairs = builder.finish()
-    report.measure(pairs.records)
+    pairs, report = read_all(config.data, tokenizer, template, config.train.seed)
     return _chosen(pairs[:limit], report)
 
 

@@ -71,8 +71,13 @@ def check_adapter(folder: Path) -> Path:
     return folder
 
 
-def load(config: RunConfig, adapter: Path | None) -> Subject:
+def load(config: RunConfig, adapter: Path | None, *, writes: bool = False) -> Subject:
     """Load a base, with an adapter or without.
+
+    Args:
+        config: how it is read.
+        adapter: a PEFT adapter on it; None loads the base alone.
+        writes: it is to continue prompts, and not to score pairs: how those could be laid out is not tried.
 
     Raises:
         ConfigError: the adapter does not fit.
@@ -81,6 +86,7 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
     """
     from qdpo.data.template import load_template
     from qdpo.engine.attach import attach
+    from qdpo.engine.engine import Engine
     from qdpo.libraries import quiet_libraries
     from qdpo.model.load import load_base, load_tokenizer
     from qdpo.model.weights import weights_sha256
@@ -110,10 +116,14 @@ def load(config: RunConfig, adapter: Path | None) -> Subject:
         "dtype": str(base.dtype).removeprefix("torch."),
         "device": device.name,
     }
-    engine, decision = attach(base.model, device.torch, mixed_precision(device, base.dtype))
-    if decision.way != "packed":
-        console.note(f"engine: {decision.reason}")
-    about["engine"] = decision.way
+    autocast = mixed_precision(device, base.dtype)
+    if writes:
+        engine = Engine(base.model, device.torch, autocast)
+    else:
+        engine, decision = attach(base.model, device.torch, autocast)
+        if decision.way != "packed":
+            console.note(f"engine: {decision.reason}")
+        about["engine"] = decision.way
     return Subject(
         engine, base_side, policy_side, tokenizer, load_template(config.data.template, tokenizer), config, about
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,13 @@ import numpy as np
 
 from qdpo.config.schema import DataSection, RunConfig
 from qdpo.data import duplicates, readers
-from qdpo.data.formats import Reading, check_columns, keeps_ties, recognise, rename, to_pair
-from qdpo.data.ingest import BATCH, RECOGNISED_BY, keys_of
-from qdpo.data.pairs import Pair
+from qdpo.data.faults import ALL_BAD, FaultyRows
+from qdpo.data.formats import check_columns
+from qdpo.data.ingest import keys_of
 from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import system_for
+from qdpo.data.report import DataReport
+from qdpo.data.rows import Rows
 from qdpo.data.schemas import MADE_BY_SCORE
 from qdpo.data.sources import EMBEDDED_SPLITS, find_source
 from qdpo.data.store import Builder, TokenPairs
@@ -34,9 +35,10 @@ class Measured:
 
     Attributes:
         source: the file, for people.
+        unit: what numbers of rows count, from 1: `line` or `row`.
         total: rows that were read.
         faults: rows that cannot be used, by number, each with its reason.
-        rows: (n,) numbers of the others, from 0, rising.
+        rows: (n,) numbers of the others, rising.
         characters: (n, 2) length of chosen and rejected.
         scores: (n, 2) what the file rates chosen and rejected; NaN where it does not.
         twins: rows that are the same as an earlier one, or almost, and the earlier one; empty where not asked for.
@@ -48,13 +50,14 @@ class Measured:
     """
 
     source: str
-    total: int = 0
-    faults: dict[int, str] = field(default_factory=dict)
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    characters: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
-    scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
-    twins: dict[int, int] = field(default_factory=dict)
-    looked_at: int = 0
+    unit: str
+    total: int
+    faults: dict[int, str]
+    rows: np.ndarray
+    characters: np.ndarray
+    scores: np.ndarray
+    twins: dict[int, int]
+    looked_at: int
     base: np.ndarray | None = None
     run: np.ndarray | None = None
 
@@ -112,79 +115,74 @@ def _read(data: DataSection, subject: Subject | None, twins: bool) -> tuple[Meas
     """One pass over the rows; ids only where there is a model."""
     near, builder = duplicates.NearDuplicates(), Builder()
     tokenise = _tokeniser(subject)
-    system = data.system if subject is None else system_for(data, subject.template)
-    found = Measured(data.name)
-    rows: list[int] = []
+    rows = _opened(data, subject)
+    report = _Report(data.name, unit=rows.source.unit)
+    numbers: list[int] = []
     characters: list[tuple[int, int]] = []
     scores: list[tuple[float, float]] = []
     seen: dict[tuple[int, int], int] = {}
-    for batch in _batches(data, system, found):
-        for pair, ids in zip(batch, tokenise(batch), strict=True):
+    same: dict[int, int] = {}
+    for batch in rows.batches(report):
+        for (row, pair), ids in zip(batch, tokenise([pair for _, pair in batch]), strict=True):
             if isinstance(ids, BadRow):
-                found.faults[pair.row] = str(ids)
+                rows.leave_out(report, pair.row, row, ids)
                 continue
             if ids is not None:
                 builder.add(ids[0], cuts=ids[1])
-            rows.append(pair.row)
+            numbers.append(pair.row)
             characters.append((_length(pair.chosen), _length(pair.rejected)))
             scores.append(pair.scores or (np.nan, np.nan))
             if twins:
                 key = keys_of(pair)[1:]
                 near.observe(pair, key)
                 if (earlier := seen.setdefault(key, pair.row)) != pair.row:
-                    found.twins[pair.row] = earlier
-    found.twins = dict(near.found) | found.twins
-    found.looked_at = len(near.rows)
-    found.rows = np.array(rows, np.int64)
-    found.characters = np.array(characters, np.int64).reshape(-1, 2)
-    found.scores = np.array(scores, np.float64).reshape(-1, 2)
-    if not rows:
-        reasons = list(dict.fromkeys(found.faults.values()))
-        raise DataError(
-            f"{data.name}: none of {found.total:,} rows can be used: {'; '.join(reasons[:3]) or 'it has none'}",
-            f"`qdpo data {data.name}` says more",
-        )
+                    same[pair.row] = earlier
+    if not numbers:
+        raise FaultyRows([report], ALL_BAD)
+    found = Measured(
+        data.name,
+        report.unit,
+        report.rows_read,
+        report.faulty,
+        np.array(numbers, np.int64),
+        np.array(characters, np.int64),
+        np.array(scores, np.float64),
+        dict(near.found) | same,
+        len(near.rows),
+    )
     return found, builder.finish() if subject is not None else None
 
 
-def _batches(data: DataSection, system: str | None, found: Measured) -> Iterator[list[Pair]]:
-    """The pairs, some at a time; rows that are none go to `found.faults`."""
+class _Report(DataReport):
+    """A report that knows the fault of every row, not only of the first ones."""
+
+    def __init__(self, source: str, unit: str) -> None:
+        super().__init__(source, unit=unit)
+        self.faulty: dict[int, str] = {}
+
+    def leave_out(self, row: int | str, bad: BadRow, field: str, example: Callable[[], str]) -> None:
+        """As every report does, and remember the row."""
+        super().leave_out(row, bad, field, example)
+        self.faulty[int(row)] = str(bad)
+
+
+def _opened(data: DataSection, subject: Subject | None) -> Rows:
+    """The rows, recognised.
+
+    Raises:
+        DataError: their form is not known, or which answers make a pair is drawn by the place of a row.
+    """
     check_columns(data.columns)
-    source = find_source(data.name)
-    rows = source.rows()
-    head = list(islice(rows, RECOGNISED_BY))
-    usable = [rename(row, data.columns) for row in head if isinstance(row, dict)]
-    if not usable:
-        raise DataError(
-            f"{data.name}: none of its first {len(head)} rows is an object with columns", f"see `qdpo data {data.name}`"
-        )
-    form, _ = recognise(usable, data.format, data.name)
-    if form.name in MADE_BY_SCORE:
+    system = data.system if subject is None else system_for(data, subject.template)
+    plain = subject is not None and subject.template.source is None
+    rows = Rows(data, find_source(data.name), data.format, None, system=system, seed=0, plain=plain)
+    if rows.format is not None and rows.format.name in MADE_BY_SCORE:
         raise DataError(
             f"{data.name}: its rows hold several answers, and which is the rejected one is drawn by their place in the "
             "file; in a part of it other pairs would be drawn than were chosen",
-            "make pairs of it first: one row each with prompt, chosen, rejected, score_chosen and score_rejected",
+            "make pairs of it first: `qdpo pairs from-ratings`",
         )
-    reading = Reading(system, keep_ties=keeps_ties(data.ties, form))
-    batch: list[Pair] = []
-    for place, row in enumerate(chain(head, rows)):
-        found.total += 1
-        try:
-            batch.append(to_pair(rename(_row(row), data.columns), place, form, reading))
-        except BadRow as bad:
-            found.faults[place] = str(bad)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    yield batch
-
-
-def _row(row: Any) -> dict[str, Any]:
-    if isinstance(row, readers.Broken):
-        raise BadRow(row.reason)
-    if not isinstance(row, dict):
-        raise BadRow(f"the row is {type(row).__name__}, expected an object with columns")
-    return row
+    return rows
 
 
 def _length(answer: Collection[Any]) -> int:

@@ -36,7 +36,7 @@ class LeftOut:
     """A row that is not kept.
 
     Attributes:
-        row: its number in the file, from 0.
+        row: its number in the file, see `Measured.rows`.
         kind: `UNUSABLE`, `TWIN`, `UNSCORED` or `LOWER`.
         why: in words.
         values: its measures, where it was put in an order.
@@ -56,7 +56,7 @@ class Selection:
         measured: what was known of the pairs.
         by: the criteria.
         asked: pairs that were to be kept.
-        rows: numbers of those that are, from 0, rising.
+        rows: numbers of those that are, rising.
         left_out: the others, in the file's order.
     """
 
@@ -128,7 +128,7 @@ def select(measured: Measured, by: Sequence[str], keep: float | int | None = Non
         row = int(measured.rows[at])
         found = {name: round(float(column[at]), 6) for name, column in values.items() if not np.isnan(column[at])}
         if twin[at]:
-            left_out.append(LeftOut(row, TWIN, f"almost the same as row {measured.twins[row] + 1}", found))
+            left_out.append(LeftOut(row, TWIN, f"almost the same as {measured.unit} {measured.twins[row]}", found))
         elif not known[at]:
             left_out.append(LeftOut(row, UNSCORED, "the row has no two scores", found))
         else:

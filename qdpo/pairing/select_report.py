@@ -11,7 +11,8 @@ The object (`qdpo pairs select --report FILE`):
     left_out          rows by reason
     before, after     of all usable pairs and of those kept: pairs, chosen_characters, rejected_characters (means),
                       chosen_longer (share), and as far as they are known score_margin, base_margin, run_margin (means)
-    rows_left_out     row (from 1), reason, why, and its measures: each criterion's value, the highest kept first
+    unit              what a row's number counts, from 1: line, where the file has lines, or row
+    rows_left_out     row (its number), reason, why, and its measures: each criterion's value, the highest kept first
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def as_dict(selection: Selection, source: str, out: str, seed: int) -> dict[str,
         "out": out,
         "by": list(selection.by),
         "seed": seed,
+        "unit": measured.unit,
         "rows": measured.total,
         "pairs": len(measured.rows),
         "asked": selection.asked,
@@ -55,7 +57,7 @@ def as_dict(selection: Selection, source: str, out: str, seed: int) -> dict[str,
         "before": means(selection, np.ones(len(measured.rows), bool)),
         "after": means(selection, np.isin(measured.rows, selection.rows)),
         "rows_left_out": [
-            {"row": left.row + 1, "reason": left.kind, "why": left.why, **left.values} for left in selection.left_out
+            {"row": left.row, "reason": left.kind, "why": left.why, **left.values} for left in selection.left_out
         ],
     }
 
@@ -98,9 +100,9 @@ def tables(selection: Selection) -> list[Table]:
             compared.add_row(words, *(format(column[key], form) if key in column else "" for column in columns))
     if not selection.left_out:
         return [compared]
-    reasons = _table("left out, and why", "rows", "first rows")
+    reasons = _table("left out, and why", "rows", f"first {selection.measured.unit}s")
     for reason, count in selection.counts.items():
-        first = [left.row + 1 for left in selection.left_out if reason in (left.kind, f"{left.kind}: {left.why}")][:3]
+        first = [left.row for left in selection.left_out if reason in (left.kind, f"{left.kind}: {left.why}")][:3]
         reasons.add_row(_text(reason), f"{count:,}", ", ".join(f"{row:,}" for row in first))
     return [compared, reasons]
 

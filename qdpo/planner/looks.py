@@ -12,10 +12,10 @@ import numpy as np
 
 from qdpo.config.schema import DataSection, RunConfig
 from qdpo.data.formats import Reading, check_columns, recognise, rename, to_pair
-from qdpo.data.ingest import has_roles
 from qdpo.data.pairs import Pair
 from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import Prepared, heldout_source, prepare
+from qdpo.data.rows import has_roles
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError, InputMissingError
 from qdpo.libraries import quiet_libraries

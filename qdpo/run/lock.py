@@ -151,7 +151,7 @@ def _take(path: Path) -> int:
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(os.close, descriptor)
             left = _lock(descriptor, path)
-            if not _is_at(descriptor, path):
+            if not is_at(descriptor, path):
                 continue
             if left is not None:
                 console.note(
@@ -163,7 +163,8 @@ def _take(path: Path) -> int:
             return descriptor
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that a path names now."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

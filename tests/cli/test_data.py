@@ -51,7 +51,7 @@ def test_report_preview_and_contamination(pairs: Path, tmp_path: Path):
         (
             lambda rows: rows.replace("yes 3", "no 3"),
             65,
-            ["error: ", "identical", "rows 3", "hint: ", "on_bad_row=drop"],
+            ["error: ", "identical", "lines", "line 4: ", "hint: ", "on_bad_row=drop"],
         ),
         (lambda rows: rows + "{broken\n", 65, ["not JSON", "line 41"]),
         (lambda rows: rows.replace("chosen", "good"), 65, ["no known preference format", "chosen: good"]),

@@ -47,10 +47,11 @@ def test_scores_choose_where_nothing_is_said(scored: Path, capsys: pytest.Captur
     # the file's own order and lines
     lines = scored.read_text().splitlines()
     assert [lines.index(json.dumps(row)) for row in rows] == sorted(lines.index(json.dumps(row)) for row in rows)
-    assert report["left_out"] == {"ranked lower": 13, "cannot be used: empty `rejected`": 1}
+    assert report["left_out"] == {"ranked lower": 13, "cannot be used: `rejected` is empty": 1}
     said = capsys.readouterr()
-    assert "score of chosen over rejected" in said.out
-    assert "cannot be used: empty `rejected`" in said.out
+    assert said.out == f"{scored.with_name('part.jsonl')}\n"
+    assert "score of chosen over rejected" in said.err
+    assert "cannot be used: `rejected` is empty" in said.err
     assert f"qdpo train --model MODEL --data {scored.with_name('part.jsonl')}" in said.err
     assert "--out random.jsonl --by random --keep 6" in said.err
 
@@ -58,7 +59,7 @@ def test_scores_choose_where_nothing_is_said(scored: Path, capsys: pytest.Captur
 def test_doubles_go_and_say_of_what(scored: Path) -> None:
     rows, report = chosen(scored, "--by", "duplicates")
     doubles = {left["row"]: left["why"] for left in report["rows_left_out"] if left["reason"] == TWIN}
-    assert doubles[8] == "almost the same as row 7"
+    assert doubles[8] == "almost the same as line 7"
     assert len(rows) == 19 - len(doubles)
     assert len(doubles) < 5
 
@@ -141,8 +142,8 @@ def test_wrong_options_are_answered(
     ("text", "code", "says"),
     [
         ('{"good": "a", "bad": "b"}\n', 65, "no known preference format"),
-        ('{"prompt": "a", "chosen": "b", "rejected": ""}\n', 65, "none of 1 rows can be used"),
-        ("[1, 2]\n", 65, "none of its first 2 rows is an object"),
+        ('{"prompt": "a", "chosen": "b", "rejected": ""}\n', 65, "1 of 1 rows of"),
+        ("[1, 2]\n", 65, "2 of 2 rows of"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', 64, "by what?"),
         (
             json.dumps({"instruction": "a", "completions": [{"response": "b", "overall_score": 1}]}) + "\n",

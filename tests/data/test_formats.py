@@ -281,16 +281,16 @@ def test_transcripts_join_a_speaker_who_goes_on():
 
 BAD = {
     "null": ({"prompt": "q", "chosen": None, "rejected": "b"}, "`chosen` is null"),
-    "number": ({"prompt": "q", "chosen": 3, "rejected": "b"}, "`chosen` is int, expected text"),
-    "empty": ({"prompt": "q", "chosen": "a", "rejected": ""}, "empty `rejected`"),
+    "number": ({"prompt": "q", "chosen": 3, "rejected": "b"}, "`chosen` is a number, expected text"),
+    "empty": ({"prompt": "q", "chosen": "a", "rejected": ""}, "`rejected` is empty"),
     "white space": ({"prompt": "q", "chosen": "a", "rejected": " \n"}, "`rejected` is only white space"),
     "blank prompt": ({"prompt": " ", "chosen": "a", "rejected": "b"}, "`prompt` is only white space"),
     "null prompt": ({"prompt": None, "chosen": "a", "rejected": "b"}, "`prompt` is null"),
     "identical": ({"prompt": "q", "chosen": "a", "rejected": "a"}, "identical"),
     "surrogate": ({"prompt": "q\ud800", "chosen": "a", "rejected": "b"}, "`prompt` has a lone surrogate"),
     "empty list": ({"prompt": "q", "chosen": [], "rejected": "b"}, "`chosen` is an empty list"),
-    "list of text": ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "`chosen` holds str, expected messages"),
-    "role": ({"prompt": "q", "chosen": [{"role": "wizard", "content": "a"}], "rejected": "b"}, "role 'wizard'"),
+    "list of text": ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "`chosen` holds text, expected messages"),
+    "role": ({"prompt": "q", "chosen": [{"role": "wizard", "content": "a"}], "rejected": "b"}, 'role "wizard"'),
     "tool": ({"prompt": "q", "chosen": [{"role": "tool", "content": "a"}], "rejected": "b"}, "tool calls"),
     "no content": ({"prompt": "q", "chosen": [{"role": "assistant"}], "rejected": "b"}, "without content"),
     "image": (
@@ -353,7 +353,7 @@ BAD = {
     "no answer key": ({"sentence": "a _", "option1": "a", "option2": "b", "answer": ""}, "expected 1 or 2"),
     "same options": ({"sentence": "a _", "option1": "b", "option2": "b", "answer": "1"}, "identical"),
     "one completion": (ultrafeedback(3), "fewer than two scored"),
-    "no completions": ({"instruction": "q", "completions": None}, "`completions` is NoneType"),
+    "no completions": ({"instruction": "q", "completions": None}, "`completions` is null"),
     "empty turn": ({"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant: b"}, "empty turn"),
     "no transcript": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "nothing"}, "not a transcript"),
 }
@@ -364,7 +364,8 @@ def test_bad_rows_say_why(name: str):
     row, reason = BAD[name]
     with pytest.raises(BadRow) as caught:
         read(row)
-    assert reason in str(caught.value)
+    assert reason in f"{caught.value} ({caught.value.example})"
+    assert caught.value.fix
 
 
 def test_the_format_is_that_of_most_rows():

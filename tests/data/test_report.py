@@ -63,7 +63,7 @@ def test_the_split_has_no_prompt_on_both_sides_and_depends_on_the_seed(tmp_path)
 )
 def test_conversations_are_not_written_as_plain_text(tmp_path, extra: dict):
     rows = [row("a", "b", "c"), {**row("d", "e", "f"), **extra}]
-    with pytest.raises(ConfigError, match="none writes plain text without roles, and row 1 is") as caught:
+    with pytest.raises(ConfigError, match="none writes plain text without roles, and line 2 is") as caught:
         prepared(tmp_path, rows, template="none", eval_fraction=0.4)
     assert "data.template=auto" in str(caught.value.hint)
     assert prepared(tmp_path, [row("a", "b", "c"), row("d", "e", "f")], template="none", eval_fraction=0.4)
@@ -82,8 +82,8 @@ def test_duplicates_and_conflicts(tmp_path):
     rows = many()
     turned = row(rows[5]["prompt"], rows[5]["rejected"], rows[5]["chosen"])
     found = report(tmp_path, [*rows, rows[3], rows[3], turned])
-    assert found.duplicates["exact"] == {"count": 2, "first_rows": [60, 61]}
-    assert found.conflicts == {"count": 2, "first_rows": [5, 62]}
+    assert found.duplicates["exact"] == {"count": 2, "first_rows": [61, 62]}
+    assert found.conflicts == {"count": 2, "first_rows": [6, 63]}
     clean = report(tmp_path, rows)
     assert clean.duplicates["exact"]["count"] == clean.conflicts["count"] == 0
 
@@ -93,7 +93,7 @@ def test_near_duplicates(tmp_path):
     rows = [*many(), row(text, "yes", "no"), row(text + " more", "yes", "no"), row(text.upper() + "!", "yes", "no")]
     near = report(tmp_path, rows).duplicates["near"]
     assert (near["looked_at"], near["count"]) == (63, 2)
-    assert [pair[0] for pair in near["examples"]] == [61, 62]
+    assert [pair[0] for pair in near["examples"]] == [62, 63]
     assert report(tmp_path, many()).duplicates["near"]["count"] == 0
 
 
@@ -120,7 +120,7 @@ def test_scores(tmp_path):
     assert found.scores == {
         "scored": 60,
         "ties": 20,
-        "chosen_is_lower": {"count": 20, "first_rows": [1, 4, 7, 10, 13]},
+        "chosen_is_lower": {"count": 20, "first_rows": [2, 5, 8, 11, 14]},
     }
     dropped = report(tmp_path, rows, ties="drop")
     assert dropped.pairs == 40
@@ -135,12 +135,12 @@ def test_odd_characters(tmp_path):
     rows[9]["chosen"] = "Это ответ"
     found = report(tmp_path, rows).unicode
     assert found["unicode"] == {
-        "NUL": {"count": 1, "first_rows": [0]},
-        "carriage return (CRLF)": {"count": 1, "first_rows": [1]},
-        "byte order mark": {"count": 1, "first_rows": [2]},
-        "direction mark": {"count": 1, "first_rows": [3]},
-        "replacement character": {"count": 1, "first_rows": [4]},
-        "the answers are in different scripts": {"count": 1, "first_rows": [9]},
+        "NUL": {"count": 1, "first_rows": [1]},
+        "carriage return (CRLF)": {"count": 1, "first_rows": [2]},
+        "byte order mark": {"count": 1, "first_rows": [3]},
+        "direction mark": {"count": 1, "first_rows": [4]},
+        "replacement character": {"count": 1, "first_rows": [5]},
+        "the answers are in different scripts": {"count": 1, "first_rows": [10]},
     }
     assert found["scripts"] == {"Latin": 59, "Cyrillic": 1}
 
@@ -162,12 +162,12 @@ def test_mixtures(tmp_path):
         (1, 2, "pairs"),
     ]
     assert found.pairs == 30 + 10 + 2
-    assert found.left_out["empty `rejected`"].first_rows == [f"{tmp_path / 'c.csv'}:1"]
+    assert found.left_out["`rejected` is empty"].first_rows == [f"{tmp_path / 'c.csv'}:3"]
 
 
 def test_a_report_survives_json(tmp_path):
     found = report(tmp_path, [*many(), row("", "", "x")], on_bad_row="drop")
-    assert found.left_out["empty `chosen`"].first_rows == [60]
+    assert found.left_out["`chosen` is empty"].first_rows == [61]
     assert DataReport.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
@@ -231,7 +231,7 @@ def test_winogrande_against_winogrande(tmp_path):
     (entry,) = found.contamination
     assert (entry["column"], entry["items"]) == ("sentence", 2)
     assert {key: value["count"] for key, value in entry["touched"].items()} == {"whole": 1, "words_13": 1, "words_8": 1}
-    assert entry["examples"][0]["row"] == 0
+    assert entry["examples"][0]["row"] == 1
     assert "of the 2 items of" in found.remarks()[-1]
     assert "1 (50.0%) whole" in found.remarks()[-1]
     clean = report(tmp_path, extra, template="none", contamination=[str(tmp_path / "dev.jsonl")])

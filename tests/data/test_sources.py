@@ -91,10 +91,36 @@ def test_damaged_lines_are_told_apart_from_the_others(tmp_path):
     assert [row.reason for row in rows[1:-1] if isinstance(row, Broken)] == [
         "the line is not JSON",
         "the line is not UTF-8",
-        "the key `a` occurs twice",
+        "the line has a key twice",
         "the line is not JSON",
     ]
-    assert rows[1].detail.startswith("line 2: ")
+    assert rows[1].example.endswith(': {"a": 1')
+    assert rows[3].example.startswith('the key "a" occurs twice: ')
+    assert all(len(row.example) < 300 and row.fix for row in rows[1:-1])
+    assert [number for number, _ in find_source(str(tmp_path / "a.jsonl")).numbered()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "unit", "numbers"),
+    [
+        ("a.jsonl", '{"n": 1}\n\n{"n": 2}\n{"n"\n', "line", [1, 3, 4]),
+        ("a.json", '{"n": 1}\n{"n": 2}\n', "line", [1, 2]),
+        ("a.json", '[\n{"n": 1},\n\n{"n": 2}]', "row", [1, 2]),
+        ("a.csv", 'n,m\n1,"two\nlines"\n\n3,4\n', "line", [2, 5]),
+    ],
+)
+def test_rows_are_numbered_as_people_find_them(tmp_path, name: str, content: str, unit: str, numbers: list[int]):
+    (tmp_path / name).write_text(content)
+    source = find_source(str(tmp_path / name))
+    assert source.unit == unit
+    assert [number for number, _ in source.numbered()] == numbers
+
+
+def test_rows_of_several_files_are_counted_through(tmp_path):
+    (tmp_path / "train-0.jsonl").write_text('{"n": 1}\n\n{"n": 2}\n')
+    (tmp_path / "train-1.jsonl").write_text("\n")
+    (tmp_path / "train-2.jsonl").write_text('{"n": 3}\n')
+    assert list(find_source(str(tmp_path)).numbered()) == [(1, {"n": 1}), (3, {"n": 2}), (4, {"n": 3})]
 
 
 def test_folders_by_split(tmp_path):

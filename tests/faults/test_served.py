@@ -10,7 +10,8 @@ from urllib.error import HTTPError
 from faults.runs import World, state_of, steps_done, steps_saved, wait_for
 from report.serving import served
 
-from qdpo.report.serve import TOKEN, Server
+from qdpo.loopback import TOKEN
+from qdpo.report.serve import Server
 
 
 def ask(server: Server, path: str, method: str = "GET") -> dict[str, Any]:

@@ -32,16 +32,16 @@ def test_lengths_and_scores_are_the_rows_own(tmp_path: Path) -> None:
     found = look(tmp_path, rows)
     assert found.characters.tolist() == [[1, 2], [5, 2], [3, 2]]
     np.testing.assert_equal(found.scores, [[3.0, 1.5], [np.nan, np.nan], [1.0, 2.0]])
-    assert (found.total, found.rows.tolist(), found.faults, found.twins) == (3, [0, 1, 2], {}, {})
+    assert (found.total, found.rows.tolist(), found.faults, found.twins) == (3, [1, 2, 3], {}, {})
 
 
 def test_rows_that_are_no_pairs_are_told_apart_and_counted(tmp_path: Path) -> None:
     rows = [row(0), "{broken", row(3, rejected=""), [1], row(5, chosen="bb"), row(6, chosen=None), row(7)]
     found = look(tmp_path, rows)
-    assert found.rows.tolist() == [0, 6]
-    assert list(found.faults) == [1, 2, 3, 4, 5]
-    assert found.faults[1] == "the line is not JSON"
-    assert found.faults[4] == "chosen and rejected are identical"
+    assert found.rows.tolist() == [1, 7]
+    assert list(found.faults) == [2, 3, 4, 5, 6]
+    assert found.faults[2] == "the line is not JSON"
+    assert found.faults[5] == "chosen and rejected are identical"
     assert found.total == len(rows)
 
 
@@ -55,11 +55,11 @@ def test_doubles_point_to_an_earlier_row(tmp_path: Path, monkeypatch: pytest.Mon
     """Almost the same among the first pairs, the same among all."""
     almost = {**row(1), "chosen": row(1)["chosen"], "prompt": f"{row(1)['prompt']} now"}
     rows = [row(0), row(1), almost, *(row(i) for i in range(2, 8)), row(1)]
-    assert look(tmp_path, rows, twins=True).twins == {2: 1, 9: 1}
+    assert look(tmp_path, rows, twins=True).twins == {3: 2, 10: 2}
     assert look(tmp_path, rows).twins == {}
     monkeypatch.setattr(duplicates, "LOOKED_AT", 2)
     few = look(tmp_path, rows, twins=True)
-    assert (few.twins, few.looked_at) == ({9: 1}, 2)
+    assert (few.twins, few.looked_at) == ({10: 2}, 2)
 
 
 def test_a_file_is_one_file(tmp_path: Path) -> None:
@@ -73,5 +73,6 @@ def test_a_file_is_one_file(tmp_path: Path) -> None:
 
 
 def test_nothing_usable_says_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of 2 rows can be used: empty `rejected`"):
+    with pytest.raises(DataError, match=r"2 of 2 rows of .* cannot be used") as error:
         look(tmp_path, [row(0, rejected=""), row(1, rejected="")])
+    assert "data.on_bad_row" not in str(error.value)

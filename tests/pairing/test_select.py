@@ -15,11 +15,12 @@ N = 10
 
 
 def measured(**changes: object) -> Measured:
-    """Ten pairs in rows 0 to 10 of a file whose row 5 cannot be used."""
+    """Ten pairs in lines 0 to 10 of a file whose line 5 cannot be used."""
     place = np.arange(N)
     return Measured(
         **{  # type: ignore[arg-type]
             "source": "pairs.jsonl",
+            "unit": "line",
             "total": 11,
             "faults": {5: "empty `rejected`"},
             "rows": np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10]),
@@ -63,7 +64,7 @@ def test_doubles_are_left_out_only_where_it_is_asked_for() -> None:
     found = select(measured(), ["duplicates"])
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 6, 8, 9, 10]
     assert [(left.row, left.kind) for left in found.left_out] == [(5, UNUSABLE), (7, TWIN)]
-    assert found.left_out[1].why == "almost the same as row 2"
+    assert found.left_out[1].why == "almost the same as line 1"
     assert TWIN not in select(measured(), ["length"]).counts
 
 
@@ -152,11 +153,11 @@ def test_before_and_after_are_those_of_the_rows() -> None:
     )
 
 
-def test_the_report_counts_rows_from_1() -> None:
+def test_the_report_names_each_row() -> None:
     report = as_dict(select(measured(), ["hard"], 9), "pairs.jsonl", "part.jsonl", 0)
-    assert [(left["row"], left["reason"]) for left in report["rows_left_out"]] == [(6, UNUSABLE), (11, LOWER)]
+    assert [(left["row"], left["reason"]) for left in report["rows_left_out"]] == [(5, UNUSABLE), (10, LOWER)]
     assert report["rows_left_out"][1]["hard"] == -0.5
-    assert (report["rows"], report["pairs"], report["asked"], report["kept"]) == (11, 10, 9, 9)
+    assert (report["unit"], report["rows"], report["pairs"], report["asked"], report["kept"]) == ("line", 11, 10, 9, 9)
 
 
 def test_words_of_the_data_are_no_markup() -> None:

@@ -18,7 +18,8 @@ from report.conftest import Run
 from report.serving import held, served
 
 from qdpo.errors import InputMissingError, UnavailableError
-from qdpo.report.serve import TOKEN, Server
+from qdpo.loopback import TOKEN
+from qdpo.report.serve import Server
 from qdpo.run import lock
 
 

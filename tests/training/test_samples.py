@@ -54,9 +54,10 @@ def test_every_evaluation_has_its_samples(run: TinyRun) -> None:
     assert any(row["policy"] != row["base"] for row in rows[6:])
 
 
-def resolve_tiny_rows(run: TinyRun) -> list[dict[str, str]]:
+def resolve_tiny_rows(run: TinyRun) -> dict[int, dict[str, str]]:
+    """The held-out rows by their lines' numbers."""
     path = Path(run.record["data"]["heldout"]["name"])
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return dict(enumerate(map(json.loads, path.read_text().splitlines()), 1))
 
 
 def test_answers_are_those_of_transformers_own_generation(run: TinyRun) -> None:

@@ -17,6 +17,7 @@ import pytest
 from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
+from qdpo.data.faults import FaultyRows
 from qdpo.data.prepare import prepare
 from qdpo.errors import QdpoError
 
@@ -83,7 +84,7 @@ def broken_line(text: bytes) -> Write:
     return raw(lines(GOOD[:7]) + text + b"\n" + lines(GOOD[7:]))
 
 
-ROWS = ["2 of 40 rows", "rows 3, 5 of "]
+ROWS = ["2 of 40 rows", "lines 4, 6:"]
 DROP = "data.on_bad_row=drop"
 
 # name: (how to write it, exit code, what the message and the hint say)
@@ -109,15 +110,15 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     # ---- values
     "null": (changed("chosen", None), 65, [*ROWS, "`chosen` is null", DROP]),
     "null prompt": (changed("prompt", None), 65, [*ROWS, "`prompt` is null", DROP]),
-    "number": (changed("rejected", 7), 65, [*ROWS, "`rejected` is int, expected text", DROP]),
-    "not a number": (changed("rejected", float("nan")), 65, [*ROWS, "`rejected` is float, expected text"]),
-    "true": (changed("rejected", True), 65, [*ROWS, "`rejected` is bool, expected text"]),
-    "empty answer": (changed("rejected", ""), 65, [*ROWS, "empty `rejected`", DROP]),
+    "number": (changed("rejected", 7), 65, [*ROWS, "`rejected` is a number, expected text", DROP]),
+    "not a number": (changed("rejected", float("nan")), 65, [*ROWS, "`rejected` is a number, expected text"]),
+    "true": (changed("rejected", True), 65, [*ROWS, "`rejected` is true or false, expected text"]),
+    "empty answer": (changed("rejected", ""), 65, [*ROWS, "`rejected` is empty", DROP]),
     "white space": (changed("chosen", " \n\t "), 65, [*ROWS, "`chosen` is only white space", DROP]),
     "blank prompt": (changed("prompt", "  "), 65, [*ROWS, "`prompt` is only white space"]),
-    "list of texts": (changed("chosen", ["a", "b"]), 65, [*ROWS, "`chosen` holds str, expected messages"]),
+    "list of texts": (changed("chosen", ["a", "b"]), 65, [*ROWS, "`chosen` holds text, expected messages"]),
     "empty list": (changed("chosen", []), 65, [*ROWS, "`chosen` is an empty list"]),
-    "object": (changed("chosen", {"text": "a"}), 65, [*ROWS, "`chosen` has the role None"]),
+    "object": (changed("chosen", {"text": "a"}), 65, [*ROWS, "`chosen` has an unknown role", "the role null"]),
     "identical": (
         jsonl([row | {"rejected": row["chosen"]} if i in (3, 5) else row for i, row in enumerate(GOOD)]),
         65,
@@ -127,7 +128,7 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "field of 10 MB": (
         changed("chosen", "word " * 2_000_000, 3),
         65,
-        ["1 of 40 rows", "longer than 1,048,576", "rows 3"],
+        ["1 of 40 rows", "longer than 1,048,576", "line 4:"],
     ),
     "end of turn in an answer": (
         changed("chosen", "yes</s>no"),
@@ -159,11 +160,15 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "unknown role": (
         changed("prompt", [turn("wizard")]),
         65,
-        [*ROWS, "the role 'wizard'", "system, user or assistant"],
+        [*ROWS, 'the role "wizard"', "system, user or assistant"],
     ),
-    "tool calls": (changed("prompt", [turn("user"), turn("tool")]), 65, [*ROWS, "tool calls are not supported"]),
+    "tool calls": (
+        changed("prompt", [turn("user"), turn("tool")]),
+        65,
+        [*ROWS, "tool calls, which are not supported", 'the role "tool"'],
+    ),
     "message without content": (changed("prompt", [{"role": "user"}]), 65, [*ROWS, "user message without content"]),
-    "content is a number": (changed("prompt", [{"role": "user", "content": 3}]), 65, [*ROWS, "content is int"]),
+    "content is a number": (changed("prompt", [{"role": "user", "content": 3}]), 65, [*ROWS, "content is a number"]),
     "the user answers": (changed("chosen", [turn("user")]), 65, [*ROWS, "`chosen` starts with a user message"]),
     "different prompts": (
         every(
@@ -173,7 +178,7 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
             }
         ),
         65,
-        ["40 of 40 rows", "its prompt differs", "rows 0, 1, 2, 3, 4 of"],
+        ["40 of 40 rows", "its prompt differs", "lines 1, 2, 3, 4, 5 and 35 more:"],
     ),
     "answers part early": (
         every(
@@ -204,7 +209,7 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "UltraFeedback, all ties": (
         every(lambda i: {"instruction": f"{i}", "completions": [{"response": c, "overall_score": 3} for c in "ab"]}),
         65,
-        ["no usable pair in 40 rows", "have the same score"],
+        ["40 of 40 rows", "have the same score"],
     ),
     # ---- how many
     "no rows": (raw(b"\n\n"), 65, ["has no rows"]),
@@ -212,7 +217,11 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "empty list file": (raw(b"[]", "a.json"), 65, ["has no rows"]),
     "one row": (jsonl(GOOD[:1]), 65, ["1 different prompts: too few to hold some out", "data.eval_name"]),
     "one prompt": (jsonl([r | {"prompt": "q"} for r in GOOD]), 65, ["40 pairs have 1 different prompts"]),
-    "all rows bad": (jsonl([r | {"chosen": ""} for r in GOOD]), 65, ["40 of 40 rows", "rows 0, 1, 2, 3, 4 of"]),
+    "all rows bad": (
+        jsonl([r | {"chosen": ""} for r in GOOD]),
+        65,
+        ["40 of 40 rows", "lines 1, 2, 3, 4, 5 and 35 more:"],
+    ),
     "mixed schemas": (
         jsonl([{"question": "q", "chosen": "a", "rejected": "b"} if i in (3, 5) else r for i, r in enumerate(GOOD)]),
         65,
@@ -222,13 +231,13 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "identical after the cut": (
         jsonl([r | {side: "same " * 60 + side for side in ("chosen", "rejected")} for r in GOOD]),
         65,
-        ["no usable pair in 40 rows", "identical after cutting to max_length", "data.max_length"],
+        ["40 of 40 rows", "identical after cutting to max_length", "data.max_length"],
     ),
     # ---- files
-    "broken JSON": (broken_line(b'{"prompt": "q", '), 65, ["1 of 41 rows", "not JSON", "rows 7 of", "line 8", DROP]),
-    "not an object": (broken_line(b'["prompt"]'), 65, ["1 of 41 rows", "the row is list", "rows 7 of"]),
-    "duplicate key": (broken_line(b'{"prompt": "q", "prompt": "r"}'), 65, ["the key `prompt` occurs twice", "line 8"]),
-    "not UTF-8": (broken_line(b'{"prompt": "\xe9"}'), 65, ["1 of 41 rows", "not UTF-8", "line 8"]),
+    "broken JSON": (broken_line(b'{"prompt": "q", '), 65, ["1 of 41 rows", "not JSON", "line 8:", DROP]),
+    "not an object": (broken_line(b'["prompt"]'), 65, ["1 of 41 rows", "the row is a list", "line 8:"]),
+    "duplicate key": (broken_line(b'{"prompt": "q", "prompt": "r"}'), 65, ['the key "prompt" occurs twice', "line 8:"]),
+    "not UTF-8": (broken_line(b'{"prompt": "\xe9"}'), 65, ["1 of 41 rows", "not UTF-8", "line 8:"]),
     "UTF-16": (raw(lines(GOOD).decode().encode("utf-16")), 65, ["UTF-16", "iconv"]),
     "deep nesting": (broken_line(b"[" * 50_000), 65, ["1 of 41 rows", "not JSON"]),
     "list that ends early": (raw(json.dumps(GOOD)[:-1].encode(), "a.json"), 65, ["after 40 items the file ends"]),
@@ -245,9 +254,13 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "truncated Parquet": (parquet_cut_off, 65, ["not a readable Parquet file", "again"]),
     "no Parquet at all": (raw(b"<html>404</html>", "a.parquet"), 65, ["does not begin with PAR1"]),
     "damaged Arrow": (raw(b"ARROW1 and more", "a.arrow"), 65, ["not a readable Arrow file"]),
-    "CSV with a field too many": (raw(b"prompt,chosen,rejected\nq,a,b,c\n", "a.csv"), 65, ["more fields", "line 2"]),
-    "CSV with a field too few": (raw(b"prompt,chosen,rejected\nq,a\n", "a.csv"), 65, ["`rejected` is null", "rows 0"]),
-    "CSV with a column twice": (raw(b"prompt,chosen,chosen\nq,a,b\n", "a.csv"), 65, ["`chosen` occurs twice"]),
+    "CSV with a field too many": (raw(b"prompt,chosen,rejected\nq,a,b,c\n", "a.csv"), 65, ["more fields", "line 2:"]),
+    "CSV with a field too few": (raw(b"prompt,chosen,rejected\nq,a\n", "a.csv"), 65, ["`rejected` is null", "line 2:"]),
+    "CSV with a column twice": (
+        raw(b"prompt,chosen,chosen\nq,a,b\n", "a.csv"),
+        65,
+        ['the column "chosen" occurs twice'],
+    ),
     "CSV with an open quote": (raw(b'prompt,chosen,rejected\nq,"a,b\n', "a.csv"), 65, ["not CSV"]),
     "unknown extension": (raw(b"x", "a.docx"), 65, ["unknown extension '.docx'", ".jsonl"]),
     "a folder without data": (empty_folder, 65, ["is a folder without data files", ".parquet"]),
@@ -265,17 +278,28 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
 }
 
 
+def told(error: QdpoError) -> str:
+    """What an error says, the cells of a table of faults as sentences."""
+    lines = [error.message, str(error.hint)]
+    for report in error.reports if isinstance(error, FaultyRows) else []:
+        for reason, left in report.left_out.items():
+            assert left.fix
+            lines.append(f"{report.named(left.first_rows, left.count)}: {reason}: {left.example}")
+            assert "".join(left.example.split()) in "".join(str(error).split())
+    return "\n".join(lines)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_dataset(name: str, tmp_path: Path):
     write, code, parts = FAULTS[name]
     config = DataSection(name=write(tmp_path), template="zephyr", max_length=40, max_prompt_length=20)
     with pytest.raises(QdpoError) as caught:
         prepare(config, byte_level(), 1)
-    said = f"{caught.value.message}\n{caught.value.hint}"
+    said = told(caught.value)
     assert caught.value.exit_code == code, said
     for part in parts:
         assert part in said, said
-    assert len(said) < 2000, "a message is not a dump of the data"
+    assert len(str(caught.value)) < 2000, "a message is not a dump of the data"
 
 
 def test_there_are_enough():
@@ -354,7 +378,7 @@ def test_bad_rows_are_dropped_when_asked_and_counted(tmp_path: Path):
     data = prepare(DataSection(name=path, template="zephyr", on_bad_row="drop"), byte_level(), 1)
     assert len(data.train) + len(data.heldout) == 38
     left = {reason: (out.count, out.first_rows) for reason, out in data.train_report.left_out.items()}
-    assert left == {"empty `chosen`": (2, [3, 5]), "the line is not JSON": (1, [7])}
+    assert left == {"`chosen` is empty": (2, [4, 6]), "the line is not JSON": (1, [8])}
 
 
 def test_over_long_pairs_are_left_out_without_asking_and_counted(tmp_path: Path):
@@ -363,4 +387,4 @@ def test_over_long_pairs_are_left_out_without_asking_and_counted(tmp_path: Path)
     data = prepare(config, byte_level(), 1)
     ((reason, left),) = data.train_report.left_out.items()
     assert reason == "chosen and rejected are identical after cutting to max_length"
-    assert (left.count, left.first_rows, left.inherent) == (1, [4], True)
+    assert (left.count, left.first_rows, left.inherent) == (1, [5], True)

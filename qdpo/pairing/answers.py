@@ -1,0 +1,122 @@
+"""Several answers to each prompt: what `qdpo pairs generate` writes, and whatever other file can be voted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from qdpo import console
+from qdpo.data.formats import Reading, recognise, to_pair
+from qdpo.data.pieces import BadRow, Row, type_in_words
+from qdpo.data.report import DataReport
+from qdpo.data.rows import RECOGNISED_BY
+from qdpo.data.sources import find_source
+from qdpo.errors import DataError
+from qdpo.pairing.pieces import Prompt, answer_of, asked, first_of
+from qdpo.pairing.reading import settle, understood
+
+LISTS = ("answers", "completions", "responses", "candidates", "generations")
+"""Columns that hold several answers."""
+TEXT = ("text", "content", "completion", "response", "answer")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        text: what it says.
+        by: who wrote it; empty where that is not known.
+    """
+
+    text: str
+    by: str = ""
+
+    @classmethod
+    def of(cls, value: Any, column: str) -> Answer:
+        """An answer of a file: a text, or an object with `text` and perhaps `by`.
+
+        Raises:
+            BadRow: it is neither.
+        """
+        name = first_of(value, TEXT) if isinstance(value, Mapping) and "role" not in value else None
+        if name is None:
+            return cls(answer_of(value, column))
+        return cls(answer_of(value[name], column), str(value.get("by") or ""))
+
+    def line(self) -> dict[str, str]:
+        """As a line of a file has it."""
+        return {"text": self.text, "by": self.by} if self.by else {"text": self.text}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and the different answers to it."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+
+
+def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
+    """The prompts of a file with their answers, identical answers once; preference pairs are two answers.
+
+    Args:
+        name: a local file or folder, or a hub dataset.
+        drop: leave out rows that are at fault, instead of an error.
+
+    Raises:
+        DataError: rows are at fault, or nothing can be voted on.
+        QdpoError: the file cannot be read.
+    """
+    source = find_source(name)
+    rows = list(source.numbered())
+    report = DataReport(source.label, rows_read=len(rows), unit=source.unit)
+    usable = list(islice((row for _, row in rows if isinstance(row, dict)), RECOGNISED_BY))
+    as_pairs = None
+    if usable and not any(first_of(row, LISTS) for row in usable):
+        as_pairs, _ = recognise(usable, "auto", source.label)
+
+    def read(row: dict[str, Any]) -> Answered:
+        if as_pairs is None:
+            return _answered(row)
+        pair = to_pair(row, 0, as_pairs, Reading())
+        return Answered(
+            pair.prompt, (Answer(pair.chosen[0].content, "chosen"), Answer(pair.rejected[0].content, "rejected"))
+        )
+
+    entries = list(understood(rows, report, read))
+    settle(report, drop)
+    found = list(dict.fromkeys(entries))
+    again = len(entries) - len(found)
+    if again:
+        console.note(f"{again:,} rows are the same as an earlier one, and are shown once")
+    alone = sum(len(entry.answers) < 2 for entry in found)
+    if alone:
+        console.note(f"{alone:,} of {len(found):,} prompts have one answer only: there is nothing to compare")
+    if alone == len(found):
+        raise DataError(
+            f"{source.label}: no prompt with two answers in {len(rows):,} rows",
+            "qdpo pairs generate writes such a file; a row is a prompt and a list `answers`",
+        )
+    return found
+
+
+def _answered(row: Row) -> Answered:
+    column = first_of(row, LISTS)
+    if column is None:
+        raise BadRow("no list of answers", "add a column `answers`: [text, text]")
+    items = row[column]
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items:
+        raise BadRow(
+            f"`{column}` is {type_in_words(items) if items or items is None else 'empty'}, expected a list of answers",
+            "write a list: [text, text]",
+            column,
+        )
+    prompt, _ = asked(row)
+    different: dict[str, Answer] = {}
+    for item in items:
+        found = Answer.of(item, column)
+        different.setdefault(found.text, found)
+    return Answered(prompt, tuple(different.values()))

@@ -1,0 +1,92 @@
+"""Reading prompts: a text line each, rows with `prompt` or `messages`, or the prompts of preference data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qdpo import console
+from qdpo.data.formats import names_of, recognise
+from qdpo.data.pieces import BadRow, answer, check_turns
+from qdpo.data.readers import EXTENSIONS
+from qdpo.data.report import DataReport
+from qdpo.data.rows import RECOGNISED_BY
+from qdpo.data.sources import find_source
+from qdpo.errors import DataError, InputMissingError
+from qdpo.pairing.pieces import PROMPT, Prompt, asked, first_of
+from qdpo.pairing.reading import settle, understood
+
+TEXTS = frozenset({".txt", ".text", ".md", ""})
+"""Extensions of files whose lines are prompts."""
+
+
+def read_prompts(name: str, *, limit: int | None = None, drop: bool = False) -> list[Prompt]:
+    """The different prompts of a file, in its order.
+
+    Args:
+        name: a local file or folder, a hub dataset, or `quickstart`.
+        limit: prompts at the most.
+        drop: leave out rows that are at fault, instead of an error.
+
+    Raises:
+        DataError: rows are at fault, or there is no prompt.
+        QdpoError: the file cannot be read.
+    """
+    path = Path(name).expanduser()
+    is_text = path.is_file() and not set(path.suffixes) & EXTENSIONS and path.suffix.lower() in TEXTS
+    label, unit, rows = (name, "line", _lines(path)) if is_text else _rows(name)
+    read = _reader([row for _, row in rows], label)
+    report = DataReport(label, rows_read=len(rows), unit=unit)
+    prompts = list(understood(rows, report, read))
+    settle(report, drop)
+    found = list(dict.fromkeys(prompts))
+    again = len(prompts) - len(found)
+    if not found:
+        raise DataError(f"{label} has no prompt", "a line of text each, or JSONL with `prompt` or `messages`")
+    if again:
+        console.note(f"{again:,} of {len(rows):,} prompts are the same as an earlier one, and are asked once")
+    return found[:limit]
+
+
+def _lines(path: Path) -> list[tuple[int, Any]]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputMissingError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}", "convert it, with iconv"
+        ) from None
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _rows(name: str) -> tuple[str, str, list[tuple[int, Any]]]:
+    source = find_source(name)
+    return source.label, source.unit, list(source.numbered())
+
+
+def _reader(rows: Sequence[Any], label: str) -> Callable[[dict[str, Any]], Prompt]:
+    """What reads a row."""
+    usable = [row for row in islice(rows, RECOGNISED_BY) if isinstance(row, dict)]
+    format = None
+    try:
+        format = recognise(usable, "auto", label)[0] if usable else None
+    except DataError:
+        if not any(first_of(row, PROMPT) for row in usable):
+            columns = names_of(dict.fromkeys(str(column) for row in usable for column in row))
+            raise DataError(
+                f"{label}: no prompts are known by the columns {columns}", "name the column `prompt` or `messages`"
+            ) from None
+
+    def read(row: dict[str, Any]) -> Prompt:
+        if format is None:
+            return asked(row)[0]
+        prompt = format.read(row, lambda n: 0)[0]
+        if not prompt:
+            raise BadRow("the pair has no prompt", "there is nothing to ask: take the row out", "prompt")
+        check_turns(prompt, answer("-"), answer("-"))
+        return tuple(prompt)
+
+    return read
