@@ -8,8 +8,8 @@ All runs of a set have the same number of epochs, so a part has a part of the st
 as few steps over all pairs. Every run is scored on the same
 held-out pairs; differences are paired by row, averaged over seeds, with bootstrap intervals over rows. Time is that of
 the whole command: loading, reading, training, the evaluation at its end, and for a part also what choosing it took,
-the short run included that `run` asks. `quickstart-swapped` is the quickstart with a quarter of the training labels
-swapped: what choosing does where labels are wrong.
+the short run included that `run` and `new` ask. `quickstart-swapped` is the quickstart with a quarter of the training
+labels swapped: what choosing does where labels are wrong.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from qdpo.model.source import ASSETS
 from qdpo.run.folder import EVALUATION, PAIRS
 
 KEEP, PILOT = 0.3, 0.1
-"""Shares of the pairs: of a part, and of the short run that `run` asks."""
+"""Shares of the pairs: of a part, and of the short run that `run` and `new` ask."""
 SWAPPED = 0.25
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(), help="of blimp and chat: the file")
     parser.add_argument("--model", default="quickstart", help="of blimp and chat: the base")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--by", nargs="+", default=["steps", "random", "length", "base", "hard", "run"])
+    parser.add_argument("--by", nargs="+", default=["steps", "random", "length", "base", "hard", "run", "new"])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def one_run(chosen: Set, by: str, seed: int, folder: Path) -> dict[str, Any]:
 def choose(chosen: Set, by: str, seed: int, folder: Path) -> Path:
     """A part of the pairs as a file."""
     asked: dict[str, Any] = {}
-    if by == "run":
+    if by in ("run", "new"):
         pilot = folder / f"pilot{chosen.train.suffix}"
         select_pairs(chosen.train, pilot, ["random"], keep=PILOT, seed=seed)
         asked["run"] = str(train(chosen, pilot, seed, folder / "pilot-run"))

@@ -13,6 +13,7 @@ WORDS = {
     "base": "`base`",
     "hard": "`hard`",
     "run": "`run`, after a run on 10 %",
+    "new": "`new`, after a run on 10 %",
 }
 
 
@@ -25,7 +26,7 @@ def _table(result: dict[str, Any]) -> str:
     rows = result["rows"]
     title = (
         f"**{result['set']}** ({result['model']}), {rows['full']['pairs']:,} pairs, {result['heldout']:,} held out, "
-        f"{result['epochs']:g} epochs, {len(result['seeds'])} seed{'s' * (len(result['seeds']) > 1)}:"
+        f"{result['epochs']:g} epochs, seed{'s' * (len(result['seeds']) > 1)} {', '.join(map(str, result['seeds']))}:"
     )
     lines = [
         "| chosen by | pairs | held-out accuracy | less than all pairs | over random | margin | time |",

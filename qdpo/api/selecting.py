@@ -60,7 +60,7 @@ def select_pairs(
         keep: a share (a fraction up to 1.0), or how many pairs (an int); None keeps 0.3, or everything where only
             `duplicates` are left out.
         model: the base that `base` and `hard` ask: hub name or local folder.
-        run: the run directory that `run` asks; its base serves `base` and `hard` too.
+        run: the run directory that `run` and `new` ask; its base serves `base` and `hard` too.
         report: a new JSON file that says of each row that is left out why.
         overrides: settings that say how rows and model are read, by their dotted key.
         seed: breaks ties.
@@ -83,8 +83,8 @@ def select_pairs(
         folder = run_folder.existing(run) if run is not None else None
         config = _config(place, model, folder, settings)
         asked = chosen or (("run",) if folder is not None else ())
-        adapter = trained.adapter_of(folder) if folder is not None and "run" in asked else None
         margins = {ASKS[name] for name in asked if name in ASKS}
+        adapter = trained.adapter_of(folder) if folder is not None and "run" in margins else None
         measured = measure(config, margins, adapter, twins="duplicates" in chosen)
         selection = select(measured, chosen or _usual(measured, asked), keep, seed)
     subset.write_rows(place, selection.rows.tolist(), target)
@@ -115,15 +115,16 @@ def _check_needs(by: Sequence[str], model: str | None, run: Any) -> None:
     asking = [name for name in by if name in ("base", "hard")]
     if asking and model is None and run is None:
         raise UsageError(f"`{asking[0]}` asks a base model", "name it: --model PATH or hub name, or --run DIR")
-    if "run" in by and run is None:
+    learned = [name for name in by if name in ("run", "new")]
+    if learned and run is None:
         raise UsageError(
-            "`run` asks a run: what a policy has learned over its base",
+            f"`{learned[0]}` asks a run: what a policy has learned over its base",
             "name one: --run DIR; a short run on a part of the pairs will do",
         )
     if by and model is not None and not asking:
         raise UsageError("--model is given, and no criterion asks it", "add --by base or --by hard, or leave it out")
-    if by and run is not None and not asking and "run" not in by:
-        raise UsageError("--run is given, and no criterion asks it", "add --by run, or leave it out")
+    if by and run is not None and not asking and not learned:
+        raise UsageError("--run is given, and no criterion asks it", "add --by run or --by new, or leave it out")
 
 
 def _check_overrides(overrides: Sequence[str], run: str | None) -> None:

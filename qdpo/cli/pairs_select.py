@@ -25,12 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         default="",
         help="what comes first: answers alike in length (length), a large difference of scores (score), what the base "
-        "has right (base) or wrong (hard), what a run has learned best (run), or any (random); duplicates leaves out "
-        "doubles. Several are combined. Default: score where the file has scores, with --run also run",
+        "has right (base) or wrong (hard), what a run has learned best (run) or least (new), or any (random); "
+        "duplicates leaves out doubles. Several are combined. Default: score where the file has scores, and with --run "
+        "also run",
     )
     parser.add_argument("--keep", metavar="N", help="a share (0.3, 30%%) or a number of pairs (500); default 0.3")
     parser.add_argument("--model", metavar="PATH", help="the base that `base` and `hard` ask")
-    parser.add_argument("--run", metavar="DIR", help="the run that `run` asks, a short one will do")
+    parser.add_argument("--run", metavar="DIR", help="the run that `run` and `new` ask, a short one will do")
     parser.add_argument("--report", metavar="FILE", help="write there why each row was left out (JSON)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="breaks ties, and is the order of random (0)")
     add_set(parser)

@@ -5,7 +5,8 @@ others are put in an order by one criterion or several; several are combined as 
 LLM Alignment via Preference Data Selection" (arXiv 2502.14560), which multiplies the odds that its measures give to a
 preference (the score margin of the data, and the implicit margin of a briefly trained policy over its reference). The
 paper maps margins to probabilities on a line between two bounds that must be tuned; here a pair's probability is the
-share of pairs that it surpasses, so that scores, lengths and log-probabilities need no common scale.
+share of pairs that it surpasses, so that scores, lengths and log-probabilities need no common scale. Which end of the
+implicit margin helps is disputed: Qi et al. (arXiv 2508.04149) keep the pairs with the smallest one, `new`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 from qdpo.errors import DataError, UsageError
 from qdpo.pairing.measure import Measured
 
-CRITERIA = ("length", "score", "base", "hard", "run", "random", "duplicates")
+CRITERIA = ("length", "score", "base", "hard", "run", "new", "random", "duplicates")
 """What pairs can be chosen by (`qdpo pairs select --help` says what each means); `duplicates` is no order."""
-ASKS = {"base": "base", "hard": "base", "run": "run"}
+ASKS = {"base": "base", "hard": "base", "run": "run", "new": "run"}
 """The margin, a field of `Measured`, that a criterion needs a model for."""
 SHARE = 0.3
 """What is kept where nothing is said, of pairs that are put in an order."""
@@ -85,8 +86,9 @@ def check(by: Sequence[str]) -> tuple[str, ...]:
         guess = f"did you mean `{close[0]}`? " if close else ""
         raise UsageError(f"there is no criterion {unknown[0][:40]!r}", f"{guess}criteria: {', '.join(CRITERIA)}")
     names = tuple(dict.fromkeys(by))
-    if {"base", "hard"} <= set(names):
-        raise UsageError("`base` and `hard` are the same order from its two ends", "choose one of them")
+    for ends in (("base", "hard"), ("run", "new")):
+        if set(ends) <= set(names):
+            raise UsageError(f"`{ends[0]}` and `{ends[1]}` are one order from its two ends", "choose one of them")
     if "random" in names and set(names) - {"random", "duplicates"}:
         raise UsageError("`random` is no criterion beside another one", "leave it out; --seed only breaks ties then")
     return names
@@ -188,7 +190,7 @@ def _values(measured: Measured, name: str) -> np.ndarray:
         chosen, rejected = measured.characters.T
         return -np.abs(chosen - rejected) / np.maximum(chosen, rejected)
     column = getattr(measured, ASKS[name])
-    return np.asarray(-column if name == "hard" else column)
+    return np.asarray(-column if name in ("hard", "new") else column)
 
 
 def _log_odds(values: np.ndarray) -> np.ndarray:

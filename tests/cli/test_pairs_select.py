@@ -77,6 +77,8 @@ def test_a_base_and_a_run_choose_by_what_they_say_of_the_pairs(
     rows, by_run = chosen(scored, "--run", str(short_run.folder), "--keep", "0.5")
     assert by_run["by"] == ["score", "run"]
     assert by_run["after"]["run_margin"] > by_run["before"]["run_margin"]
+    _, new = chosen(scored, "--run", str(short_run.folder), "--by", "new")
+    assert new["after"]["run_margin"] < by_run["before"]["run_margin"] == new["before"]["run_margin"]
     usable = tmp_path / "usable.jsonl"
     usable.write_text("".join(line + "\n" for i, line in enumerate(scored.read_text().splitlines()) if i != 2))
     run = ["eval", "--run", str(short_run.folder), "--pairs", str(usable), "--out", str(tmp_path / "eval")]
@@ -115,6 +117,7 @@ def test_the_same_command_writes_the_same_bytes(scored: Path, tmp_path: Path) ->
         (["--by", "base", "--model", "./nowhere"], 66, "nowhere"),
         (["--by", "base"], 64, "asks a base model"),
         (["--by", "run"], 64, "asks a run"),
+        (["--by", "new"], 64, "asks a run"),
         (["--by", "length", "--model", "quickstart"], 64, "no criterion asks it"),
         (["--by", "length", "--run", "nowhere"], 64, "no criterion asks it"),
         (["--by", "run", "--run", "nowhere"], 66, "nowhere"),

@@ -46,6 +46,7 @@ def test_each_criterion_puts_its_own_pairs_first() -> None:
     assert kept("hard") == [0, 1, 2]
     assert kept("score", 2) == [3, 8]
     assert kept("run") == [2, 6, 9]
+    assert kept("new", 4) == [0, 3, 7, 10]
 
 
 def test_several_criteria_multiply_their_odds() -> None:
@@ -120,7 +121,12 @@ def test_more_than_there_is_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("by", "says"),
-    [(["lenght"], "did you mean `length`"), (["base", "hard"], "two ends"), (["random", "length"], "no criterion")],
+    [
+        (["lenght"], "did you mean `length`"),
+        (["base", "hard"], "two ends"),
+        (["run", "new"], "two ends"),
+        (["random", "length"], "no criterion"),
+    ],
 )
 def test_criteria_that_contradict_each_other_are_refused(by: list[str], says: str) -> None:
     with pytest.raises(UsageError) as error:
