@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qdpo.api.pairs import load_pairs
     from qdpo.api.planning import plan
     from qdpo.api.run import Run
+    from qdpo.api.selecting import select_pairs
     from qdpo.api.training import Interrupted, train
     from qdpo.compat.trl import accelerate
 
@@ -34,6 +35,7 @@ __all__ = [
     "load_pairs",
     "pairs_from_ratings",
     "plan",
+    "select_pairs",
     "train",
 ]
 
@@ -48,6 +50,7 @@ _HOMES = {
     "load_pairs": "qdpo.api.pairs",
     "pairs_from_ratings": "qdpo.api.pairing",
     "plan": "qdpo.api.planning",
+    "select_pairs": "qdpo.api.selecting",
     "train": "qdpo.api.training",
 }
 

@@ -129,6 +129,14 @@ def speed() -> str:
     return sentence(_results(), "winogrande")
 
 
+def selected() -> str:
+    """What a part of the pairs reaches, a table for each set."""
+    from benchmarks.select_table import summary
+
+    paths = sorted((ROOT / "benchmarks" / "results").glob("select-*.json"))
+    return summary([json.loads(path.read_text()) for path in paths])
+
+
 def gguf_types() -> str:
     """What a file of each GGUF type holds, for a model of Mistral-7B's shape and without an importance matrix."""
     from qdpo.export.gguf.kinds import KINDS, Traits, stored_bytes, tensor_type
@@ -155,6 +163,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/architecture.md": {"layers": layers, "files": files},
     "docs/benchmarks.md": {"benchmark": benchmark, "benchmark-details": benchmark_details},
     "docs/export.md": {"gguf-types": gguf_types},
+    "docs/pairs-select.md": {"select": selected},
     "docs/presets.md": {"presets": presets},
 }
 """File: its parts."""

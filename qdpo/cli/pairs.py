@@ -13,6 +13,7 @@ STEPS = {
     "generate": "let a base or a run answer prompts, several times each",
     "vote": "compare answers two by two on a local page",
     "from-ratings": "turn scores, thumbs, edits or votes into pairs",
+    "select": "choose a part of a large set",
 }
 """The steps, each a module with `HELP`, `add_arguments(parser)` and `run(args) -> exit code`."""
 
