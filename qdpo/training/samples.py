@@ -21,6 +21,7 @@ Decoding is greedy and leaves every random number generator alone: a run trains 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -263,8 +264,8 @@ class Samples:
         return costs
 
     def _without_end(self, ids: Sequence[int]) -> list[int]:
-        """An answer of the dataset without the token that ends it, which a written one is measured without too."""
-        return list(ids[:-1] if ids and ids[-1] in self.ends else ids)
+        """An answer of the dataset up to the token that ends it, as a written one is measured too."""
+        return list(itertools.takewhile(lambda token: token not in self.ends, ids))
 
     def _written(self, model: nn.Module) -> list[tuple[list[int], bool]]:
         """The answers to all prompts: together, or to fewer at a time when memory runs out."""

@@ -185,3 +185,15 @@ def test_a_run_that_knows_nothing_of_itself_yet(example: Any) -> None:
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError):
         write_page(tmp_path)
+
+
+def test_broken_answers_are_among_the_shown_ones() -> None:
+    from evaluation.test_written import row
+
+    rows = [row(sample=i) for i in range(40)]
+    rows[35] = row("the uncle knew the.", 35, policy_nats=3.0)
+    shown = page_data.samples(rows)
+    assert [sample.number for sample in shown] == [1, 2, 3, 4, 5, 6, 7, 36]
+    assert [sample.fault for sample in shown] == [None] * 7 + ["unlikely under the base"]
+    old = [{"step": 0, "prompt": "p", "base": "a", "policy": ""}]
+    assert [sample.fault for sample in page_data.samples(old)] == [None], "what was not measured is not judged"

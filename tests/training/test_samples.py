@@ -21,17 +21,19 @@ from training.tiny import Tiny, TinyRun, make_tokenizer, resolve_tiny, train_tin
 from qdpo.config.schema import SamplesSection
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.template import load_template
+from qdpo.data.tokenise import Tokeniser
 from qdpo.engine import attention
 from qdpo.engine.decoding import greedy
 from qdpo.engine.engine import Engine
 from qdpo.engine.fuse import fuse
+from qdpo.errors import DataError
 from qdpo.evaluation.chat import Sampling, answer
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
 from qdpo.model.lora import attach
 from qdpo.run.folder import SAMPLES
 from qdpo.run.trained import load_trained
-from qdpo.training.samples import Samples, choose_prompts
+from qdpo.training.samples import Samples, choose_prompts, read_answer_key
 
 CPU = torch.device("cpu")
 DROPOUT = ("train.disable_dropout=false", "lora.lora_dropout=0.2")
@@ -56,6 +58,57 @@ def test_every_evaluation_has_its_samples(run: TinyRun) -> None:
         assert row["base"] == rows[row["sample"]]["base"]
     assert all(row["policy"] == row["base"] for row in rows[:3])
     assert any(row["policy"] != row["base"] for row in rows[6:])
+
+
+def test_every_answer_is_measured(run: TinyRun) -> None:
+    """Nats per token are those of a plain pass over prompt and answer with the adapter switched off."""
+    trained = load_trained(run.folder)
+    for row in read(run.folder):
+        assert row["rejected"] == resolve_tiny_rows(run)[row["row"]]["rejected"]
+        assert row["base_known"] is row["policy_known"] is None
+        assert row["chosen_nats"] > 0
+        for side in ("base", "policy"):
+            assert isinstance(row[f"{side}_ended"], bool)
+            assert row[f"{side}_loops"] is False or not row[f"{side}_ended"]
+    row, prompt = read(run.folder)[6], choose_heldout(trained, run)
+    answer = trained.tokenizer.encode(row["chosen"], add_special_tokens=False)
+    with torch.no_grad(), trained.policy.disable_adapter():
+        logits = trained.policy(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    plain = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+    assert row["chosen_nats"] == pytest.approx(float(plain), abs=2e-3)
+
+
+def choose_heldout(trained: Any, run: TinyRun) -> list[int]:
+    """The first sample's prompt as ids."""
+    first = resolve_tiny_rows(run)[read(run.folder)[0]["row"]]
+    text = trained.template.prompt(trained.tokenizer, [Message("user", first["prompt"])])
+    return Tokeniser(trained.tokenizer, trained.template, 96, 64).encode(text)
+
+
+def test_answers_are_told_right_or_wrong_by_a_key(tiny: Tiny, tmp_path: Path) -> None:
+    pairs = [json.loads(line) for line in tiny.heldout.read_text().splitlines()]
+    key = tmp_path / "key.jsonl"
+    write_rows(key, [{"prompt": pairs[0]["prompt"], "right": ["a  b"], "wrong": ["c"]}])
+    tokenizer = make_tokenizer()
+    template = load_template("auto", tokenizer)
+    config = resolve_tiny(tiny, f"samples.answer_key={key}").config
+    encode = Tokeniser(tokenizer, template, 96, 64).encode
+    texts = [template.prompt(tokenizer, [Message("user", pair["prompt"])]) for pair in pairs]
+    tokens = [TokenPair(number, encode(text), [70], [71]) for number, text in enumerate(texts, 1)]
+    first, *others = choose_prompts(config, tokenizer, template, tokens)
+    assert first.key == {"a b": "right", "c": "wrong"}
+    assert not any(prompt.key for prompt in others)
+
+
+FAULTY = [{"prompt": "a"}, {"prompt": 1, "right": [], "wrong": []}, {"prompt": "a", "right": "b"}]
+
+
+@pytest.mark.parametrize("row", FAULTY)
+def test_a_faulty_key_names_its_line(row: dict[str, Any], tmp_path: Path) -> None:
+    write_rows(tmp_path / "key.jsonl", [{"prompt": "a", "right": ["b"], "wrong": []}, row])
+    with pytest.raises(DataError, match="line 2 of the answer key") as error:
+        read_answer_key(str(tmp_path / "key.jsonl"))
+    assert '"right"' in str(error.value.hint)
 
 
 def resolve_tiny_rows(run: TinyRun) -> dict[int, dict[str, str]]:
