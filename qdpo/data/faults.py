@@ -25,13 +25,14 @@ class FaultyRows(DataError):
     """Rows cannot be used; says how many, which, why, and what to do about each kind.
 
     Args:
-        reports: on what was read, with faults in some of them.
-        hint: the way out for all of them.
+        reports: on what was read; those without faults are passed over.
+        hint: the way out for all of them, where there is another than `data.on_bad_row`.
     """
 
-    def __init__(self, reports: Sequence[DataReport], hint: str = SOME_BAD) -> None:
-        self.reports = [report for report in reports if report.left_out]
-        super().__init__(" and ".join(map(_counted, self.reports)), hint)
+    def __init__(self, reports: Sequence[DataReport], hint: str | None = None) -> None:
+        self.reports = [report for report in reports if _shown(report)]
+        none_left = any(map(_nothing_left, self.reports))
+        super().__init__(" and ".join(map(_counted, self.reports)), hint or (ALL_BAD if none_left else SOME_BAD))
 
     def details(self) -> Group:
         """The tables."""
@@ -44,11 +45,6 @@ class FaultyRows(DataError):
         return visible("\n".join([self.message, *lines, f"hint: {self.hint}"]))
 
 
-def all_bad(report: DataReport) -> FaultyRows:
-    """The error where nothing is left."""
-    return FaultyRows([report], SOME_BAD if report.faults == report.rows_read else ALL_BAD)
-
-
 def _counted(report: DataReport) -> str:
     count = sum(left.count for _, left in _shown(report))
     kinds = len(_shown(report))
@@ -56,10 +52,13 @@ def _counted(report: DataReport) -> str:
     return what + (f", for {kinds} reasons" if kinds > 1 else "")
 
 
+def _nothing_left(report: DataReport) -> bool:
+    return sum(left.count for left in report.left_out.values()) == report.rows_read
+
+
 def _shown(report: DataReport) -> list[tuple[str, LeftOut]]:
     """The faults; all reasons where nothing is left."""
-    nothing = sum(left.count for left in report.left_out.values()) == report.rows_read
-    return [(reason, left) for reason, left in report.reasons if nothing or not left.inherent]
+    return [(reason, left) for reason, left in report.reasons if _nothing_left(report) or not left.inherent]
 
 
 def _parts(report: DataReport, named: bool) -> list[Table | Text]:

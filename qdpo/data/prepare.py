@@ -19,7 +19,7 @@ from qdpo.data import cache as caching
 from qdpo.data import readers
 from qdpo.data.check import check
 from qdpo.data.contamination import load_sets
-from qdpo.data.faults import FaultyRows, all_bad
+from qdpo.data.faults import FaultyRows
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
 from qdpo.data.pairs import TokenPair
@@ -272,7 +272,7 @@ def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
     if not report.rows_read:
         raise DataError(f"{report.source} has no rows")
     if sum(left.count for left in report.left_out.values()) == report.rows_read:
-        raise all_bad(report)
+        raise FaultyRows([report])
     report.boundary_example = ingest.tokeniser.merge
     report.unicode = ingest.oddities.as_dict()
     report.duplicates = {"near": ingest.near.as_dict()}

@@ -105,6 +105,7 @@ def test_conversations_that_the_template_refuses_are_all_counted(tmp_path: Path)
 def test_training_and_held_out_rows_are_told_of_together(tmp_path: Path):
     held = good(5)
     held[1]["chosen"] = None
+    other = [row | {"score_chosen": 1, "score_rejected": 1} for row in good(3)]
     train = good()
     train[2]["rejected"] = ""
     config = settings(tmp_path / "a.jsonl", train, eval_name=written(tmp_path / "held.jsonl", held))
@@ -115,6 +116,10 @@ def test_training_and_held_out_rows_are_told_of_together(tmp_path: Path):
     ]
     assert "1 of 60 rows of" in error.message
     assert "1 of 5 rows of" in error.message
+    config = settings(
+        tmp_path / "a.jsonl", train, ties="drop", eval_name=written(tmp_path / "ties.jsonl", other + held[:1])
+    )
+    assert [report.source for report in refused(config).reports] == [str(tmp_path / "a.jsonl")]
 
 
 def test_duplicates_and_odd_characters_are_told_of_beside_the_faults(tmp_path: Path):
@@ -124,6 +129,15 @@ def test_duplicates_and_odd_characters_are_told_of_beside_the_faults(tmp_path: P
     said = str(refused(settings(tmp_path / "a.jsonl", rows)))
     assert "also 1 pairs are exact duplicates of an earlier one (line 7)" in said
     assert "also 1 pairs: NUL (line 8)" in said
+
+
+def test_the_way_out_depends_on_whether_a_row_is_left(tmp_path: Path):
+    rows = faulty()
+    assert "data.on_bad_row=drop" in str(refused(settings(tmp_path / "a.jsonl", rows)).hint)
+    rows = [row | {"chosen": None} for row in good()]
+    for on_bad_row in ("error", "drop"):
+        hint = str(refused(settings(tmp_path / "a.jsonl", rows, on_bad_row=on_bad_row)).hint)
+        assert "no row can be used: check data.columns" in hint
 
 
 def test_what_cutting_leaves_nothing_of_is_no_fault(tmp_path: Path):

@@ -121,7 +121,7 @@ def llama_cpp() -> Any:
     import llama_cpp as library
 
     @library.llama_log_callback
-    def errors_only(level: int, text: bytes, _user_data: Any) -> None:
+    def errors_only(level: int, text: bytes, _data: Any) -> None:
         if level == LLAMA_ERROR:
             sys.stderr.write(text.decode("utf-8", "replace"))
 
