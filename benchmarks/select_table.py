@@ -33,7 +33,8 @@ def _table(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for by, row in rows.items():
-        cells = [WORDS[by], f"{row['pairs']:,}", _share(row["accuracy"])]
+        seeds = f", {row['seeds']} seed" if row["seeds"] < len(result["seeds"]) else ""
+        cells = [WORDS[by] + seeds, f"{row['pairs']:,}", _share(row["accuracy"])]
         cells += [_points(row[key]["accuracy"]) if key in row else "" for key in ("less_full", "less_random")]
         lines.append(f"| {' | '.join(cells)} | {row['margin']['value']:.2f} | {row['processor_time_ratio']:.2f}x |")
     return "\n".join([title, "", *lines])
