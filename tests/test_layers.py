@@ -13,7 +13,7 @@ PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
     {"errors", "foreign"},
-    {"redact", "libraries", "allocator", "console", "files", "loopback", "notebook", "progress"},
+    {"redact", "libraries", "allocator", "console", "files", "listing", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},
     {"cuda"},

@@ -57,7 +57,8 @@ class Pairs:
 
     def preview(self, index: int) -> list[Text]:
         """One training pair token by token, for a terminal: what is prompt, what is learned, what is special."""
-        return preview(self.train[index], self.tokenizer, self.prepared.template)
+        prepared = self.prepared
+        return preview(self.train[index], self.tokenizer, prepared.template, prepared.train_report.unit)
 
     def __repr__(self) -> str:
         return "\n".join([*self.prepared.train_report.summary(), *self.prepared.heldout_report.summary()])

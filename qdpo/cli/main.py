@@ -45,7 +45,7 @@ VERBS = {
     "init": Verb("qdpo.cli.init", "look at your model and data, and write a preset for them"),
     "plan": Verb("qdpo.cli.plan", "estimate memory, time and disk of a run on a card"),
     "data": Verb("qdpo.cli.data", "check preference data and show what a run would learn from"),
-    "pairs": Verb("qdpo.cli.pairs", "make pairs: answers of a model, votes, ratings, a part of a set"),
+    "pairs": Verb("qdpo.cli.pairs", "make pairs: answers of a model, votes, ratings"),
     "presets": Verb("qdpo.cli.presets", "list the recipes, show one, or copy one to edit"),
     "merge-export": Verb("qdpo.cli.merge_export", "merge a run's adapter into its base and write the model"),
     "report": Verb("qdpo.cli.report", "write a run's card and report page anew, or serve the page"),

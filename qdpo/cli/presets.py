@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qdpo import console
 from qdpo.errors import OutputError
@@ -48,20 +48,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list() -> None:
-    from rich.table import Table
-
     from qdpo.config.presets import names
     from qdpo.config.resolve import resolve
+    from qdpo.listing import Listing
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "base", "data", "card it fits", "GPU memory"):
-        short = column in ("name", "GPU memory")
-        table.add_column(column, justify="right" if column == "GPU memory" else "left", overflow="fold", no_wrap=short)
+    rows = []
     for name in names():
         config = resolve(name).config
         memory = f"{config.gpu_memory_gib:g} GiB" if config.gpu_memory_gib else "none"
-        table.add_row(name, _plain(config.model.name), _plain(config.data.name), _plain(config.card), memory)
-    console.out().print(table)
+        rows.append((name, config.model.name, config.data.name, config.card, memory))
+    console.out().print(Listing(("name", "base", "data", "card it fits", "GPU memory"), rows, texts=4))
     console.say("`qdpo presets show NAME` explains one; `qdpo train --preset NAME` runs it")
 
 
@@ -99,12 +95,6 @@ def _print_settings(resolved: Resolved) -> None:
         for sentence in value if sentences else ():
             out.print(Text(f"  - {sentence}"))
         out.print(Text(f"    {setting.meaning}; {setting.expected}", style="dim"))
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
 
 
 def _copy(preset: str, target: Path) -> None:

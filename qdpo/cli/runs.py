@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qdpo.listing import Listing
 
 HELP = "List the runs of a folder, or compare two: settings with their origins, and results."
 
@@ -52,33 +55,40 @@ def _list(folder: Path, as_json: bool) -> int:
     return 0
 
 
-def _table(rows: list[dict[str, Any]], folder: Path) -> Any:
-    table = _new_table(("run", "state", "preset", "base", "data", "steps", "prefers chosen", "reward accuracy"), 5)
-    for column in ("margin", "time", "memory", "checkpoint"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        name = Path(row["folder"]).name if row["folder"] != str(folder) else row["folder"]
-        if row["state"] == "damaged":
-            table.add_row(_text(name), "damaged")
-            continue
-        table.add_row(
-            _text(name),
-            row["state"] + ("" if row["state"] == "finished" else f", {_age(row['age_seconds'])} ago"),
-            *(_text(_short(row[key])) for key in ("preset", "base", "data")),
-            f"{row['step']}/{row['steps'] or '?'}",
-            *(_change(row, key, ".1%") for key in ("prefers_chosen", "reward_accuracy")),
-            _show(row["after"]["reward_margin"], ".3f"),
-            _duration(row["seconds"]),
-            f"{row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else "",
-            "" if row["checkpoint"] is None else str(row["checkpoint"]),
-        )
-    return table
+COLUMNS = (
+    *("run", "state", "preset", "base", "data", "steps", "prefers chosen", "reward accuracy"),
+    *("margin", "time", "memory", "checkpoint"),
+)
+
+
+def _table(rows: list[dict[str, Any]], folder: Path) -> Listing:
+    from qdpo.listing import Listing
+
+    return Listing(COLUMNS, [_cells(row, folder) for row in rows], texts=5)
+
+
+def _cells(row: dict[str, Any], folder: Path) -> list[str]:
+    name = Path(row["folder"]).name if row["folder"] != str(folder) else row["folder"]
+    if row["state"] == "damaged":
+        return [name, "damaged"]
+    return [
+        name,
+        row["state"] + ("" if row["state"] == "finished" else f", {_age(row['age_seconds'])} ago"),
+        *(_short(row[key]) for key in ("preset", "base", "data")),
+        f"{row['step']}/{row['steps'] or '?'}",
+        *(_change(row, key, ".1%") for key in ("prefers_chosen", "reward_accuracy")),
+        _show(row["after"]["reward_margin"], ".3f"),
+        _duration(row["seconds"]),
+        f"{row['peak_memory_bytes'] / 2**30:.2f} GiB" if row["peak_memory_bytes"] else "",
+        "" if row["checkpoint"] is None else str(row["checkpoint"]),
+    ]
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> int:
     from qdpo import console
     from qdpo.config.strict_yaml import dump
     from qdpo.evaluation.runs import RESULTS, compare
+    from qdpo.listing import Listing
 
     found = compare(first.expanduser(), second.expanduser())
     if as_json:
@@ -86,44 +96,28 @@ def _compare(first: Path, second: Path, as_json: bool) -> int:
         return 0
     out, runs = console.out(), found["runs"]
     names = [str(first), str(second)]
-    table = _new_table(("setting", *names), 3)
+    rows: list[tuple[str, ...]] = []
     for setting in found["settings"]:
-        cells = (f"{dump(v)}  [{o}]" for v, o in zip(setting["values"], setting["origins"], strict=True))
-        table.add_row(setting["key"], *map(_text, cells))
-    for entry in found["versions"]:
-        table.add_row(f"{entry['name']} (version)", *(_text(str(value)) for value in entry["values"]))
+        values = zip(setting["values"], setting["origins"], strict=True)
+        rows.append((setting["key"], *(f"{dump(value)}  [{origin}]" for value, origin in values)))
+    rows += [(f"{entry['name']} (version)", *map(str, entry["values"])) for entry in found["versions"]]
     if found["hardware"][0] != found["hardware"][1]:
-        table.add_row("hardware", *(_text(str(value)) for value in found["hardware"]))
-    out.print(table if table.row_count else "the same settings, versions and hardware")
+        rows.append(("hardware", *map(str, found["hardware"])))
+    out.print(Listing(("setting", *names), rows, texts=3) if rows else "the same settings, versions and hardware")
     out.print()
-    table = _new_table(("result", *names), 1)
-    table.add_row("state", *(run["state"] for run in runs))
-    table.add_row("steps", *(f"{run['step']}/{run['steps'] or '?'}" for run in runs))
+    rows = [
+        ("state", *(run["state"] for run in runs)),
+        ("steps", *(f"{run['step']}/{run['steps'] or '?'}" for run in runs)),
+    ]
     for key in RESULTS:
         form = ".1%" if key in ("prefers_chosen", "reward_accuracy") else ".4f"
-        table.add_row(key.replace("_", " "), *(_change(run, key, form) for run in runs))
-    table.add_row("time", *(_duration(run["seconds"]) for run in runs))
-    table.add_row("peak memory", *(f"{b / 2**30:.2f} GiB" if (b := run["peak_memory_bytes"]) else "" for run in runs))
-    out.print(table)
+        rows.append((key.replace("_", " "), *(_change(run, key, form) for run in runs)))
+    rows.append(("time", *(_duration(run["seconds"]) for run in runs)))
+    rows.append(("peak memory", *(f"{b / 2**30:.2f} GiB" if (b := run["peak_memory_bytes"]) else "" for run in runs)))
+    out.print(Listing(("result", *names), rows))
     if found["same_heldout"] is False:
         console.warn("the two runs were evaluated on different held-out pairs: their results cannot be compared")
     return 0
-
-
-def _new_table(columns: tuple[str, ...], left: int) -> Any:
-    """A table of which the first `left` columns are texts."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(_text(column), justify="left" if number < left else "right", overflow="fold")
-    return table
-
-
-def _text(text: Any) -> Any:
-    from rich.text import Text
-
-    return Text(str(text))
 
 
 def _short(name: Any) -> str:

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-cpu", action="store_true", help="train on the CPU where a preset that is made for a GPU finds none"
     )
     parser.add_argument("--yes", action="store_true", help="without a preset: do not ask whether to begin")
-    parser.add_argument("--dry-run", action="store_true", help="check and print what a run would do, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="check and say what a run would do, then stop")
+    parser.add_argument("--verbose", action="store_true", help="with --dry-run: every setting and the schedule too")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 128 + the number of the signal that stopped the run.
     """
+    if args.verbose and not args.dry_run:
+        raise UsageError("--verbose says more of a dry run", "add --dry-run, or leave --verbose out")
     if args.preset is None and not args.resume:
         return _train_own(args)
     return _train(args)
@@ -124,7 +127,7 @@ def _train(args: argparse.Namespace, config: Config | None = None) -> int:
         if args.dry_run:
             from qdpo.training.dry_run import describe
 
-            return describe(job.config.resolved, job.folder)
+            return describe(job.config.resolved, job.folder, verbose=args.verbose)
         folder = job.do(stop, shlex.join(["qdpo", *(sys.argv[1:] or ["train"])]))
         if stop.exit_code == 0 and (folder / CONFIG).is_file():  # of several processes the first one writes
             after_training(folder)

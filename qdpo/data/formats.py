@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,8 +91,21 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     raise DataError(
         f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}",
-        f"name the columns: `data.columns={{{_guess(columns)}}}`, or set data.format",
+        _made_by(frozenset(columns), source)
+        or f"name the columns: `data.columns={{{_guess(columns)}}}`, or set data.format",
     )
+
+
+def _made_by(columns: frozenset[str], source: str) -> str:
+    """The command that makes pairs of a file that has none yet; empty where none does."""
+    file = shlex.quote(source)
+    if {"comparison", "vote"} <= columns:
+        return f"these are votes: qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
+    if columns.isdisjoint({"chosen", "rejected"}) and columns & {"label", "score", "rating", "edited"}:
+        return f"these are ratings: qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
+    if "answers" in columns:
+        return f"these are answers that nobody has compared yet: qdpo pairs vote {file}"
+    return ""
 
 
 def names_of(columns: Iterable[str]) -> str:

@@ -21,9 +21,9 @@ SHOWN = 200
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍", "\x00": "␀", "\x1b": "␛", " ": "·"})
 
 
-def preview(pair: TokenPair, tokenizer: PreTrainedTokenizerBase, template: Template) -> list[Text]:
-    """A pair as three lines: the prompt, the chosen and the rejected completion."""
-    head = Text(f"row {pair.row}", style="bold")
+def preview(pair: TokenPair, tokenizer: PreTrainedTokenizerBase, template: Template, unit: str) -> list[Text]:
+    """A pair as three lines, under the number of its `unit`: the prompt, the chosen and the rejected completion."""
+    head = Text(f"{unit} {pair.row}", style="bold")
     lines = [head, _part("prompt, not learned", pair.prompt, tokenizer, template, learned=False)]
     for name, ids in (("chosen, learned", pair.chosen), ("rejected, learned", pair.rejected)):
         lines.append(_part(name, ids, tokenizer, template, learned=True))

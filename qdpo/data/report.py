@@ -169,8 +169,8 @@ class DataReport:
         }
         return cls(**{**values, "left_out": left_out})
 
-    def summary(self) -> list[str]:
-        """A few lines for the terminal."""
+    def summary(self, *, remarks: bool = True) -> list[str]:
+        """A few lines for the terminal, the remarks among them or not."""
         lines = [
             f"{self.source}: {self.pairs:,} pairs of {self.rows_read:,} rows, {self.format} ({self.format_reason})"
         ]
@@ -189,7 +189,7 @@ class DataReport:
         if self.tokens:
             lengths = [f"{part} {t['median']} (max {t['max']})" for part, t in self.tokens.items()]
             lines.append(f"  median tokens: {', '.join(lengths)}")
-        return lines + [f"  {remark}" for remark in self.remarks()]
+        return lines + ([f"  {remark}" for remark in self.remarks()] if remarks else [])
 
     def remarks(self) -> list[str]:
         """What a person should know before training on this, one sentence each."""

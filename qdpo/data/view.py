@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from qdpo.data.report import PARTS, DataReport
 
@@ -11,8 +12,16 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def table(title: str, report: DataReport) -> Table:
     """Rows, lengths and shares of one split."""
-    view = Table(title=f"{title}: {report.source}", title_justify="left", show_header=False)
-    view.add_column("what")
+    view = Table(
+        title=Text(f"{title}: {report.source}"),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        show_header=False,
+    )
+    view.add_column("what", no_wrap=True)
     view.add_column("value", overflow="fold")
     view.add_row("recognised as", f"{report.format} ({report.format_reason})")
     for entry in report.sources[1:]:
@@ -20,7 +29,7 @@ def table(title: str, report: DataReport) -> Table:
     view.add_row("rows read", f"{report.rows_read:,}")
     view.add_row("pairs used", f"{report.pairs:,}")
     for reason, left in report.reasons:
-        view.add_row("left out", f"{left.count:,}: {reason} (first rows: {', '.join(map(str, left.first_rows))})")
+        view.add_row("left out", f"{left.count:,}: {reason} ({report.named(left.first_rows, left.count)})")
     for part in PARTS:
         if part in report.tokens:
             lengths = report.tokens[part]

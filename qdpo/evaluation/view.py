@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from qdpo.listing import Listing
 
 GROUPS = {
     "all": "all pairs",
@@ -15,7 +15,7 @@ GROUPS = {
 }
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: dict[str, Any]) -> list[Listing]:
     """The tables of `qdpo.evaluation.summary`'s object."""
     found = [_before_after(result)]
     if any(result["groups"][name] for name in ("chosen_longer", "chosen_shorter")):
@@ -59,53 +59,45 @@ def only_length(result: dict[str, Any]) -> str | None:
     )
 
 
-def _before_after(result: dict[str, Any]) -> Table:
+def _before_after(result: dict[str, Any]) -> Listing:
+    from qdpo.listing import Listing
+
     group = result["groups"]["all"]
     preferred, logps = group["prefers_chosen"], group["logps_per_token"]
     adapted = "policy" in preferred
-    table = _table(
-        f"{result['data']['source']}: {group['pairs']:,} pairs", "", "base", *(["policy"] if adapted else [])
-    )
-    table.add_row("prefers the chosen", *(share(preferred[side]) for side in ("base", "policy") if side in preferred))
+    rows = [("prefers the chosen", *(share(preferred[side]) for side in ("base", "policy") if side in preferred))]
     if adapted:
-        table.add_row("reward accuracy", "ties", share(group["reward_accuracy"]))
-        table.add_row(f"reward margin (beta {result['beta']:g})", "0", number(group["reward_margin"], ".3f"))
+        rows.append(("reward accuracy", "ties", share(group["reward_accuracy"])))
+        rows.append((f"reward margin (beta {result['beta']:g})", "0", number(group["reward_margin"], ".3f")))
     for side, values in logps.items():
         after = [f"{values['policy']:.3f} (change {number(values['change'], '+.3f')})"] if adapted else []
-        table.add_row(f"{side}, nats per token", f"{values['base']:.3f}", *after)
+        rows.append((f"{side}, nats per token", f"{values['base']:.3f}", *after))
     if adapted:
         for side, value in group["kl_per_token"].items():
-            table.add_row(f"KL(policy || base) on {side}, nats per token", "0", number(value, ".4f"))
-    return table
+            rows.append((f"KL(policy || base) on {side}, nats per token", "0", number(value, ".4f")))
+    title = f"{result['data']['source']}: {group['pairs']:,} pairs"
+    return Listing(("", "base", *(["policy"] if adapted else [])), rows, title=title)
 
 
-def _by_length(result: dict[str, Any]) -> Table:
+def _by_length(result: dict[str, Any]) -> Listing:
+    from qdpo.listing import Listing
+
     adapted = "policy" in result["groups"]["all"]["prefers_chosen"]
     columns = (
         ("prefers the chosen: base", "policy", "reward accuracy", "margin") if adapted else ("prefers the chosen",)
     )
-    table = _table("by length", "", "pairs", *columns)
+    rows = []
     for name, title in GROUPS.items():
         group = result["groups"][name]
         if group is None:
-            table.add_row(title, "0")
+            rows.append([title, "0"])
             continue
         cells = [share(group["prefers_chosen"]["base"])]
         if adapted:
             cells += [share(group["prefers_chosen"]["policy"]), share(group["reward_accuracy"])]
             cells.append(number(group["reward_margin"], ".3f"))
-        table.add_row(title, f"{group['pairs']:,}", *cells)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
-    return table
+        rows.append([title, f"{group['pairs']:,}", *cells])
+    return Listing(("", "pairs", *columns), rows, title="by length")
 
 
 def share(estimate: dict[str, Any]) -> str:

@@ -29,10 +29,12 @@ class Answer:
     Attributes:
         text: what it says.
         by: who wrote it; empty where that is not known.
+        ended: False where it was cut at a limit.
     """
 
     text: str
     by: str = ""
+    ended: bool = True
 
     @classmethod
     def of(cls, value: Any, column: str) -> Answer:
@@ -44,11 +46,12 @@ class Answer:
         name = first_of(value, TEXT) if isinstance(value, Mapping) and "role" not in value else None
         if name is None:
             return cls(answer_of(value, column))
-        return cls(answer_of(value[name], column), str(value.get("by") or ""))
+        return cls(answer_of(value[name], column), str(value.get("by") or ""), value.get("ended") is not False)
 
-    def line(self) -> dict[str, str]:
+    def line(self) -> dict[str, Any]:
         """As a line of a file has it."""
-        return {"text": self.text, "by": self.by} if self.by else {"text": self.text}
+        by = {"by": self.by} if self.by else {}
+        return {"text": self.text, **by, **({} if self.ended else {"ended": False})}
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ class Generated:
         if self.alone:
             said.append(f"{self.alone:,} prompts have fewer than two different answers: nothing to compare")
         if self.cut:
-            said.append(f"{self.cut:,} of {self.answers:,} answers were cut at the limit (--max-new-tokens)")
+            said.append(
+                f"{self.cut:,} of {self.answers:,} answers were cut (--max-new-tokens): they teach to stop there"
+            )
         return said
 
 

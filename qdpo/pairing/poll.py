@@ -188,6 +188,7 @@ class Poll:
                 "prompt": [{"role": message.role, "content": message.content} for message in prompt],
                 "left": comparison.left.text,
                 "right": comparison.right.text,
+                "cut": [side for side in SIDES if not getattr(comparison, side).ended],
             }
         return state
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qdpo.hardware import GIB
 from qdpo.planner.parts import checkpointed_layers, kept_layers
 from qdpo.planner.plan import Plan
+from qdpo.planner.verdict import Verdict
 
 
 def lines(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
@@ -96,13 +97,15 @@ def _disk(plan: Plan, gguf: Mapping[str, int]) -> list[str]:
 
 
 def _verdict(plan: Plan) -> list[str]:
-    verdict = plan.verdict
-    rows = [f"verdict     {verdict.text}"]
+    rows = [f"verdict     {plan.verdict.text}"]
+    return [*rows, f"turn first  {change}"] if (change := change_first(plan.verdict)) else rows
+
+
+def change_first(verdict: Verdict) -> str:
+    """What to change where a plan does not fit or is tight; empty where nothing needs to be."""
     if (knob := verdict.knob) is not None:
         options = " ".join(f"--set {setting}" for setting in knob.setting.split())
         enough = "then it fits" if knob.fits else "not enough alone"
         enough += "; it changes what is learned" if knob.learns_less else ""
-        rows.append(f"turn first  {options} ({knob.gives / GIB:.2f} GiB less; {enough})")
-    elif verdict.kind != "fits":
-        rows.append("turn first  nothing here helps: take a larger card or a smaller base")
-    return rows
+        return f"{options} ({knob.gives / GIB:.2f} GiB less; {enough})"
+    return "" if verdict.kind == "fits" else "nothing here helps: take a larger card or a smaller base"

@@ -3,7 +3,8 @@
 One JSON object a line, in the order of the held-out pairs:
 
     row                 row of the pair in its source
-    prompt, chosen, rejected    texts, special tokens left out
+    prompt              its turns, each after the word for who speaks
+    chosen, rejected    texts, special tokens left out
     margin              beta * (log-ratio of chosen - log-ratio of rejected), the reward margin
     chosen_change, rejected_change    nats that each completion has gained over the reference
     prefers_chosen      whether the policy gives the chosen completion the higher log-probability
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qdpo.data.pairs import TokenPair
+from qdpo.data.turns import spoken
 from qdpo.files import atomic_write, explained
 from qdpo.run.folder import EVALUATION, PAIRS
 
@@ -52,7 +54,7 @@ def write_pairs(
         chosen, rejected = float(after[0]) - float(before[0]), float(after[1]) - float(before[1])
         row = {
             "row": pair.row,
-            "prompt": text(pair.prompt),
+            "prompt": spoken(tokenizer, pair.prompt),
             "chosen": text(pair.chosen),
             "rejected": text(pair.rejected),
             "margin": beta * (chosen - rejected),

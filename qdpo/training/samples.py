@@ -4,7 +4,7 @@
 
     step            optimizer steps done
     sample          number of the prompt, from 0
-    prompt          its text, special tokens left out
+    prompt          its turns, each after the word for who speaks
     row             row of the held-out pair that it is from; null for a prompt of samples.prompts
     chosen          what the dataset prefers as an answer; null for a prompt of samples.prompts
     base, policy    the answers, greedy, at most samples.max_new_tokens tokens
@@ -30,6 +30,7 @@ from torch import nn
 from qdpo import console
 from qdpo.config.schema import RunConfig
 from qdpo.data.pairs import Message, TokenPair
+from qdpo.data.turns import spoken
 from qdpo.engine.decoding import greedy
 from qdpo.engine.engine import evaluating
 from qdpo.errors import first_line
@@ -168,7 +169,7 @@ class Samples:
             {
                 "step": step,
                 "sample": number,
-                "prompt": self._text(prompt.ids),
+                "prompt": spoken(self.tokenizer, prompt.ids),
                 "row": prompt.row,
                 "chosen": self._text(prompt.chosen) if prompt.chosen is not None else None,
                 "base": base,
@@ -211,19 +212,23 @@ class Samples:
             console.say(f"samples at step {step}: the same answers as before")
             return
         self.shown = answers
-        table = Table(title=f"samples at step {step}", title_justify="left", box=None, pad_edge=False)
-        for column in ("prompt", "base", "policy"):
-            table.add_column(column, ratio=1, overflow="fold")
+        table = Table(
+            title=f"samples at step {step}", title_justify="left", box=None, pad_edge=False, show_header=False
+        )
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for row in rows:
             same = row["policy"] == row["base"]
-            table.add_row(_line(row["prompt"]), _line(row["base"]), "the same" if same else _line(row["policy"]))
+            table.add_row("prompt", _lines(row["prompt"]))
+            table.add_row("base", _lines(row["base"]))
+            table.add_row("policy", "the same" if same else _lines(row["policy"]), end_section=True)
         console.talk().print(table)
 
 
-def _line(text: str) -> Any:
-    """A text for a cell: one line, nothing that a terminal would obey; of a long one the end."""
+def _lines(text: str) -> Any:
+    """A text for the terminal: its lines, nothing that a terminal would obey; of a long one the end."""
     from rich.text import Text
 
-    words = " ".join(text.split())
-    words = words if len(words) <= SHOWN else "..." + words[3 - SHOWN :]
-    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words))
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    text = text if len(text) <= SHOWN else "..." + text[3 - SHOWN :]
+    return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))

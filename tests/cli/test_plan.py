@@ -137,7 +137,7 @@ def test_a_dry_run_shows_the_plan_and_auto_its_choices(tmp_path: Path, capsys: p
     code = main(["train", "--preset", "quickstart", "--auto", "--dry-run", "--run-dir", str(tmp_path / "run")])
     out, err = capsys.readouterr()
     assert code == 0
-    assert "plan           " in err
+    assert "memory         " in err
     assert "fits with" in err
     assert "note: packing.tokens_per_micro_batch=" in err
     assert "tokens_without_grad: 32768  # --set" in out

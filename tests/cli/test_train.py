@@ -89,6 +89,27 @@ def test_a_dry_run_as_a_command_of_its_own_prints_a_preset_that_can_be_used(tiny
     assert "r: 2" in again.stdout
 
 
+def test_a_dry_run_on_a_terminal_begins_with_what_matters_and_keeps_the_settings_for_verbose(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--preset", str(tiny.preset), "--run-dir", str(tmp_path / "run"), "--dry-run"]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    names = ["memory", "time", "model", "data", "held out", "template", "length", "loss", "run directory", "device"]
+    lines = [line for line in said.err.splitlines() if line[:14].strip() in names]
+    assert [line[:14].strip() for line in lines] == names
+    assert "fits with" in lines[0]
+    assert "LoRA of rank" in lines[2]
+    assert "--verbose" in said.err
+    assert said.out == ""
+    assert main([*arguments, "--verbose"]) == 0
+    said = capsys.readouterr()
+    assert "lora_alpha: " in said.out
+    assert "schedule       " in said.err
+    assert main(["train", "--preset", str(tiny.preset), "--verbose"]) == 64
+
+
 def test_model_and_data_replace_those_of_a_preset(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

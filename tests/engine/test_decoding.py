@@ -6,6 +6,7 @@ import pytest
 import torch
 from training.tiny import make_model
 
+from qdpo.engine import decoding
 from qdpo.engine.decoding import Sampler, greedy, sampled
 
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.0])
@@ -35,6 +36,17 @@ def test_the_nucleus_is_the_smallest_that_holds_top_p() -> None:
 
 def test_a_low_temperature_takes_the_likeliest() -> None:
     assert counts(1e-4, 1.0)[0] == 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 4.0])
+def test_a_part_of_the_vocabulary_is_as_good_as_all_of_it(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # rounded, so that many are as likely as another
+    logits = (scale * torch.randn(64, 3000, generator=torch.Generator().manual_seed(1))).bfloat16()
+    for top_p in (0.5, 0.95, 1.0):
+        drawn = Sampler(0.8, top_p, range(64))(range(64), logits)
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "LIKELIEST", 3000)
+            assert torch.equal(Sampler(0.8, top_p, range(64))(range(64), logits), drawn), top_p
 
 
 def test_an_answer_does_not_depend_on_its_neighbours() -> None:

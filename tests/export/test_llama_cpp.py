@@ -24,6 +24,7 @@ from qdpo.export.gguf.imatrix import Imatrix, checked, read_imatrix, write_imatr
 from qdpo.export.gguf.kinds import KINDS, Traits, tensor_type
 from qdpo.export.gguf.lora import write_gguf_lora
 from qdpo.export.source import load_run
+from qdpo.export.verify import scorers
 from qdpo.export.verify.run import verify_export
 from qdpo.export.verify.scorers import Asked, LlamaScorer, TorchScorer
 from qdpo.export.verify.tokens import TRICKY
@@ -69,6 +70,18 @@ def test_f16_logits_are_those_of_transformers(tmp_path: Path, family: str) -> No
     found = in_llama_cpp(next(export(run, "f16").glob("*.gguf")), some_ids())
     assert toys.divergence(expected, found) < 1e-4
     assert (expected.argmax(-1) == found.argmax(-1)).double().mean() > 0.97
+
+
+def test_llama_cpp_warns_of_nothing_and_errors_are_heard(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = toys_gguf.make_run(tmp_path, families.config("llama"))
+    path = next(export(run, "f16").glob("*.gguf"))
+    capfd.readouterr()
+    library = scorers.llama_cpp()
+    library.Llama(model_path=str(path), vocab_only=True, verbose=False)
+    in_llama_cpp(path, some_ids(8))
+    assert capfd.readouterr().err == ""
+    library.llama_model_load_from_file(str(tmp_path / "none.gguf").encode(), library.llama_model_default_params())
+    assert "none.gguf" in capfd.readouterr().err
 
 
 def test_adapter_file_on_the_base(tmp_path: Path) -> None:

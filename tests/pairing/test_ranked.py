@@ -180,7 +180,7 @@ GOOD = [{"prompt": "q", "completion": text, "score": score} for text, score in S
     ],
 )
 def test_rows_at_fault(tmp_path: Path, row: Any, reason: str) -> None:
-    with pytest.raises(FaultyRows, match="1 of 4 rows of .* cannot be used") as error:
+    with pytest.raises(FaultyRows, match=r"1 of 4 rows of .* cannot be used") as error:
         ranked(tmp_path, [*GOOD, row])
     (found,) = error.value.reports[0].reasons
     assert reason in found[0]
@@ -240,3 +240,17 @@ def test_prompts_of_one_file_have_one_form(tmp_path: Path) -> None:
     rows = [*GOOD, *({"prompt": CONVERSATION, "completion": text, "score": score} for text, score in SCORED)]
     ranked(tmp_path, rows)
     assert [type(row["prompt"]) for row in rows_of(tmp_path / "pairs.jsonl")] == [list, list]
+
+
+@pytest.mark.parametrize(
+    ("row", "command"),
+    [
+        ({"comparison": "a-1", "prompt": "p", "left": "a", "right": "b", "vote": "left"}, "from-ratings"),
+        ({"prompt": "p", "completion": "a", "label": True}, "from-ratings"),
+        ({"prompt": "p", "answers": ["a", "b"]}, "vote"),
+    ],
+)
+def test_where_pairs_are_wanted_the_step_that_makes_them_is_named(row: Any, command: str) -> None:
+    with pytest.raises(DataError, match="no known preference format") as error:
+        recognise([row], "auto", "my file.jsonl")
+    assert f"qdpo pairs {command} 'my file.jsonl'" in str(error.value)

@@ -124,6 +124,22 @@ def test_names_are_hidden_and_sides_are_drawn(opened: Any, tmp_path: Path) -> No
     assert 2 < first < 10
 
 
+def test_an_answer_that_was_cut_says_so(opened: Any, tmp_path: Path) -> None:
+    answers = [{"text": "a whole one", "ended": True}, {"text": "a cut o", "ended": False}]
+    file = write_rows(tmp_path / "answers.jsonl", [{"prompt": "p", "answers": answers}])
+    with polled(file, tmp_path / "pairs.jsonl") as server:
+        page = opened(server.address)
+        for side in ("left", "right"):
+            assert page.is_visible(f"#{side}-cut") == (page.inner_text(f"#{side}") == "a cut o")
+        page.keyboard.press("t")
+        compared(page, 1)
+    line = rows_of(log_of(tmp_path / "pairs.jsonl"))[0]
+    assert sorted(map(str, (line["left"], line["right"]))) == [
+        "{'text': 'a cut o', 'ended': False}",
+        "{'text': 'a whole one'}",
+    ]
+
+
 def test_texts_are_texts(opened: Any, tmp_path: Path) -> None:
     long = "word " * 40_000
     prompt = [{"role": "system", "content": HOSTILE}, {"role": "user", "content": f"user {HOSTILE}"}]

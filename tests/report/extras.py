@@ -100,6 +100,8 @@ def write_export(run: Path, format: str, contents: dict[str, bytes], verified: b
 class Words:
     """A tokenizer whose ids are words."""
 
+    chat_template = None
+
     def __init__(self) -> None:
         self.words: list[str] = []
 

@@ -27,7 +27,7 @@ from qdpo.export.verify.checks import Check, from_problems
 from qdpo.export.verify.projection import Projection, read_both
 from qdpo.export.verify.readback import Expected, compare_all
 from qdpo.export.verify.room import require_room
-from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp
+from qdpo.export.verify.scorers import Encode, LlamaScorer, Scorer, has_llama_cpp, llama_cpp
 from qdpo.export.verify.target import BESIDE, Target, counted
 from qdpo.export.whole import computing_dtype
 from qdpo.model.adapter import Adapter
@@ -121,9 +121,7 @@ class GgufTarget(Target):
     def encoder(self) -> tuple[Encode | None, str]:
         if not has_llama_cpp():
             return None, NO_LLAMA_CPP
-        import llama_cpp
-
-        llama = llama_cpp.Llama(model_path=str(self.path), vocab_only=True, verbose=False)
+        llama = llama_cpp().Llama(model_path=str(self.path), vocab_only=True, verbose=False)
 
         def encode(text: str) -> list[int]:
             return [int(i) for i in llama.tokenize(text.encode(), add_bos=False, special=True)]

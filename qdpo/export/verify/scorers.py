@@ -6,9 +6,11 @@ A model that is streamed through memory is scored by `qdpo.export.verify.streams
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,9 @@ from qdpo.model.stream_memory import CHUNK_BYTES
 from qdpo.progress import Progress
 
 Encode = Callable[[str], list[int]]
+
+LLAMA_ERROR = 4
+"""llama.cpp's level of errors (ggml.h: GGML_LOG_LEVEL_ERROR)."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,25 @@ def has_llama_cpp() -> bool:
     return importlib.util.find_spec("llama_cpp") is not None
 
 
+_held: list[Any] = []
+"""What C calls back and holds no reference to."""
+
+
+@cache
+def llama_cpp() -> Any:
+    """llama-cpp-python, whose C library speaks of errors alone: the package takes its warnings for errors."""
+    import llama_cpp as library
+
+    @library.llama_log_callback
+    def errors_only(level: int, text: bytes, _user_data: Any) -> None:
+        if level == LLAMA_ERROR:
+            sys.stderr.write(text.decode("utf-8", "replace"))
+
+    library.llama_log_set(errors_only, None)
+    _held.append(errors_only)
+    return library
+
+
 class LlamaScorer:
     """A GGUF file in llama.cpp.
 
@@ -118,10 +142,8 @@ class LlamaScorer:
     engine = "llama.cpp"
 
     def __init__(self, path: Path, context: int, lora: Path | None = None) -> None:
-        import llama_cpp
-
         # `logits_all` would keep a row of the vocabulary for each token of the context: logits are fetched here.
-        self._llama = llama_cpp.Llama(
+        self._llama = llama_cpp().Llama(
             model_path=str(path),
             lora_path=str(lora) if lora else None,
             n_ctx=context,

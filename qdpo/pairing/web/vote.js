@@ -51,7 +51,10 @@ function show(found) {
       return pair.prompt.length > 1 ? [who, text] : [text];
     });
     at("prompt").replaceChildren(...turns);
-    for (const side of ["left", "right"]) at(side).textContent = pair[side];
+    for (const side of ["left", "right"]) {
+      at(side).textContent = pair[side];
+      at(`${side}-cut`).hidden = !pair.cut.includes(side);
+    }
   } else {
     at("done-text").textContent = `${found.pairs} pairs are saved. Undo takes the last vote back; ` +
       "Finish ends the voting, and the terminal says what is next.";
