@@ -534,7 +534,11 @@ def learning(evidence: Evidence) -> Verdict:
         count = 0 if last is None or last.broken is None else last.prompts
         looked = "no written answer was looked at" if not count else f"only {count} written answers were looked at"
         return _state("learning", f"{said}; {looked}, so what it writes cannot be told", DPO, SAMPLES)
-    worse = any(by >= least or (by > 0 and change.p_value < LIKELY) for change, by, least, _ in _changes(last))
+    # a few more broken answers among surely more right ones are no loss
+    better = last.right is not None and last.right.grown > 0 and last.right.p_value < LIKELY
+    worse = any(
+        by >= least or (by > 0 and change.p_value < LIKELY and not better) for change, by, least, _ in _changes(last)
+    )
     said += f"; of {last.prompts} written answers {last.soundness()}"
     return Verdict("learning", False, said, "look at the samples" if worse else "", DPO, good=not worse)
 

@@ -372,6 +372,16 @@ def test_answers_that_fall_apart_are_an_alarm_however_many_pairs_are_won(
         assert "[sigmoid, sft]" in verdict.change
 
 
+def test_few_more_broken_answers_among_more_right_ones_are_no_loss() -> None:
+    evidence = known(0.98, 216)
+    broken = {"broken": (0, 7)}
+    assert not judge(replace(evidence, answers=wrote(96, **broken)))[0].good
+    assert judge(replace(evidence, answers=wrote(96, **broken, right=changed(96, 53, 86))))[0].good
+    assert not judge(replace(evidence, answers=wrote(96, **broken, right=changed(96, 53, 44))))[0].good
+    many = judge(replace(evidence, answers=wrote(96, broken=(0, 11), right=changed(96, 53, 80))))[0]
+    assert many.alarm, "eleven in a hundred fall apart, whatever else is right"
+
+
 @pytest.mark.parametrize("what", ["ended", "right"])
 def test_answers_that_end_no_more_or_are_right_no_more_are_an_alarm(what: str) -> None:
     fallen = judge(replace(known(0.98, 216), answers=wrote(**{what: changed(48, 40, 20)})))[0]
