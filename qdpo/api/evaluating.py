@@ -9,8 +9,8 @@ from typing import Any
 
 from qdpo import __version__
 from qdpo.api.config import Config
+from qdpo.config.presets import NEUTRAL
 from qdpo.config.replace import elsewhere
-from qdpo.config.schema import DataSection
 from qdpo.errors import InputMissingError
 from qdpo.evaluation import harness, judge, run_tasks, tasks
 from qdpo.evaluation import run as evaluation
@@ -134,11 +134,7 @@ class Evaluation:
             config = Config.load(self.run / run_folder.CONFIG, [*changes, *self.overrides])
             found = trained.where_it_lies(config.model, self.run)
             return config.change({"model.name": found.name, "model.revision": found.revision})
-        # the demonstration's own limits do not hold for other models
-        limits = [
-            f"data.{name}={DataSection.model_fields[name].default}" for name in ("max_prompt_length", "max_length")
-        ]
-        return Config.load("quickstart", [*changes, *limits, "data.text=null", *self.overrides])
+        return Config.load(NEUTRAL, [*changes, *self.overrides])
 
     def _adapter(self) -> Path | None:
         return trained.adapter_of(self.run) if self.run else self.adapter

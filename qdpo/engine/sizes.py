@@ -41,3 +41,15 @@ def first_fit(sizes: Sequence[int], budget: int) -> list[list[int]]:
             groups.append([i])
             room.append(budget - sizes[i])
     return groups
+
+
+def rows_at_once(rows: int, prompt: int, new_tokens: int, budget: int) -> int:
+    """How many prompts are answered as one batch: as many as have no more than `budget` tokens in their cache.
+
+    Args:
+        rows: prompts there are.
+        prompt: tokens of the longest.
+        new_tokens: tokens of an answer at the most.
+        budget: tokens of a pass without gradients, packing.tokens_without_grad.
+    """
+    return max(1, min(rows, budget // (prompt + new_tokens)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qdpo.config.schema import RunConfig
-from qdpo.engine.decoding import rows_at_once
+from qdpo.engine.sizes import rows_at_once
 from qdpo.planner import parts
 from qdpo.planner.cards import Card
 from qdpo.planner.data import Lengths

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qdpo.config.schema import RunConfig
-from qdpo.engine.decoding import rows_at_once
+from qdpo.engine.sizes import rows_at_once
 from qdpo.planner.cards import LAUNCH_SECONDS, Card
 from qdpo.planner.data import Lengths
 from qdpo.planner.estimate import sample_rows, trained_on

@@ -36,8 +36,9 @@ from qdpo import console
 from qdpo.config.schema import RunConfig, SamplesSection
 from qdpo.data.pairs import Message, TokenPair
 from qdpo.data.turns import spoken
-from qdpo.engine.decoding import greedy, rows_at_once
+from qdpo.engine.decoding import greedy
 from qdpo.engine.engine import evaluating
+from qdpo.engine.sizes import rows_at_once
 from qdpo.errors import DataError, first_line
 from qdpo.evaluation.written import is_loop, written_of
 from qdpo.files import append

@@ -81,7 +81,7 @@ def check_stopped(tiny: Tiny, folder: Path, step: int, error: str) -> None:
     assert error.startswith(f"step {step}: ")
     rows = [int(row) for row in error.split("(rows ", 1)[1].split(")", 1)[0].split(", ")]
     assert rows == sorted(set(rows))
-    assert set(rows) <= set(range(len(tiny.train.read_text().splitlines())))
+    assert set(rows) <= set(range(1, len(tiny.train.read_text().splitlines()) + 1))
     assert not (folder / "adapter").exists()
     kept = complete_steps(folder / "checkpoints")
     assert kept == list(range(1, step))

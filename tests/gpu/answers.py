@@ -31,6 +31,8 @@ from qdpo.training.stages.state import RunState
 class Numbers:
     """In place of a tokenizer: tokens are written as their numbers."""
 
+    chat_template = None
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The numbers."""
         return " ".join(map(str, ids))

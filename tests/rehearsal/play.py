@@ -217,7 +217,7 @@ def mark_phases(watch: Any, kernel: str) -> None:
     phase(memory.Longest, "run", "longest")
     phase(recipe.Recipe, "score_heldout", "evaluation")
     phase(run, "reference_pass", "reference")
-    phase(samples.Samples, "answers", "answers")
+    phase(samples.Samples, "_written", "answers")
     for owner in (fused_linear.FusedLora, fused_mlp.FusedMlp):
         counted(owner, "forward", f"{owner.__name__} forward")
         counted(owner, "backward", f"{owner.__name__} backward")
