@@ -198,8 +198,9 @@ def _estimate(values: np.ndarray) -> dict[str, float | None]:
 
 
 def quickstart(folder: Path, data: Path, model: str) -> Set:
-    """The embedded pairs and model."""
-    pairs, settings = ASSETS / "pairs", ("model.quantization=none", "data.text=null")
+    """The embedded pairs and model, trained by the preference alone."""
+    pairs = ASSETS / "pairs"
+    settings = ("model.quantization=none", "data.text=null", "loss.loss_type=[sigmoid]", "loss.beta=0.1")
     return Set("quickstart", pairs / "train.jsonl", pairs / "heldout.jsonl", "quickstart", settings, 1.6, 16)
 
 

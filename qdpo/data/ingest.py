@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,15 +68,16 @@ class Ingest:
             self.builder.add(result[0], source=source, cuts=result[1], keys=keys, scores=pair.scores)
             self.without_prompt += not pair.prompt
             self.oddities.observe(pair)
-            self.near.observe(pair, keys[1:])
+            self.near.observe(pair, keys[1:3])
             if self.sets:
                 texts = texts_of(pair)
                 for evaluation in self.sets:
                     evaluation.observe(texts, place)
 
 
-def keys_of(pair: Pair) -> tuple[int, int, int]:
-    """Hashes (64 bits) of the prompt, of prompt and chosen, of prompt and rejected.
+def keys_of(pair: Pair) -> tuple[int, int, int, int]:
+    """Hashes (64 bits) of the prompt, of prompt and chosen, of prompt and rejected, and of the prompt up to case, white
+    space and form of characters (NFKC).
 
     Pairs without a prompt are told apart by their answers: else all of them would have one prompt.
     """
@@ -85,8 +87,13 @@ def keys_of(pair: Pair) -> tuple[int, int, int]:
     _update(rejected, pair.rejected)
     if not pair.prompt:
         _update(prompt, (*pair.chosen, *pair.rejected))
-    first, second, third = (int.from_bytes(d.digest(), "little") for d in (prompt, chosen, rejected))
-    return first, second, third
+    loose = _digest([Message(m.role, _loose(m.content)) for m in pair.prompt]) if pair.prompt else prompt
+    first, second, third, last = (int.from_bytes(d.digest(), "little") for d in (prompt, chosen, rejected, loose))
+    return first, second, third, last
+
+
+def _loose(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _digest(messages: Sequence[Message]) -> Any:

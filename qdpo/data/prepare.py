@@ -26,7 +26,7 @@ from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
 from qdpo.data.sources import Source, find_source, has_splits
-from qdpo.data.store import Builder, TokenPairs
+from qdpo.data.store import Builder, TokenPairs, split_keys
 from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
 from qdpo.errors import DataError
@@ -186,7 +186,7 @@ def _read(
         train_order, held_order = np.arange(count), np.arange(count, len(builder))
     else:
         whole = builder.finish()
-        train_order, held_order = split_by_prompt(whole.records["prompt_key"], config.eval_fraction, seed)
+        train_order, held_order = split_by_prompt(split_keys(whole.records), config.eval_fraction, seed)
         held_order = held_order[: config.max_eval_rows]
         held_report = DataReport(
             f"{report.source}, {config.eval_fraction:g} held out by prompt",
@@ -201,7 +201,7 @@ def _read(
     train, heldout = whole.select(train_order), whole.select(held_order)
     report.measure(train.records)
     held_report.measure(heldout.records)
-    shared = np.isin(heldout.records["prompt_key"], train.records["prompt_key"])
+    shared = np.isin(heldout.records["loose_key"], train.records["loose_key"])
     held_report.prompts["in_other_split"] = int(shared.sum())
     if sets:
         numbers = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))

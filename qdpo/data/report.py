@@ -223,7 +223,9 @@ class DataReport:
         if (lower := self.scores.get("chosen_is_lower", {})).get("count"):
             remarks.append(f"{lower['count']:,} pairs have a chosen answer with the lower score{self._where(lower)}")
         if both := self.prompts.get("in_other_split"):
-            remarks.append(f"{both:,} of these pairs have a prompt that the training pairs have too")
+            remarks.append(
+                f"{both:,} of these pairs have a prompt that the training pairs have too, up to case and white space"
+            )
         for name, entry in self.unicode.get("unicode", {}).items():
             remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]

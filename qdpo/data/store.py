@@ -1,6 +1,6 @@
 """Token pairs on disk: a sequence like any other whose memory does not grow with the ids.
 
-The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 71 bytes).
+The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 79 bytes).
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ RECORD = np.dtype(
         ("prompt_key", "<u8"),
         ("chosen_key", "<u8"),
         ("rejected_key", "<u8"),
+        ("loose_key", "<u8"),
         ("chosen_score", "<f8"),
         ("rejected_score", "<f8"),
     ]
 )
 """Of one pair: number of its row, where its ids start (counted in ids), how many of each part, number of its source,
-what was cut (bits, see `CUTS`, `SPECIAL`), hashes of the prompt and of the prompt with each answer, scores or NaN."""
+what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, and of the prompt
+up to case, white space and form of characters, scores or NaN."""
 CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8}
 SPECIAL = 16
 """Of a pair that spells out special tokens, which were encoded as text."""
@@ -94,6 +96,14 @@ class TokenPairs(Sequence[TokenPair]):
         return TokenPair(int(record["row"]), ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :])
 
 
+def split_keys(records: np.ndarray) -> np.ndarray:
+    """(n,) by which a held-out part is cut off: one for prompts that are equal up to case, white space and form."""
+    _, group = np.unique(records["loose_key"], return_inverse=True)
+    smallest = np.full(len(records), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, group, records["prompt_key"])
+    return smallest[group]
+
+
 class Builder:
     """Writes pairs into a temporary file, which vanishes with the process."""
 
@@ -108,7 +118,7 @@ class Builder:
         *,
         source: int = 0,
         cuts: Iterable[str] = (),
-        keys: tuple[int, int, int] = (0, 0, 0),
+        keys: tuple[int, int, int, int] = (0, 0, 0, 0),
         scores: tuple[float, float] | None = None,
     ) -> None:
         """Append a pair."""

@@ -133,7 +133,7 @@ def _read(data: DataSection, subject: Subject | None, twins: bool) -> tuple[Meas
             characters.append((_length(pair.chosen), _length(pair.rejected)))
             scores.append(pair.scores or (np.nan, np.nan))
             if twins:
-                key = keys_of(pair)[1:]
+                key = keys_of(pair)[1:3]
                 near.observe(pair, key)
                 if (earlier := seen.setdefault(key, pair.row)) != pair.row:
                     same[pair.row] = earlier

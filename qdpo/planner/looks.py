@@ -17,6 +17,7 @@ from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import Prepared, heldout_source, prepare
 from qdpo.data.rows import has_roles
 from qdpo.data.sources import find_source
+from qdpo.data.store import split_keys
 from qdpo.errors import DataError, InputMissingError
 from qdpo.libraries import quiet_libraries
 from qdpo.model.load import load_tokenizer, refuse_quantized
@@ -131,7 +132,7 @@ def look(config: RunConfig, template: str | None) -> Look:
         data=section.name,
         shape=f"{prepared.train_report.format} ({prepared.train_report.format_reason})",
         rows=prepared.train_report.rows_read,
-        keys=records["prompt_key"],
+        keys=split_keys(records),
         lengths=np.stack([records["prompt"], np.maximum(records["chosen"], records["rejected"])], axis=1),
         eval_split=eval_split,
         own_heldout=own_heldout,

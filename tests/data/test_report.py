@@ -51,6 +51,18 @@ def test_the_split_has_no_prompt_on_both_sides_and_depends_on_the_seed(tmp_path)
     assert list(other.heldout) != list(data.heldout)
 
 
+def test_prompts_that_differ_in_case_space_or_form_are_on_one_side(tmp_path):
+    """A file whose prompts come again with trailing spaces: as different prompts, most would be on both sides."""
+    forms = ("{}", "{}  ", " {}\n", "{}", "{}")
+    rows = [row(forms[i % 5].format(f"Question \uff11 {i // 5} caf\u00e9"), f"yes {i}", f"no {i}") for i in range(150)]
+    rows += [row(f"question 1 {i} CAFE\u0301", f"yes {i}", f"no {i}") for i in range(30)]
+    data = prepared(tmp_path, rows, eval_fraction=0.2)
+    sides = [{int(rows[pair.row - 1]["prompt"].split()[2]) for pair in part} for part in (data.train, data.heldout)]
+    assert len(sides[0]) + len(sides[1]) == 30
+    assert not sides[0] & sides[1]
+    assert data.train_report.duplicates["exact"]["count"] == 0, "pairs are doubles only to the letter"
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -74,7 +86,8 @@ def test_prompts_in_both_of_a_datasets_own_splits_are_counted(tmp_path):
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows[:3], row("new", "a", "b")]))
     data = prepared(tmp_path, rows, eval_name=str(tmp_path / "held.jsonl"))
     assert data.heldout_report.prompts["in_other_split"] == 3
-    assert "3 of these pairs have a prompt that the training pairs have too" in data.heldout_report.remarks()
+    remark = "3 of these pairs have a prompt that the training pairs have too, up to case and white space"
+    assert remark in data.heldout_report.remarks()
     assert len(data.train) == 60
 
 

@@ -39,7 +39,7 @@ def test_a_sequence_like_any_other():
 
 def test_what_is_known_of_each_pair():
     builder = Builder()
-    builder.add(PAIRS[1], source=2, cuts=["chosen", "boundary"], keys=(1, 2**64 - 1, 3), scores=(4.5, 4.0))
+    builder.add(PAIRS[1], source=2, cuts=["chosen", "boundary"], keys=(1, 2**64 - 1, 3, 4), scores=(4.5, 4.0))
     builder.add(PAIRS[2])
     records = builder.finish().records
     assert records["row"].tolist() == [1, 2]
