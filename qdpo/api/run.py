@@ -233,13 +233,14 @@ class Run:
             InputMissingError: the run has no adapter yet.
         """
         from qdpo.data.pairs import Message
-        from qdpo.evaluation.chat import Sampling, answer
+        from qdpo.evaluation.chat import Sampling, answer, note_special_text
         from qdpo.libraries import quiet_libraries
         from qdpo.run.trained import load_trained
 
         with borrowed():
             quiet_libraries()
             trained = load_trained(self.path)
+            note_special_text(trained, prompt)
             sampling = Sampling(max_new_tokens, temperature, 0.95, 42)
             return "".join(answer(trained, [Message("user", prompt)], sampling, base=base))
 

@@ -71,8 +71,9 @@ def _converse(trained: Trained, histories: dict[str, list[Message]], sampling: S
 
 def _turn(trained: Trained, histories: dict[str, list[Message]], said: str, sampling: Sampling) -> None:
     from qdpo.data.pairs import Message
-    from qdpo.evaluation.chat import answer
+    from qdpo.evaluation.chat import answer, note_special_text
 
+    note_special_text(trained, said)
     for side, history in histories.items():
         # Plain text has no turns: each line is continued on its own.
         if trained.template.source is None:

@@ -152,6 +152,13 @@ class DataSection(Section):
     on_bad_row: Annotated[
         Literal["error", "drop"], Field(description="what to do with rows that cannot be used; drops are counted")
     ] = "error"
+    special_text: Annotated[
+        Literal["error", "split", "drop"],
+        Field(
+            description="text that spells out special tokens or the template's marks, which would forge turns: error "
+            "makes it a row that cannot be used, split encodes it as text, drop leaves the row out and counts it"
+        ),
+    ] = "error"
     contamination: Annotated[
         list[str],
         Field(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qdpo.data.ingest import keys_of
 from qdpo.data.oddities import Oddities
-from qdpo.data.pairs import Message, Pair, TokenPair
+from qdpo.data.pairs import Pair, TokenPair
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Found, Rows
@@ -47,8 +47,6 @@ class _Doubts:
 
     def __init__(self, tokeniser: Tokeniser) -> None:
         self.tokeniser = tokeniser
-        ids = {*tokeniser.template.end_of_turn, tokeniser.tokenizer.bos_token_id} - {None}
-        self.special = [str(token) for token in tokeniser.tokenizer.convert_ids_to_tokens(sorted(ids))]
         self.rendered: set[tuple[str, ...]] = set()
 
     def settle(self, batch: Found, rows: Rows, report: DataReport) -> list[Pair]:
@@ -65,10 +63,7 @@ class _Doubts:
 
     def _is_doubtful(self, pair: Pair) -> bool:
         messages = (*pair.prompt, *pair.chosen, *pair.rejected)
-        return _roles(pair) not in self.rendered or any(self._spells(message) for message in messages)
-
-    def _spells(self, message: Message) -> bool:
-        return any(token in message.content for token in self.special)
+        return _roles(pair) not in self.rendered or any(map(self.tokeniser.marks.first, messages))
 
 
 def _roles(pair: Pair) -> tuple[str, ...]:

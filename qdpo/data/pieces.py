@@ -64,6 +64,9 @@ KINDS |= {"list": "a list", "tuple": "a list", "dict": "an object"}
 AROUND = 30
 """Characters on either side of what is shown of a text."""
 
+CUT = "\udfff"
+"""Where a text is taken apart before it is encoded: half a character, so that no row's text has it."""
+
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 SCORES = (
@@ -85,6 +88,11 @@ def around(text: str, place: int) -> str:
     """The part of a text around a place."""
     start, end = max(place - AROUND, 0), place + AROUND
     return ("..." if start else "") + text[start:end] + ("..." if end < len(text) else "")
+
+
+def whole(text: str) -> str:
+    """A text that was taken apart as it was before."""
+    return text.replace(CUT, "")
 
 
 def same_answers() -> BadRow:

@@ -149,7 +149,7 @@ def _read(
     held_source: Source | None,
 ) -> tuple[TokenPairs, TokenPairs, DataReport, DataReport]:
     """Read all sources; returns train, held-out and their reports."""
-    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
+    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length, config.special_text)
     open_rows = _opener(config, template, seed)
 
     def training() -> list[Rows]:
@@ -219,7 +219,7 @@ def read_all(
     """
     check_columns(config.columns)
     source = find_source(config.name, split=config.split, config=config.config, revision=config.revision)
-    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length)
+    tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length, config.special_text)
     open_rows = _opener(config, template, seed)
     if config.on_bad_row == "error":
         refuse(config, check([open_rows(source, config.format, config.max_rows)], replace(tokeniser)))

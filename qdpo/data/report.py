@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qdpo.data.pieces import BadRow, Inherent
-from qdpo.data.store import CUTS
+from qdpo.data.store import CUTS, SPECIAL
 
 FIRST_ROWS = 5
 MOST_REASONS = 50
@@ -56,6 +56,7 @@ class DataReport:
         pairs: pairs that are used.
         left_out: by reason.
         cut: completions and prompts that were cut to length, by kind.
+        special_text: pairs whose text spells out special tokens and was encoded as text (`data.special_text: split`).
         boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
         histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
@@ -77,6 +78,7 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    special_text: dict[str, Any] = field(default_factory=dict)
     boundary_example: str | None = None
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     histogram: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -125,6 +127,8 @@ class DataReport:
         """Fill in what the records of the used pairs tell (`qdpo.data.store.RECORD`)."""
         self.pairs = len(records)
         self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
+        special = np.nonzero(records["cut"] & SPECIAL)[0]
+        self.special_text = {"count": len(special), "first_rows": _rows(records, special)} if len(special) else {}
         if not len(records):
             return
         for part in PARTS:
@@ -194,6 +198,11 @@ class DataReport:
     def remarks(self) -> list[str]:
         """What a person should know before training on this, one sentence each."""
         remarks = []
+        if special := self.special_text.get("count"):
+            remarks.append(
+                f"{special:,} pairs spell out special tokens or marks of the chat template, which were encoded as text"
+                f"{self._where(self.special_text)}"
+            )
         if (bias := self.length_bias) and abs(bias["auc"] - 0.5) >= 0.1:
             remarks.append(
                 f"length alone tells chosen from rejected with an AUC of {bias['auc']:.2f}; chosen is longer in "

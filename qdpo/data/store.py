@@ -34,9 +34,11 @@ RECORD = np.dtype(
     ]
 )
 """Of one pair: number of its row, where its ids start (counted in ids), how many of each part, number of its source,
-what was cut (bits, see `CUTS`), hashes of the prompt, of the prompt with each answer, and of the prompt up to case,
-white space and form of characters, scores or NaN."""
+what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, and of the prompt
+up to case, white space and form of characters, scores or NaN."""
 CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8}
+SPECIAL = 16
+"""Of a pair that spells out special tokens, which were encoded as text."""
 ITEM = 4
 """Bytes of one id."""
 
@@ -122,7 +124,7 @@ class Builder:
         """Append a pair."""
         self.file.write(array.array("i", pair.prompt + pair.chosen + pair.rejected).tobytes())
         lengths = len(pair.prompt), len(pair.chosen), len(pair.rejected)
-        flags = sum(CUTS[kind] for kind in cuts)
+        flags = sum(SPECIAL if kind == "special" else CUTS[kind] for kind in cuts)
         record = (pair.row, self.start, *lengths, source, flags, *keys, *(scores or (math.nan,) * 2))
         self.packed += np.array(record, RECORD).tobytes()
         self.start += sum(lengths)

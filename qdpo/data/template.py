@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qdpo import console
 from qdpo.data.named import NAMED, NAMES, WAY_OUT
 from qdpo.data.pairs import Message, Pair
-from qdpo.data.pieces import BadRow
+from qdpo.data.pieces import BadRow, whole
 from qdpo.data.renderer import CHARACTERS, Refused, renderer
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import digest_of
@@ -80,9 +80,10 @@ class Template:
         for texts in self._render(tokenizer, jobs):
             refused = next((text for text in texts if isinstance(text, Refused)), None)
             if refused:
+                said = shortened(whole(str(refused)), SHORT)
                 results.append(
                     BadRow(
-                        f"the chat template ({self.origin}) refuses the conversation: {shortened(str(refused), SHORT)}",
+                        f"the chat template ({self.origin}) refuses the conversation: {said}",
                         "mend the conversation, or set another data.template",
                     )
                 )

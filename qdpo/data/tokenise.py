@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from qdpo.data.encoder import Encoder, make_encoder
+from qdpo.data.forged import Marks
 from qdpo.data.pairs import Message, Pair, TokenPair
-from qdpo.data.pieces import BadRow, Inherent, around
+from qdpo.data.pieces import CUT, BadRow, Inherent
 from qdpo.data.template import Template
-from qdpo.foreign import shown
+from qdpo.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +49,7 @@ class Tokeniser:
         template: how conversations become text.
         max_length: tokens of prompt + completion.
         max_prompt_length: tokens of the prompt.
+        special_text: what becomes of text that spells out special tokens or the template's marks (`data.special_text`).
         cuts: how many prompts, chosen and rejected completions were cut so far, and how many prompts lost tokens to
             a merge across the boundary with the completion.
         merge: how the first such merge looks: the prompt's last tokens, and what the answers begin with instead.
@@ -57,6 +59,7 @@ class Tokeniser:
     template: Template
     max_length: int
     max_prompt_length: int
+    special_text: str = "error"
     cuts: Counter[str] = field(default_factory=Counter)
     merge: str | None = None
 
@@ -64,10 +67,39 @@ class Tokeniser:
         """Token ids of rendered text, with one BOS if the tokenizer has one and the text does not bring it."""
         return self._encode_all([text])[0]
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids up to where the assistant begins to speak.
+
+        Raises:
+            DataError: the template refuses the conversation, or it spells out special tokens and is not to be split.
+        """
+        settled = self.marks.settle(Pair(0, tuple(messages), (), ()), self.special_text)
+        if isinstance(settled, BadRow):
+            raise DataError(f"{settled}: {settled.example}", settled.fix)
+        return self.encode(self.template.prompt(self.tokenizer, settled.prompt))
+
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._encoder(texts)
+        uncut = [text for text in texts if CUT not in text]
+        whole = iter(self._encoder(uncut) if uncut else [])
+        encoded = [self._encode_apart(text) if CUT in text else next(whole) for text in texts]
         bos = self.bos
         return encoded if bos is None else [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """The ids of a text piece by piece, so that no token lies across a `CUT`."""
+        first, *others = text.split(CUT)
+        (ids,) = self._encoder([first])
+        # behind a line's end no tokenizer writes the space that it puts before a text
+        (line,) = self._encoder(["\n"])
+        for piece in others:
+            (found,) = self._encoder([f"\n{piece}"])
+            ids = ids + (found[len(line) :] if found[: len(line)] == line else self._encoder([piece])[0])
+        return ids
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The texts that forge turns."""
+        return Marks.of(self.tokenizer, self.template)
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -100,16 +132,22 @@ class Tokeniser:
         Raises:
             DataError: the template is at fault, not a pair.
         """
-        rendered = self.template.render(self.tokenizer, pairs)
-        texts = [text for item in rendered if not isinstance(item, BadRow) for text in item]
+        settled = [self.marks.settle(pair, self.special_text) for pair in pairs]
+        rendered = iter(self.template.render(self.tokenizer, [item for item in settled if isinstance(item, Pair)]))
+        items = [item if isinstance(item, BadRow) else next(rendered) for item in settled]
+        texts = [text for item in items if not isinstance(item, BadRow) for text in item]
         ids = iter(self._encode_all(texts) if texts else [])
         results: list[tuple[TokenPair, list[str]] | BadRow] = []
-        for pair, item in zip(pairs, rendered, strict=True):
+        for pair, usable, item in zip(pairs, settled, items, strict=True):
+            if isinstance(usable, BadRow):
+                results.append(usable)
+                continue
             if isinstance(item, BadRow):
                 results.append(item)
                 continue
             try:
-                results.append(self._cut(pair, next(ids), next(ids), next(ids)))
+                result, counted = self._cut(usable, next(ids), next(ids), next(ids))
+                results.append((result, counted if usable is pair else [*counted, "special"]))
             except BadRow as reason:
                 results.append(reason)
         return results
@@ -126,7 +164,7 @@ class Tokeniser:
             raise BadRow(
                 "the prompt has no token, and the tokenizer has no BOS to condition on", "write a prompt", "prompt"
             )
-        self._check_special(pair, prompt, chosen, rejected)
+        self._check_special(prompt, chosen, rejected)
         counted = []
         if shared < len(whole):
             counted.append("boundary")
@@ -150,41 +188,29 @@ class Tokeniser:
         self.cuts.update(counted)
         return TokenPair(pair.row, prompt, chosen, rejected), counted
 
-    def _check_special(self, pair: Pair, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
-        """One BOS (or one a turn), and one end of turn in each completion: texts may spell out either."""
+    def _check_special(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
+        """One BOS (or one a turn), and one end of turn in each completion, also of texts that a tokenizer changes."""
         opens = self.template.bos_opens_turns
         bos = self.tokenizer.bos_token_id if opens else self.bos
         if bos is not None and bos not in self.template.end_of_turn and bos != self.tokenizer.eos_token_id:
-            # where turns begin with it, a prompt has several: what was said must not bring another
-            said = opens and any(str(self.tokenizer.bos_token) in message.content for message in pair.prompt)
             for name, found in (
-                ("the prompt", said if opens else bos in prompt[1:]),
+                ("the prompt", not opens and bos in prompt[1:]),
                 ("`chosen`", bos in chosen),
                 ("`rejected`", bos in rejected),
             ):
                 if found:
-                    text = str(self.tokenizer.bos_token)
-                    raise self._spelled(f"{name} contains the text of the BOS token", name.split()[-1], text, pair)
+                    raise BadRow(f"{name} contains the text of the BOS token", field=name.split()[-1].strip("`"))
         if self.template.end_of_turn:
             for name, ids in (("chosen", chosen), ("rejected", rejected)):
                 ends = sum(ids.count(end) for end in self.template.end_of_turn)
                 if ends > 1:
-                    text = str(self.tokenizer.convert_ids_to_tokens(min(self.template.end_of_turn)))
-                    raise self._spelled(f"`{name}` contains the text of the end-of-turn token", name, text, pair)
+                    raise BadRow(f"`{name}` contains the text of the end-of-turn token", field=name)
                 if ends == 0:
                     raise BadRow(
                         f"`{name}` has no end-of-turn token: the template writes none for this conversation",
                         "mend the conversation, or set another data.template",
                         name,
                     )
-
-    @staticmethod
-    def _spelled(what: str, field: str, token: str, pair: Pair) -> BadRow:
-        """For a text that spells out a special token."""
-        field = field.strip("`")
-        texts = [message.content for message in getattr(pair, field) if token in message.content]
-        example = shown(around(texts[0], texts[0].index(token))) if texts else None
-        return BadRow(what, f"take {shown(token)} out of the text", field, example)
 
     def _describe(self, lost: list[int], answer: list[int]) -> str:
         def show(ids: list[int]) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SAID = ("Papaya", "Kiwi", "Zebra", "Mango", "Banana")
 ROLES = ("system", "user", "assistant", "user", "assistant")
+TALK = [Message(role, said) for role, said in zip(ROLES, SAID, strict=True)]
+"""A conversation of known words, by which a template shows what it writes around messages."""
 
 
 def spoken(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -76,7 +78,7 @@ def _marks(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, str]:
 
 
 def _between(tokenizer: PreTrainedTokenizerBase, template: Template, first: int) -> list[tuple[str, str]]:
-    messages = [Message(role, said) for role, said in zip(ROLES, SAID, strict=True)][first:]
+    messages = TALK[first:]
     rendered = template.conversation(tokenizer, messages[:-1], messages[-1:])
     text = str(tokenizer.decode(tokenizer.encode(rendered, add_special_tokens=False)))
     found, start = [], 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
+from qdpo import console
 from qdpo.data.pairs import Message
 from qdpo.data.tokenise import Tokeniser
 from qdpo.run.trained import Trained
@@ -30,6 +31,19 @@ class Sampling:
     seed: int
 
 
+def _tokeniser(trained: Trained) -> Tokeniser:
+    """What is typed is text: it never becomes a special token."""
+    limits = trained.config.data
+    return Tokeniser(trained.tokenizer, trained.template, limits.max_length, limits.max_prompt_length, "split")
+
+
+def note_special_text(trained: Trained, said: str) -> None:
+    """Say so where a message spells out a special token, which is sent as text."""
+    marks = _tokeniser(trained).marks
+    if found := marks.first(Message("user", said)):
+        console.note(f"the message contains the text of {marks.named[found[0]]}, which is sent as text")
+
+
 def answer(
     trained: Trained, conversation: Sequence[Message], sampling: Sampling, *, base: bool = False
 ) -> Iterator[str]:
@@ -37,16 +51,14 @@ def answer(
 
     Args:
         trained: the model.
-        conversation: ends with a user message.
+        conversation: ends with a user message; text in it that spells out special tokens is encoded as text.
         sampling: how tokens are chosen.
         base: let the base answer (adapters disabled) instead of the result.
     """
     import torch
     from transformers import TextIteratorStreamer
 
-    limits = trained.config.data
-    tokeniser = Tokeniser(trained.tokenizer, trained.template, limits.max_length, limits.max_prompt_length)
-    ids = tokeniser.encode(trained.template.prompt(trained.tokenizer, conversation))
+    ids = _tokeniser(trained).prompt(conversation)
     ends = trained.template.end_of_turn or {trained.tokenizer.eos_token_id}
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:

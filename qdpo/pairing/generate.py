@@ -55,6 +55,7 @@ class Generated:
         cut: answers that did not end within the tokens that they had.
         alone: prompts with fewer than two different answers.
         too_long: prompts left out because the model has no room for them and an answer.
+        special: prompts left out because they spell out special tokens (`data.special_text: drop`).
     """
 
     prompts: int = 0
@@ -65,6 +66,7 @@ class Generated:
     cut: int = 0
     alone: int = 0
     too_long: list[Prompt] = field(default_factory=list)
+    special: list[Prompt] = field(default_factory=list)
 
     def count(self, row: dict[str, Any]) -> None:
         """Count a line of the file."""
@@ -157,9 +159,11 @@ class _Encoder:
             )
 
     def encode(self, prompts: Sequence[Prompt], done: Generated) -> list[tuple[Prompt, list[int]]]:
-        """The prompts that the model has room for, with their ids; the others go to `done.too_long`."""
+        """The prompts that can be asked, with their ids; the others go to `done.too_long` and `done.special`."""
         template, limits = self.subject.template, self.subject.config.data
-        tokeniser = Tokeniser(self.subject.tokenizer, template, limits.max_length, limits.max_prompt_length)
+        tokeniser = Tokeniser(
+            self.subject.tokenizer, template, limits.max_length, limits.max_prompt_length, limits.special_text
+        )
         system = system_for(limits, template)
         asked = []
         for prompt in prompts:
@@ -169,11 +173,16 @@ class _Encoder:
                     "--set data.template=auto, or another template",
                 )
             with_system = [Message("system", system), *prompt] if system and prompt[0].role != "system" else prompt
-            ids = tokeniser.encode(template.prompt(self.subject.tokenizer, with_system))
+            if limits.special_text != "split" and any(map(tokeniser.marks.first, prompt)):
+                done.special.append(prompt)
+                continue
+            ids = tokeniser.prompt(with_system)
             if self.room is not None and len(ids) > self.room:
                 done.too_long.append(prompt)
             else:
                 asked.append((prompt, ids))
+        if done.special:
+            _say_special(done.special, len(prompts), drop=limits.special_text == "drop")
         if done.too_long:
             named = "; ".join(f'"{shortened(prompt)}"' for prompt in done.too_long[:NAMED])
             console.warn(
@@ -181,8 +190,26 @@ class _Encoder:
                 f"is what the model has beside an answer ({named})"
             )
         if not asked:
-            raise DataError("no prompt can be asked: all are too long for the model", "shorter prompts or answers")
+            raise DataError(
+                "no prompt can be asked: all are too long for the model, or spell out special tokens",
+                "shorter prompts or answers, or --set data.special_text=split",
+            )
         return asked
+
+
+def _say_special(found: Sequence[Prompt], total: int, *, drop: bool) -> None:
+    """Prompts that spell out special tokens, named.
+
+    Raises:
+        DataError: they are not to be left out.
+    """
+    named = "; ".join(f'"{shortened(prompt)}"' for prompt in found[:NAMED])
+    said = f"{len(found):,} of {total:,} prompts spell out special tokens or marks of the chat template ({named})"
+    if not drop:
+        raise DataError(
+            said, "--set data.special_text=split encodes them as text, --set data.special_text=drop leaves them out"
+        )
+    console.warn(f"{said}: left out")
 
 
 class _Work:

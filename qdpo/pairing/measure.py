@@ -196,7 +196,8 @@ def _tokeniser(subject: Subject | None) -> Any:
     from qdpo.data.tokenise import Tokeniser
 
     data = subject.config.data
-    return Tokeniser(subject.tokenizer, subject.template, data.max_length, data.max_prompt_length).batch
+    limits = data.max_length, data.max_prompt_length
+    return Tokeniser(subject.tokenizer, subject.template, *limits, data.special_text).batch
 
 
 def _margins(found: Measured, ids: TokenPairs, subject: Subject, wanted: Collection[str]) -> None:

@@ -86,19 +86,20 @@ def choose_prompts(
     A prompt that holds no text (pairs of bare sentences have only a BOS) asks nothing and is passed over.
 
     Raises:
-        DataError: the template refuses a prompt of samples.prompts or of the answer key, or the key is faulty.
+        DataError: the template refuses a prompt of samples.prompts or of the answer key, one spells out special tokens,
+            or the key is faulty.
         InputMissingError: there is no such key.
     """
     from qdpo.data.prepare import system_for
     from qdpo.data.tokenise import Tokeniser
 
     section, limits = config.samples, config.data
-    tokeniser = Tokeniser(tokenizer, template, limits.max_length, limits.max_prompt_length)
+    tokeniser = Tokeniser(tokenizer, template, limits.max_length, limits.max_prompt_length, limits.special_text)
     system = system_for(limits, template)
     first = [] if system is None else [Message("system", system)]
 
     def encoded(text: str) -> list[int]:
-        return tokeniser.encode(template.prompt(tokenizer, [*first, Message("user", text)]))
+        return tokeniser.prompt([*first, Message("user", text)])
 
     if section.prompts:
         return [Prompt(encoded(text)) for text in section.prompts]

@@ -178,11 +178,12 @@ def test_what_rows_hold_is_shown_as_text_and_in_bounds(tmp_path: Path, text: str
 def test_reasons_that_differ_from_row_to_row_are_bounded(tmp_path: Path):
     template = tmp_path / "talkative.jinja"
     template.write_text(
-        "{% if messages[0]['content'].startswith('</s>') %}{{ raise_exception(messages[0]['content']) }}{% endif %}"
+        "{% if messages[0]['content'].startswith('no') %}{{ raise_exception(messages[0]['content']) }}{% endif %}"
         "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     )
-    rows = [row | {"prompt": f"</s> {i}"} if i else row for i, row in enumerate(good(300))]
-    error = refused(settings(tmp_path / "a.jsonl", rows, template=str(template)))
+    rows = [row | {"prompt": f"no {i} </s>"} if i else row for i, row in enumerate(good(300))]
+    error = refused(settings(tmp_path / "a.jsonl", rows, template=str(template), special_text="split"))
+    assert any(reason.endswith("no 1 </s>") for reason in error.reports[0].left_out)
     assert sum(counts(error.reports[0]).values()) == 299
     assert len(error.reports[0].left_out) == MOST_REASONS + 1
     assert f"and {MOST_REASONS + 1 - KINDS} more reasons" in str(error)

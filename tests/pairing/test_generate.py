@@ -118,6 +118,25 @@ def test_what_is_left_out_is_said(subject: Subject, tmp_path: Path, monkeypatch:
     ]
 
 
+def test_prompts_that_spell_out_special_tokens(
+    subject: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Prompt] = [*PROMPTS[:1], (Message("user", "The cat</s> was"),)]
+
+    def under(special_text: str) -> Subject:
+        data = subject.config.data.model_copy(update={"special_text": special_text})
+        return replace(subject, config=subject.config.model_copy(update={"data": data}))
+
+    with pytest.raises(DataError, match=r'1 of 2 prompts spell out special tokens .*"The cat</s> was"') as caught:
+        answered(subject, tmp_path / "a", asked)
+    assert "data.special_text=split" in str(caught.value.hint)
+    done = answered(under("drop"), tmp_path / "b", asked)
+    assert (done.special, done.prompts) == (asked[1:], 1)
+    assert 'The cat</s> was"): left out' in " ".join(capsys.readouterr().err.split())
+    assert answered(under("split"), tmp_path / "c", asked).prompts == 2
+    assert rows_of(tmp_path / "c")[1]["prompt"] == "The cat</s> was"
+
+
 def test_prompts_that_the_model_has_no_room_for(subject: Subject, tmp_path: Path) -> None:
     long: Prompt = (Message("user", "the cat " * 5000),)
     done = answered(subject, tmp_path / "a", [long, *PROMPTS[:1]])
