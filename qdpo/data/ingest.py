@@ -66,7 +66,14 @@ class Ingest:
                 continue
             keys = keys_of(pair)
             place = len(self.builder)
-            self.builder.add(result[0], source=source, cuts=result[1], keys=keys, scores=pair.scores)
+            self.builder.add(
+                result[0],
+                source=source,
+                cuts=result[1],
+                keys=keys,
+                scores=pair.scores,
+                characters=(_characters(pair.chosen), _characters(pair.rejected)),
+            )
             self.without_prompt += not pair.prompt
             self.oddities.observe(pair)
             self.near.observe(pair, keys[1:3])
@@ -75,6 +82,10 @@ class Ingest:
                 texts = texts_of(pair)
                 for evaluation in self.sets:
                     evaluation.observe(texts, place)
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def keys_of(pair: Pair) -> tuple[int, int, int, int]:

@@ -62,7 +62,8 @@ class DataReport:
         boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
         histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
-        length_bias: share of pairs whose chosen is longer, and how well length alone tells chosen from rejected (AUC).
+        length_bias: share of pairs whose chosen has more characters before anything is cut, and how well length alone
+            tells chosen from rejected (AUC).
         prompts: how many different ones, how many pairs have none, how many are in the other split too.
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
@@ -141,7 +142,7 @@ class DataReport:
                 "max": int(lengths[-1]),
             }
             self.histogram[part] = _histogram(lengths)
-        self.length_bias = length_bias(records["chosen"], records["rejected"])
+        self.length_bias = length_bias(records["chosen_characters"], records["rejected_characters"])
         self.compare(records)
 
     def compare(self, records: np.ndarray) -> None:

@@ -136,6 +136,13 @@ def test_answers_that_are_often_cut_are_remarked_on(tmp_path, long: int, said: b
     assert (sentence in found.remarks()) is said
 
 
+def test_length_is_measured_before_cutting(tmp_path):
+    rows = [row(r["prompt"], f"{i} " + "yes " * 90, f"{i} " + "no, " * 70) for i, r in enumerate(many())]
+    found = report(tmp_path, rows, max_length=96, max_prompt_length=64)
+    assert found.tokens["chosen"] == found.tokens["rejected"]
+    assert found.length_bias == {"chosen_longer": 1.0, "as_long": 0.0, "auc": 1.0}
+
+
 def test_scores(tmp_path):
     rows = [r | {"score_chosen": 5, "score_rejected": score} for r, score in zip(many(), [5, 6, 1] * 20, strict=True)]
     found = report(tmp_path, rows)
