@@ -14,6 +14,7 @@ from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Found, Rows
+from qdpo.data.separable import Separable
 from qdpo.data.store import Builder
 from qdpo.data.tokenise import Tokeniser
 
@@ -29,7 +30,7 @@ class Ingest:
 
     def __init__(self, tokeniser: Tokeniser, builder: Builder, sets: Sequence[EvaluationSet] = ()) -> None:
         self.tokeniser, self.builder, self.sets = tokeniser, builder, sets
-        self.oddities, self.near = Oddities(), NearDuplicates()
+        self.oddities, self.near, self.separable = Oddities(), NearDuplicates(), Separable()
         self.without_prompt = 0
 
     def read(self, rows: Rows, number: int, report: DataReport) -> None:
@@ -65,14 +66,26 @@ class Ingest:
                 continue
             keys = keys_of(pair)
             place = len(self.builder)
-            self.builder.add(result[0], source=source, cuts=result[1], keys=keys, scores=pair.scores)
+            self.builder.add(
+                result[0],
+                source=source,
+                cuts=result[1],
+                keys=keys,
+                scores=pair.scores,
+                characters=(_characters(pair.chosen), _characters(pair.rejected)),
+            )
             self.without_prompt += not pair.prompt
             self.oddities.observe(pair)
             self.near.observe(pair, keys[1:3])
+            self.separable.observe(pair, rows.label(pair.row), keys[3])
             if self.sets:
                 texts = texts_of(pair)
                 for evaluation in self.sets:
                     evaluation.observe(texts, place)
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def keys_of(pair: Pair) -> tuple[int, int, int, int]:

@@ -276,6 +276,7 @@ def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
     report.boundary_example = ingest.tokeniser.merge
     report.unicode = ingest.oddities.as_dict()
     report.duplicates = {"near": ingest.near.as_dict()}
+    report.separable = ingest.separable.as_dict()
     report.prompts = {"empty": ingest.without_prompt}
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from qdpo.data.pieces import BadRow, Inherent
+from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
 
 FIRST_ROWS = 5
+CUT_OFTEN = 0.1
+"""Share of answers without an end from which it is remarked on."""
 MOST_REASONS = 50
 """Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
@@ -60,10 +63,12 @@ class DataReport:
         boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
         histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
-        length_bias: share of pairs whose chosen is longer, and how well length alone tells chosen from rejected (AUC).
+        length_bias: share of pairs whose chosen has more characters before anything is cut, and how well length alone
+            tells chosen from rejected (AUC).
         prompts: how many different ones, how many pairs have none, how many are in the other split too.
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
+        separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
         unicode: odd characters; scripts of the answers.
         sources: what each dataset of a mixture gave.
@@ -86,6 +91,7 @@ class DataReport:
     prompts: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Any] = field(default_factory=dict)
+    separable: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     unicode: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -140,7 +146,7 @@ class DataReport:
                 "max": int(lengths[-1]),
             }
             self.histogram[part] = _histogram(lengths)
-        self.length_bias = length_bias(records["chosen"], records["rejected"])
+        self.length_bias = length_bias(records["chosen_characters"], records["rejected_characters"])
         self.compare(records)
 
     def compare(self, records: np.ndarray) -> None:
@@ -208,6 +214,13 @@ class DataReport:
                 f"length alone tells chosen from rejected with an AUC of {bias['auc']:.2f}; chosen is longer in "
                 f"{bias['chosen_longer']:.0%} of the pairs"
             )
+        remarks += sentences(self.separable, self.named)
+        without_end = {side: self.cut.get(side, 0) for side in ("chosen", "rejected")}
+        if self.pairs >= FEWEST and max(without_end.values()) > CUT_OFTEN * self.pairs:
+            remarks.append(
+                f"of {self.pairs:,} pairs {without_end['chosen']:,} chosen and {without_end['rejected']:,} rejected "
+                "answers are cut and have no end: raise data.max_length"
+            )
         if (exact := self.duplicates.get("exact", {})).get("count"):
             remarks.append(f"{exact['count']:,} pairs are exact duplicates of an earlier one{self._where(exact)}")
         near = self.duplicates.get("near", {})
@@ -229,6 +242,10 @@ class DataReport:
         for name, entry in self.unicode.get("unicode", {}).items():
             remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]
+
+    def warnings(self) -> list[str]:
+        """Those of the remarks that cast doubt on everything that is learned and measured."""
+        return sentences(self.separable, self.named) if is_alarming(self.separable) else []
 
     def _where(self, entry: dict[str, Any]) -> str:
         return f" ({self.named(entry['first_rows'], entry['count'])})"

@@ -48,6 +48,12 @@ def table(title: str, report: DataReport) -> Table:
             f"chosen is longer in {bias['chosen_longer']:.1%}, as long in {bias['as_long']:.1%}; "
             f"AUC of length alone {bias['auc']:.3f}",
         )
+    if alone := report.separable:
+        view.add_row(
+            "answers and label",
+            f"without the prompt {alone['share']:.1%} of {alone['n']:,} pairs can be told apart, "
+            f"[{100 * alone['low']:.1f}, {100 * alone['high']:.1f}]",
+        )
     prompts = report.prompts
     view.add_row("prompts", f"{prompts.get('different', 0):,} different, {prompts.get('empty', 0):,} empty")
     near = report.duplicates.get("near")
@@ -58,8 +64,9 @@ def table(title: str, report: DataReport) -> Table:
         view.add_row("scores", f"{report.scores['scored']:,} pairs, {report.scores['ties']:,} ties")
     if scripts := report.unicode.get("scripts"):
         view.add_row("scripts", ", ".join(f"{name} {count:,}" for name, count in scripts.items()))
+    warnings = report.warnings()
     for remark in report.remarks():
-        view.add_row("note", remark)
+        view.add_row("warning" if remark in warnings else "note", remark)
     return view
 
 

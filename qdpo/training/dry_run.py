@@ -64,7 +64,8 @@ def describe(resolved: Resolved, folder: Path, *, verbose: bool = False) -> int:
     remarks = {} if data is None else {"training": data.train_report, "held out": data.heldout_report}
     for part, report in remarks.items():
         for remark in report.remarks():
-            console.note(f"{part}: {remark}")
+            tell = console.warn if remark in report.warnings() else console.note
+            tell(f"{part}: {remark}")
     for note in config.notes:
         console.note(note)
     try:

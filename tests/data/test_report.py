@@ -127,6 +127,22 @@ def test_length_is_remarked_on(tmp_path):
     assert len(counts) == len(found.histogram["chosen"]["edges"]) - 1
 
 
+@pytest.mark.parametrize(("long", "said"), [(6, False), (7, True)])
+def test_answers_that_are_often_cut_are_remarked_on(tmp_path, long: int, said: bool):
+    rows = [{**r, "rejected": r["rejected"] + " and so on" * 40 * (i < long)} for i, r in enumerate(many())]
+    found = report(tmp_path, rows, max_length=128, max_prompt_length=64)
+    assert found.cut["rejected"] == long
+    sentence = f"of 60 pairs 0 chosen and {long} rejected answers are cut and have no end: raise data.max_length"
+    assert (sentence in found.remarks()) is said
+
+
+def test_length_is_measured_before_cutting(tmp_path):
+    rows = [row(r["prompt"], f"{i} " + "yes " * 90, f"{i} " + "no, " * 70) for i, r in enumerate(many())]
+    found = report(tmp_path, rows, max_length=96, max_prompt_length=64)
+    assert found.tokens["chosen"] == found.tokens["rejected"]
+    assert found.length_bias == {"chosen_longer": 1.0, "as_long": 0.0, "auc": 1.0}
+
+
 def test_scores(tmp_path):
     rows = [r | {"score_chosen": 5, "score_rejected": score} for r, score in zip(many(), [5, 6, 1] * 20, strict=True)]
     found = report(tmp_path, rows)

@@ -34,8 +34,11 @@ def prepare_data(run: RunState) -> tuple[PreTrainedTokenizerBase, Prepared]:
         # what is saved beside the adapter, and exported, asks as the run has trained
         tokenizer.chat_template = data.template.source
     for report in (data.train_report, data.heldout_report):
-        for line in report.summary():
+        for line in report.summary(remarks=False):
             console.say(line)
+        for remark in report.remarks():
+            tell = console.warn if remark in report.warnings() else console.note
+            tell(remark)
     run.save(
         tokenizer=Tokenizer(
             sha256=tokenizer_digest(tokenizer),
