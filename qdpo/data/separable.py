@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -169,7 +169,7 @@ def sentences(found: dict[str, Any], named: Callable[[list[int | str], int], str
     ]
 
 
-def is_alarming(found: dict[str, Any]) -> bool:
+def is_alarming(found: Mapping[str, Any]) -> bool:
     """Whether what `as_dict` said is a warning."""
     return bool(found) and bool(found["low"] > WARNED)
 

@@ -67,6 +67,7 @@ class Evidence:
         setup: the configuration.
         answers: the samples at each evaluation, if there are any.
         lengths: held-out accuracy by length, if it was measured.
+        separable: how well the training pairs' answers alone tell chosen from rejected (`qdpo.data.separable`).
     """
 
     train: Sequence[Mapping[str, Any]]
@@ -74,6 +75,7 @@ class Evidence:
     setup: Setup = field(default_factory=Setup)
     answers: Sequence[Written] = ()
     lengths: Lengths | None = None
+    separable: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def scored(self) -> list[Mapping[str, Any]]:

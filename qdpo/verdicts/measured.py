@@ -30,7 +30,14 @@ def evidence_of(record: RunRecord) -> Evidence:
         chosen_tokens=dig(record.data, "heldout", "tokens", "chosen", "median"),
     )
     heldout = read_evaluations(record.folder).get(HELDOUT)
-    return Evidence(record.train, record.evals, setup, written_of(read_samples(record.folder)), lengths_of(heldout))
+    return Evidence(
+        record.train,
+        record.evals,
+        setup,
+        written_of(read_samples(record.folder)),
+        lengths_of(heldout),
+        dig(record.data, "train", "separable") or {},
+    )
 
 
 def planned_steps(record: RunRecord) -> int:

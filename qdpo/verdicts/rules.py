@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from qdpo.data.separable import is_alarming
 from qdpo.evaluation.statistics import wilson
 from qdpo.evaluation.written import Change, Written
 from qdpo.verdicts.evidence import Evidence
@@ -29,6 +30,7 @@ Kind = Literal[
     "forgetting",
     "too many epochs",
     "length-hacking",
+    "told apart unread",
     "learning rate too high",
     "learning rate too low",
     "early dip",
@@ -48,6 +50,7 @@ EPOCHS = (
     "published recipes: one to three epochs (Zephyr, NeuralHermes); their authors report over-fitting after the first"
 )
 LENGTH = "Park et al. 2024, arXiv:2403.19159; Singhal et al. 2023, arXiv:2310.03716"
+SHORTCUT = "Gururangan et al. 2018, arXiv:1803.02324 (annotation artifacts); Geirhos et al. 2020, arXiv:2004.07780"
 RATES = "published recipes: 5e-7 for full weights (Zephyr), 5e-6 for QLoRA (its handbook), 5e-5 for LoRA (NeuralHermes)"
 DISCOPOP = "Lu et al. 2024 (DiscoPOP), arXiv:2406.08414: the loss is not convex near 0"
 
@@ -78,6 +81,7 @@ MORE_BROKEN, FEWER_ENDED = (
     0.20,
 )  # share of the prompts by which more answers are broken (fewer right), or fewer end
 RANKED = 0.85  # lower end of the accuracy's interval from which on a small margin is no fault
+NAMED = 3  # features that a verdict names
 LONGER, LONG_WORDS = 1.5, 20  # answers over the base's in words, and how many words make that worth a remark
 LENGTH_GAP = 0.30  # accuracy of pairs whose chosen side is the longer minus that of the others
 
@@ -303,6 +307,25 @@ def _longer_wins(evidence: Evidence) -> str:
     )
 
 
+def told_apart_unread(evidence: Evidence) -> Verdict | None:
+    """The training pairs' answers alone tell which is chosen: what is won may be won by that."""
+    found = evidence.separable
+    if not is_alarming(found):
+        return None
+    features = "; ".join(
+        f"{feature['feature']}: only chosen {feature['chosen']:,}, only rejected {feature['rejected']:,}"
+        for feature in found["features"][:NAMED]
+    )
+    return _alarm(
+        "told apart unread",
+        f"without reading the prompt a linear model of the answers tells chosen from rejected in {found['share']:.1%} "
+        f"[{found['low']:.0%}, {found['high']:.0%}] of {found['n']:,} training pairs"
+        + (f" ({features})" * bool(features)),
+        "look at the data report's rows (`qdpo data`), and take what sets the sides apart out of the answers",
+        SHORTCUT,
+    )
+
+
 def over_fitting(evidence: Evidence) -> Verdict | None:
     """Since the best evaluation the training margin rises, and the held-out pairs get worse."""
     start = evidence.start_loss
@@ -449,6 +472,7 @@ ALARMS: tuple[Callable[[Evidence], Verdict | None], ...] = (
     forgetting,
     too_many_epochs,
     length_hacking,
+    told_apart_unread,
     stuck_in_the_dip,
     learning_rate_too_low,
     not_learning,

@@ -324,6 +324,21 @@ def test_many_passes_over_few_pairs_are_an_alarm() -> None:
     assert not [verdict for verdict in judge(twice) if verdict.alarm]
 
 
+@pytest.mark.parametrize(("low", "alarm"), [(0.95, True), (0.8, False)])
+def test_pairs_that_tell_themselves_apart_are_an_alarm(low: float, alarm: bool) -> None:
+    feature = {"feature": "begins with 'assistant'", "chosen": 0, "rejected": 227, "first_rows": [1]}
+    leak = {"share": 0.97, "low": low, "high": 0.98, "n": 560, "seen": 560, "features": [feature]}
+    found = judge(replace(known(0.95, 200), answers=wrote(), separable=leak))
+    assert found[0].alarm is alarm
+    if alarm:
+        assert found[0].kind == "told apart unread"
+        assert "97.0% [95%, 98%] of 560 training pairs (begins with 'assistant': only chosen 0, only rejected 227)" in (
+            found[0].says
+        )
+    else:
+        assert found[0].good
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
