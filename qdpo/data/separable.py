@@ -23,7 +23,7 @@ from qdpo.data.pairs import Message, Pair
 from qdpo.foreign import shown
 from qdpo.redact import redact
 
-LOOKED_AT = 3_000
+LOOKED_AT = 1_500
 """Pairs that are looked at: a seeded sample where there are more."""
 HEAD, TAIL = 400, 100
 """Characters at the beginning and at the end of an answer that are looked at."""
