@@ -9,9 +9,7 @@ from typing import Any
 
 from qdpo import __version__
 from qdpo.api.config import Config
-from qdpo.config.replace import elsewhere
-from qdpo.config.resolve import value_of
-from qdpo.config.schema import DataSection, ModelSection, RunConfig
+from qdpo.config.replace import default_of, elsewhere
 from qdpo.errors import InputMissingError
 from qdpo.evaluation import harness, judge, run_tasks, tasks
 from qdpo.evaluation import run as evaluation
@@ -136,8 +134,7 @@ class Evaluation:
             found = trained.where_it_lies(config.model, self.run)
             return config.change({"model.name": found.name, "model.revision": found.revision})
         # the demonstration's own values do not hold for other models
-        own = RunConfig(name="any", model=ModelSection(name="any"), data=DataSection(name="any"))
-        neutral = [f"{key}={value_of(own, key)}" for key in ("data.max_prompt_length", "data.max_length", "loss.beta")]
+        neutral = [f"{key}={default_of(key)}" for key in ("data.max_prompt_length", "data.max_length", "loss.beta")]
         return Config.load("quickstart", [*changes, *neutral, "data.text=null", *self.overrides])
 
     def _adapter(self) -> Path | None:

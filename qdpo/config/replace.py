@@ -94,7 +94,7 @@ def resets(preset: str, overrides: Sequence[str], model: str | None, data: str |
 def elsewhere(model: str | None, data: str | None) -> list[str]:
     """Another place of a base, and other rows, for what was trained before, as overrides: the rest is as it was."""
     belongs = [*(BASE[:2] if model is not None else ()), *(PLACE if data is not None else ())]
-    return [*names_of(model, data), *(f"{key}={_text(_neutral(key))}" for key in belongs)]
+    return [*names_of(model, data), *(f"{key}={_text(default_of(key))}" for key in belongs)]
 
 
 def names_of(model: str | None, data: str | None) -> list[str]:
@@ -138,12 +138,12 @@ def _chosen(given: RunConfig, model: str | None, data: str | None) -> Iterator[t
     both = " and ".join(name for name in (model, data) if name is not None)
     if data is not None:
         for key in (*PLACE, *SHARE):
-            yield key, _neutral(key), data
+            yield key, default_of(key), data
         if given.data.template == "none":  # for texts that are no conversations
-            yield "data.template", _neutral("data.template"), data
+            yield "data.template", default_of("data.template"), data
         for key in ("data.max_length", "data.max_prompt_length"):
-            if value_of(given, key) < _neutral(key):  # for texts as short as its own
-                yield key, _neutral(key), data
+            if value_of(given, key) < default_of(key):  # for texts as short as its own
+                yield key, default_of(key), data
         yield "samples.answer_key", None, data
         yield "train.max_steps", None, data
         if given.train.warmup_steps:
@@ -151,17 +151,17 @@ def _chosen(given: RunConfig, model: str | None, data: str | None) -> Iterator[t
             yield "train.warmup_ratio", WARMUP_RATIO, data
     if model is not None:
         for key in BASE:
-            yield key, _neutral(key), model
+            yield key, default_of(key), model
         if given.data.template != "none":
-            yield "data.template", _neutral("data.template"), model
+            yield "data.template", default_of("data.template"), model
         if model == EMBEDDED:
-            yield "data.text", _neutral("data.text"), model
+            yield "data.text", default_of("data.text"), model
             for key in ("train.learning_rate", "loss.loss_type", "loss.beta"):
-                yield key, _neutral(key), model
+                yield key, default_of(key), model
             for key in ("samples.count", "samples.max_new_tokens"):  # for answers as short as its own
-                yield key, _neutral(key), model
+                yield key, default_of(key), model
     for key in ("data.system", *WORDS):
-        yield key, _neutral(key), both
+        yield key, default_of(key), both
 
 
 @cache
@@ -169,8 +169,8 @@ def _defaults() -> RunConfig:
     return RunConfig(name="any", model=ModelSection(name="any"), data=DataSection(name="any"))
 
 
-def _neutral(key: str) -> Any:
-    """The schema's default."""
+def default_of(key: str) -> Any:
+    """A setting's default in the schema, whatever a preset says."""
     return value_of(_defaults(), key)
 
 
