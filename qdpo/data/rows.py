@@ -117,10 +117,7 @@ class Rows:
                 )
 
     def _pair(self, row: Any, place: int, number: int) -> Pair:
-        if isinstance(row, Broken):
-            raise BadRow(row.reason, row.fix, example=row.example)
-        if not isinstance(row, dict):
-            raise BadRow(f"the row is {type_in_words(row)}, expected an object with columns", OBJECT)
+        row = with_columns(row, OBJECT)
         if self.format is None:
             raise BadRow("the row comes after rows of which none is an object with columns", OBJECT)
         return to_pair(rename(row, self.config.columns), place, self.format, self.reading, number)
@@ -135,6 +132,23 @@ class Rows:
             f"set data.template=auto (the tokenizer's own template) or one of {NAMES}; for plain text give "
             "prompt, chosen and rejected as texts",
         )
+
+
+def with_columns(row: Any, fix: str) -> dict[str, Any]:
+    """A row that is an object with columns.
+
+    Args:
+        row: as it was read.
+        fix: what to do about one that is something else.
+
+    Raises:
+        BadRow: it could not be read, or is something else.
+    """
+    if isinstance(row, Broken):
+        raise BadRow(row.reason, row.fix, example=row.example)
+    if not isinstance(row, dict):
+        raise BadRow(f"the row is {type_in_words(row)}, expected an object with columns", fix)
+    return row
 
 
 OBJECT = "write an object: {prompt: ..., chosen: ..., rejected: ...}"

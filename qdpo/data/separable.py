@@ -7,7 +7,6 @@ can win the pairs by the same features and learn nothing of what was meant to be
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import deque
@@ -21,6 +20,7 @@ import numpy as np
 from qdpo.data.oddities import script_of
 from qdpo.data.pairs import Message, Pair
 from qdpo.foreign import shown
+from qdpo.intervals import wilson_interval
 from qdpo.redact import redact
 
 LOOKED_AT = 1_500
@@ -43,8 +43,6 @@ OFTEN, ONE_SIDED = 0.1, 0.9
 side begins here or above."""
 BY_CHANCE = 4.5
 """Standard deviations of a coin below which a feature is not named: of so many, some are one-sided by chance."""
-Z = 1.959964
-"""Half the width of a 95 % interval, in standard deviations."""
 NAMED, EXAMPLES = 5, 5
 """Features that are named, and rows of each."""
 
@@ -134,7 +132,7 @@ class Separable:
             return {}
         table = _Table(self.sample)
         share = float(table.judged((prompts % FOLDS).astype(np.int64)).mean())
-        low, high = interval(share, different)
+        low, high = wilson_interval(share, different)
         return {
             "share": share,
             "low": low,
@@ -176,7 +174,7 @@ def is_alarming(found: Mapping[str, Any]) -> bool:
 
 def _is_leak(chosen: int, rejected: int, pairs: int) -> bool:
     apart = chosen + rejected
-    return apart >= max(FEWEST, OFTEN * pairs) and interval(max(chosen, rejected) / apart, apart)[0] >= ONE_SIDED
+    return apart >= max(FEWEST, OFTEN * pairs) and wilson_interval(max(chosen, rejected) / apart, apart)[0] >= ONE_SIDED
 
 
 def _clause(feature: dict[str, Any], named: Callable[[list[int | str], int], str]) -> str:
@@ -277,13 +275,6 @@ def _ridge(x: np.ndarray) -> np.ndarray:
     sums = np.ones(len(x)) if wide else x.sum(0, np.float64)
     solved = np.linalg.solve(products + RIDGE * np.eye(len(products)), sums)
     return x.T @ solved if wide else solved
-
-
-def interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share of n trials (1927), in which halves may be counted; 95 %."""
-    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
 def _traits(answer: _Answer, other: _Answer) -> Iterator[tuple[str, str]]:

@@ -30,8 +30,11 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from qdpo.errors import UnavailableError, UsageError, first_line
 from qdpo.evaluation.statistics import mcnemar_exact, wilson
+from qdpo.evaluation.summary import length_matched
 from qdpo.evaluation.written import Row
 
 KEY = "OPENAI_API_KEY"
@@ -42,9 +45,6 @@ SECONDS = 120.0
 
 REPLY_TOKENS = 512
 """Tokens of a reply at the most; some models think before they answer."""
-
-MATCHED = 0.10
-"""By how much, relative to the shorter, the longer of two answers of equal length may have more words."""
 
 INSTRUCTION = (
     "You compare two answers to the same prompt. Judge which one follows the prompt better and is more correct and "
@@ -207,8 +207,8 @@ def outcome(policy_first: str | None, base_first: str | None) -> str:
 
 def longer(row: Row) -> str:
     """Whose answer has more words."""
-    base, policy = len(row["base"].split()), len(row["policy"].split())
-    if abs(policy - base) <= max(1, MATCHED * min(base, policy)):
+    base, policy = (np.array(len(row[side].split())) for side in ("base", "policy"))
+    if length_matched(base, policy):
         return "equal"
     return "policy_longer" if policy > base else "policy_shorter"
 

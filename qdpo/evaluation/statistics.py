@@ -7,16 +7,14 @@ in its exact binomial form.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95
-Z = 1.959963984540054
-"""The normal quantile of a two-sided 95 % interval."""
+from qdpo.intervals import wilson_interval
 
+CONFIDENCE = 0.95
 RESAMPLES = 2000
 SEED = 0
 
@@ -47,11 +45,8 @@ def wilson(successes: int, n: int) -> Estimate:
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n}")
-    share, z2 = successes / n, Z * Z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # at 0 and at n the interval reaches the share exactly; rounding would leave it a little outside
-    return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
+    share = successes / n
+    return Estimate(share, *wilson_interval(share, n))
 
 
 def bootstrap_ratios(totals: np.ndarray, weights: np.ndarray) -> list[Estimate]:

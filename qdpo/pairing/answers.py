@@ -14,11 +14,9 @@ from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError
-from qdpo.pairing.pieces import Prompt, answer_of, asked, first_of
+from qdpo.pairing.pieces import ANSWERS, Prompt, answer_of, asked, first_of
 from qdpo.pairing.reading import settle, understood
 
-LISTS = ("answers", "completions", "responses", "candidates", "generations")
-"""Columns that hold several answers."""
 TEXT = ("text", "content", "completion", "response", "answer")
 
 
@@ -78,7 +76,7 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
     report = DataReport(source.label, rows_read=len(rows), unit=source.unit)
     usable = list(islice((row for _, row in rows if isinstance(row, dict)), RECOGNISED_BY))
     as_pairs = None
-    if usable and not any(first_of(row, LISTS) for row in usable):
+    if usable and not any(first_of(row, ANSWERS) for row in usable):
         as_pairs, _ = recognise(usable, "auto", source.label)
 
     def read(row: dict[str, Any]) -> Answered:
@@ -107,7 +105,7 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
 
 
 def _answered(row: Row) -> Answered:
-    column = first_of(row, LISTS)
+    column = first_of(row, ANSWERS)
     if column is None:
         raise BadRow("no list of answers", "add a column `answers`: [text, text]")
     items = row[column]

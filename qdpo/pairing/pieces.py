@@ -11,6 +11,8 @@ from qdpo.data.pieces import BadRow, Row, answer, check_turns, message_of, messa
 from qdpo.foreign import visible
 
 PROMPT = ("prompt", "messages", "conversations", "conversation", *SYNONYMS["prompt"])
+ANSWERS = ("answers", "completions", "responses", "candidates", "generations")
+"""Columns that hold several answers."""
 ANSWER = ("completion", "response", "answer", "output", "generation")
 Prompt = tuple[Message, ...]
 

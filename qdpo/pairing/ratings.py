@@ -9,10 +9,9 @@ from typing import Any
 from qdpo.data.formats import names_of
 from qdpo.data.pieces import BadRow, Row, Tie, number, type_in_words
 from qdpo.errors import DataError
-from qdpo.pairing.pieces import ANSWER, PROMPT, Prompt, answer_of, asked, first_of
+from qdpo.pairing.pieces import ANSWER, ANSWERS, PROMPT, Prompt, answer_of, asked, first_of
 from qdpo.pairing.votes import UNDO, Vote
 
-ANSWERS = ("answers", "completions", "responses", "candidates", "generations")
 TEXT = (*ANSWER, "text", "content")
 SCORE = ("score", "rating", "stars", "reward", "overall_score")
 SCORES = ("scores", "ratings", "rewards", "labels")

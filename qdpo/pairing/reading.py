@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 from qdpo import console
 from qdpo.data.faults import FaultyRows
-from qdpo.data.pieces import BadRow, type_in_words
-from qdpo.data.readers import Broken
+from qdpo.data.pieces import BadRow
 from qdpo.data.report import DataReport
-from qdpo.data.rows import example_of
+from qdpo.data.rows import example_of, with_columns
 
 DROP = "fix the rows, or leave them out: --drop-bad-rows"
 Said = TypeVar("Said")
@@ -29,13 +28,9 @@ def understood(
     """
     for number, row in rows:
         try:
-            if isinstance(row, Broken):
-                raise BadRow(row.reason, row.fix, example=row.example)
             if isinstance(row, str):
                 row = {"prompt": row}
-            if not isinstance(row, dict):
-                raise BadRow(f"the row is {type_in_words(row)}, expected an object with columns", "write an object")
-            yield read(row)
+            yield read(with_columns(row, "write an object"))
         except BadRow as bad:
             report.leave_out(number, bad, bad.field, partial(example_of, row, bad))
 

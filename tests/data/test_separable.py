@@ -11,8 +11,9 @@ from materials import MATERIAL
 from qdpo.data.ingest import keys_of
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.report import DataReport
-from qdpo.data.separable import LOOKED_AT, Separable, interval
+from qdpo.data.separable import LOOKED_AT, Separable
 from qdpo.evaluation.statistics import wilson
+from qdpo.intervals import wilson_interval
 from qdpo.model.source import ASSETS
 
 WORDS = ["the", "a", "of", "road", "river", "hill", "house", "tree", "stone", "light", "rain", "wind", "old", "new"]
@@ -172,7 +173,7 @@ def test_odd_answers_do_no_harm():
 def test_the_interval_is_wilsons():
     for right, n in ((0, 30), (17, 40), (30, 30)):
         expected = wilson(right, n)
-        assert interval(right / n, n) == pytest.approx((expected.low, expected.high))
+        assert wilson_interval(right / n, n) == pytest.approx((expected.low, expected.high))
 
 
 # ---------------------------------------------------------------------------------------------------------- real pairs

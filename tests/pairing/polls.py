@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from asking import in_a_thread
 
 from qdpo.pairing.answers import read_answers
 from qdpo.pairing.poll import Poll
@@ -39,12 +40,8 @@ def write_answers(path: Path, prompts: int = 4, k: int = 2) -> Path:
 @contextmanager
 def polled(file: Path, out: Path, seed: int = 42) -> Iterator[Server]:
     """A served poll, in a thread."""
-    with Poll.opened(read_answers(str(file)), out, seed) as poll, Server(poll, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with Poll.opened(read_answers(str(file)), out, seed) as poll, Server(poll, 0) as server, in_a_thread(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask, known
 from pairing.polls import polled, rows_of, write_answers
 
 from qdpo.errors import BusyError
@@ -22,21 +23,6 @@ from qdpo.pairing.serve import LONGEST, Server
 def server(tmp_path: Path) -> Iterator[Server]:
     with polled(write_answers(tmp_path / "answers.jsonl"), tmp_path / "pairs.jsonl") as server:
         yield server
-
-
-def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str, dict[str, str]]:
-    """Status, text and headers of an answer; a body that is no text is sent as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-    sent = body if body is None or isinstance(body, str | bytes) else json.dumps(body)
-    connection.request(method, path, sent, {key.replace("_", "-"): value for key, value in headers.items()})
-    found = connection.getresponse()
-    text = found.read().decode()
-    connection.close()
-    return found.status, text, {key.lower(): value for key, value in found.getheaders()}
-
-
-def known(server: Server) -> dict[str, str]:
-    return {TOKEN.replace("-", "_"): server.token}
 
 
 def shown(server: Server, after: str = "") -> dict[str, Any]:

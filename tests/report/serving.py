@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from asking import in_a_thread
 
 from qdpo.report.serve import Server
 
@@ -27,12 +28,8 @@ print(len(caught))
 @contextmanager
 def served(folder: Path) -> Iterator[Server]:
     """A server of a run, in a thread."""
-    with Server(folder, 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with Server(folder, 0) as server, in_a_thread(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask, known
 from report.conftest import Run
 from report.serving import held, served
 
 from qdpo.errors import InputMissingError, UnavailableError
-from qdpo.loopback import TOKEN
 from qdpo.report.serve import Server
 from qdpo.run import lock
 
@@ -38,22 +38,8 @@ def holder(server: Server) -> Iterator[Any]:
         yield process
 
 
-def answer(server: Server, method: str, path: str, **headers: str) -> tuple[int, str, dict[str, str]]:
-    """Status, text and headers of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
-    connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
-    found = connection.getresponse()
-    text = found.read().decode()
-    connection.close()
-    return found.status, text, {key.lower(): value for key, value in found.getheaders()}
-
-
-def known(server: Server) -> dict[str, str]:
-    return {TOKEN.replace("-", "_"): server.token}
-
-
 def test_the_page_and_its_state(server: Server) -> None:
-    status, page, headers = answer(server, "GET", f"/?token={server.token}")
+    status, page, headers = ask(server, "GET", f"/?token={server.token}")
     assert status == 200
     assert headers["content-type"] == "text/html; charset=utf-8"
     assert headers["cache-control"] == "no-store"
@@ -61,7 +47,7 @@ def test_the_page_and_its_state(server: Server) -> None:
     assert headers["content-security-policy"] == "frame-ancestors 'none'"
     assert "connect-src 'self'" in page
     assert server.token not in page
-    status, text, _ = answer(server, "GET", "/state", **known(server))
+    status, text, _ = ask(server, "GET", "/state", **known(server))
     found = json.loads(text)
     assert status == 200
     assert found["text"].startswith("ended without a word: step 120 of 120, training loss 0.")
@@ -70,39 +56,39 @@ def test_the_page_and_its_state(server: Server) -> None:
 
 def test_only_who_knows_the_token_is_answered(server: Server) -> None:
     for method, path in (("GET", "/"), ("GET", "/?token="), ("GET", "/?token=x"), ("GET", "/state"), ("POST", "/stop")):
-        status, text, _ = answer(server, method, path)
+        status, text, _ = ask(server, method, path)
         assert status == 403, path
         assert "token included" in text
         assert "quickstart" not in text
     # a form of another page can send an address, and no header of its own
-    assert answer(server, "POST", f"/stop?token={server.token}")[0] == 403
-    assert answer(server, "GET", f"/state?token={server.token}")[0] == 403
+    assert ask(server, "POST", f"/stop?token={server.token}")[0] == 403
+    assert ask(server, "GET", f"/state?token={server.token}")[0] == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "10.0.0.1"])
 def test_another_name_is_refused(server: Server, host: str) -> None:
-    assert answer(server, "GET", f"/?token={server.token}", Host=host)[0] == 403
-    assert answer(server, "POST", "/stop", Host=host, **known(server))[0] == 403
+    assert ask(server, "GET", f"/?token={server.token}", Host=host)[0] == 403
+    assert ask(server, "POST", "/stop", Host=host, **known(server))[0] == 403
 
 
 @pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1", "[::1]:1"])
 def test_a_tunnel_has_another_port(server: Server, host: str) -> None:
-    assert answer(server, "GET", f"/?token={server.token}", Host=host)[0] == 200
+    assert ask(server, "GET", f"/?token={server.token}", Host=host)[0] == 200
 
 
 def test_another_page_may_not_stop_the_run(server: Server, holder: Any) -> None:
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.server_port + 1}"):
-        assert answer(server, "POST", "/stop", Origin=origin, **known(server))[0] == 403
+        assert ask(server, "POST", "/stop", Origin=origin, **known(server))[0] == 403
     assert holder.communicate("\n")[0] == "0\n"
 
 
 def test_a_stop_is_asked_for_once(server: Server, holder: Any) -> None:
-    assert json.loads(answer(server, "GET", "/state", **known(server))[1])["can_stop"]
+    assert json.loads(ask(server, "GET", "/state", **known(server))[1])["can_stop"]
     own = {"Origin": f"http://127.0.0.1:{server.server_port}", **known(server)}
-    texts = [answer(server, "POST", "/stop", **own)[1] for _ in range(3)]
+    texts = [ask(server, "POST", "/stop", **own)[1] for _ in range(3)]
     assert "asked to stop" in texts[0]
     assert ["it was asked before" in text for text in texts] == [False, True, True]
-    found = json.loads(answer(server, "GET", "/state", **known(server))[1])
+    found = json.loads(ask(server, "GET", "/state", **known(server))[1])
     assert found["text"].startswith("stops after its step: ")
     assert not found["can_stop"]
     # a second server asks no more than the first
@@ -116,7 +102,7 @@ def test_a_stop_is_asked_for_once(server: Server, holder: Any) -> None:
 def test_what_works_in_a_finished_run_is_left_alone(server: Server, example: Run, holder: Any) -> None:
     example.run["state"] = "finished"
     example.write()
-    status, text, _ = answer(server, "POST", "/stop", **known(server))
+    status, text, _ = ask(server, "POST", "/stop", **known(server))
     assert status == 409
     assert "it is finished" in text
     assert holder.communicate("\n")[0] == "0\n"
@@ -125,30 +111,30 @@ def test_what_works_in_a_finished_run_is_left_alone(server: Server, example: Run
 def test_a_process_of_another_machine_cannot_be_stopped(server: Server) -> None:
     lines = {"pid": os.getpid(), "host": "elsewhere", "boot": "x"}
     (server.watched.folder / lock.FILE).write_text(json.dumps(lines))
-    status, text, _ = answer(server, "POST", "/stop", **known(server))
+    status, text, _ = ask(server, "POST", "/stop", **known(server))
     assert status == 409
     assert "on elsewhere" in text
-    assert json.loads(answer(server, "GET", "/state", **known(server))[1])["text"].startswith("running: ")
+    assert json.loads(ask(server, "GET", "/state", **known(server))[1])["text"].startswith("running: ")
 
 
 def test_what_is_written_is_seen_at_the_next_look(server: Server, example: Run) -> None:
-    before = json.loads(answer(server, "GET", "/state", **known(server))[1])
-    assert json.loads(answer(server, "GET", "/state", **known(server))[1]) == before
+    before = json.loads(ask(server, "GET", "/state", **known(server))[1])
+    assert json.loads(ask(server, "GET", "/state", **known(server))[1]) == before
     example.line(120, heldout=True)["eval_loss"] = 0.4321
     example.write()
-    after = json.loads(answer(server, "GET", "/state", **known(server))[1])
+    after = json.loads(ask(server, "GET", "/state", **known(server))[1])
     assert after["version"] != before["version"]
     assert "held-out loss 0.4321" in after["text"]
     (server.watched.folder / "run.json").write_text("{")
-    assert answer(server, "GET", f"/?token={server.token}")[0] == 503
+    assert ask(server, "GET", f"/?token={server.token}")[0] == 503
     example.write()
-    assert answer(server, "GET", f"/?token={server.token}")[0] == 200
+    assert ask(server, "GET", f"/?token={server.token}")[0] == 200
 
 
 def test_other_paths_and_methods(server: Server) -> None:
-    assert answer(server, "GET", "/../run.json", **known(server))[0] == 404
-    assert answer(server, "POST", "/state", **known(server))[0] == 404
-    assert answer(server, "PUT", "/stop", **known(server))[0] == 501
+    assert ask(server, "GET", "/../run.json", **known(server))[0] == 404
+    assert ask(server, "POST", "/state", **known(server))[0] == 404
+    assert ask(server, "PUT", "/stop", **known(server))[0] == 501
 
 
 def test_it_listens_on_loopback_alone(server: Server) -> None:
