@@ -11,6 +11,7 @@ from qdpo.api.process import borrowed
 from qdpo.config.overrides import Override, parse_override
 from qdpo.config.presets import NEUTRAL
 from qdpo.config.strict_yaml import dump
+from qdpo.data import pipes
 from qdpo.errors import OutputError
 from qdpo.paths import output_path
 from qdpo.planner.looks import Look, look
@@ -79,6 +80,7 @@ def begin(model: str, data: str, overrides: Sequence[str] = ()) -> Beginning:
         QdpoError: one of them cannot be had or used; rows at fault are an error here as in a run.
     """
     config = Config.load(NEUTRAL, overrides, model=model, data=data)
+    pipes.refuse(config.data)
     template = config.data.template if "data.template" in _keys(overrides) else None
     with borrowed(), waiting("looking at model and data"):
         return choose(look(config, template), tuple(overrides))

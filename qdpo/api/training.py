@@ -176,6 +176,7 @@ def prepare(
     from qdpo import cuda
     from qdpo.api.config import settled, texts_of
     from qdpo.config.replace import elsewhere
+    from qdpo.data import pipes
     from qdpo.run import folder as run_folder
 
     copy = None if mirror is None else output_path(os.fspath(mirror), "--mirror")
@@ -200,6 +201,7 @@ def prepare(
         folder = run_folder.choose(wanted, asked.name)
         for reset in asked.resets:
             console.note(str(reset))
+    pipes.refuse(asked.data)
     if not allow_cpu:
         try:
             cuda.check_gpu(asked)

@@ -22,6 +22,7 @@ from qdpo.data.contamination import load_sets
 from qdpo.data.faults import FaultyRows
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
+from qdpo.data.kinds import check as check_file
 from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
@@ -325,12 +326,10 @@ def read_text(config: DataSection, tokenizer: PreTrainedTokenizerBase) -> list[l
         return []
     path = ASSETS / "text_heldout.jsonl" if config.text == EMBEDDED else Path(config.text).expanduser()
     texts = []
-    readers.check(path)
-    for number, row in readers.numbered(path):
+    file = check_file(path)
+    for number, row in readers.numbered(file):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise DataError(
-                f"{'line' if readers.has_lines(path) else 'row'} {number} of {path} has no text in a column `text`"
-            )
+            raise DataError(f"{'line' if file.has_lines else 'row'} {number} of {path} has no text in a column `text`")
         texts.append([int(i) for i in tokenizer.encode(row["text"])][: config.max_length])
     return [ids for ids in texts if len(ids) > 1]
 

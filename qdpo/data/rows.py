@@ -71,6 +71,8 @@ class Rows:
             self.format, self.format_reason = recognise(
                 [rename(row, config.columns) for row in usable], format, source.label
             )
+            if source.read_as:
+                self.format_reason += f"; {source.read_as}"
             self.reading = Reading(system, seed, keeps_ties(config.ties, self.format))
 
     def label(self, number: int) -> int | str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdpo.data import hub, readers
-from qdpo.data.readers import EXTENSIONS, is_file_name
-from qdpo.errors import DataError, InputMissingError
+from qdpo.data import hub, pipes, readers
+from qdpo.data.folders import files_of
+from qdpo.data.kinds import DataFile, check
+from qdpo.data.readers import is_file_name
+from qdpo.errors import InputMissingError
 from qdpo.files import digest_of, sha256_file
 from qdpo.model.source import ASSETS, EMBEDDED
 
@@ -27,12 +28,14 @@ class Source:
         numbered: opens the rows, each with its number from 1; it is whatever the file holds, or `readers.Broken` where
             one record is damaged. Several files are counted through.
         unit: what the numbers count: `line` or `row`.
+        read_as: what is to be said about how it is read, such as the key under which its rows are; mostly nothing.
     """
 
     label: str
     identity: Callable[[], str]
     numbered: Callable[[], Iterator[tuple[int, Any]]]
     unit: str
+    read_as: str = ""
 
     def rows(self) -> Iterator[Any]:
         """The rows alone."""
@@ -50,7 +53,7 @@ def find_source(name: str, *, split: str = "train", config: str | None = None, r
     Args:
         name: hub name, local file or folder, or `quickstart`.
         split: split of a hub dataset, of a folder or of the embedded pairs; a local file has none.
-        config: configuration of a hub dataset.
+        config: configuration of a hub dataset or of a folder.
         revision: revision of a hub dataset.
 
     Raises:
@@ -62,68 +65,38 @@ def find_source(name: str, *, split: str = "train", config: str | None = None, r
     if name == EMBEDDED:
         if split not in EMBEDDED_SPLITS:
             raise InputMissingError(f"the embedded pairs have no split {split!r}", "choose train or heldout")
-        return _files([ASSETS / "pairs" / EMBEDDED_SPLITS[split]], label)
+        return _files([check(ASSETS / "pairs" / EMBEDDED_SPLITS[split])], label)
     if is_file_name(name):
-        path = Path(name).expanduser()
-        return _files(_files_of(path, split), label) if path.is_dir() else _files([path], name)
+        return _local(Path(name).expanduser(), name, split, config)
     dataset = hub.load(name, split, config, revision)
     return Source(label, lambda: f"hub {name} {split} {dataset._fingerprint}", lambda: enumerate(dataset, 1), "row")
 
 
-def _files(paths: list[Path], label: str) -> Source:
-    for path in paths:
-        readers.check(path)
+def _local(path: Path, name: str, split: str, config: str | None) -> Source:
+    """A file, a folder, or what comes through a pipe."""
+    if path.is_dir():
+        paths, chosen = files_of(path, split, config)
+        return _files([check(file) for file in paths], f"{name} [{split}]", chosen)
+    if pipes.is_pipe(path):
+        return _files([check(pipes.spooled(path), name)], name)
+    return _files([check(path)], name)
 
+
+def _files(files: list[DataFile], label: str, chosen: str = "") -> Source:
     def numbered() -> Iterator[tuple[int, Any]]:
         before = 0
-        for path in paths:
+        for file in files:
             number = 0
-            for number, row in readers.numbered(path):
+            for number, row in readers.numbered(file):
                 yield before + number, row
             before += number
 
-    unit = "line" if all(map(readers.has_lines, paths)) else "row"
-    return Source(label, lambda: digest_of([sha256_file(path) for path in paths]), numbered, unit)
-
-
-def _files_of(folder: Path, split: str) -> list[Path]:
-    """The files of one split of a folder, in order.
-
-    Understood are `Dataset.save_to_disk` (one split), `DatasetDict.save_to_disk` (a folder per split), and files whose
-    names begin with the split's (`train.jsonl`, `train-00000-of-00002.parquet`).
-
-    Raises:
-        InputMissingError: the folder has no such split.
-        DataError: it holds no data that qdpo reads.
-    """
-    if (folder / "dataset_dict.json").is_file():
-        names = _read_json(folder / "dataset_dict.json").get("splits", [])
-        if split not in names:
-            raise InputMissingError(f"{folder} has no split {split!r}", f"its splits are {', '.join(names) or 'none'}")
-        folder = folder / split
-    if (folder / "state.json").is_file():
-        listed = [folder / entry["filename"] for entry in _read_json(folder / "state.json").get("_data_files", [])]
-        if not listed:
-            raise DataError(f"{folder}: state.json names no data files")
-        return listed
-    data = sorted(path for path in folder.iterdir() if path.is_file() and set(path.suffixes) & EXTENSIONS)
-    if not data:
-        raise DataError(f"{folder} is a folder without data files", f"give one file: {', '.join(sorted(EXTENSIONS))}")
-    named = [path for path in data if path.name.split(".")[0].split("-")[0] == split]
-    if not named:
-        present = ", ".join(path.name for path in data[:5])
-        raise InputMissingError(
-            f"the folder {folder} has no file named after the split {split!r}",
-            f"it has {present}: give one of these files, or set data.split",
-        )
-    return named
-
-
-def _read_json(path: Path) -> dict[str, list]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} does not look like what `datasets` writes")
-    return found
+    unit = "line" if all(file.has_lines for file in files) else "row"
+    told = dict.fromkeys([chosen, *(file.read_as for file in files)])
+    return Source(
+        label,
+        lambda: digest_of([sha256_file(file.path) for file in files]),
+        numbered,
+        unit,
+        ", ".join(filter(None, told)),
+    )

@@ -9,7 +9,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from qdpo.data.readers import UTF8_MARK, has_lines, kind_of, numbered, unpacked
+from qdpo.data.encodings import UTF8_MARK
+from qdpo.data.kinds import look
+from qdpo.data.packed import unpacked
+from qdpo.data.readers import numbered
 from qdpo.errors import OutputError
 from qdpo.files import atomic_write
 
@@ -30,7 +33,7 @@ def check_name(source: Path, out: Path) -> None:
         OutputError: the name does not fit, or exists.
         DataError: the source is of no known kind.
     """
-    fitting = NAMES[kind_of(source)]
+    fitting = NAMES[look(source).kind]
     suffixes = [suffix.lower() for suffix in out.suffixes]
     if not suffixes or suffixes[-1] not in fitting:
         packed = suffixes[-2:-1] and suffixes[-2] in fitting
@@ -71,7 +74,7 @@ def write_rows(source: Path, rows: Collection[int], out: Path) -> None:
         DataError: the source is damaged.
         OutputError: `out` cannot be written.
     """
-    kind = kind_of(source)
+    kind = look(source).kind
     writers: dict[str, Callable[[Path, Collection[int]], bytes]] = {
         "json": _json,
         "csv": _csv,
@@ -83,8 +86,9 @@ def write_rows(source: Path, rows: Collection[int], out: Path) -> None:
 
 
 def _json(source: Path, rows: Collection[int]) -> bytes:
-    if not has_lines(source):
-        kept = [json.dumps(row, ensure_ascii=False) for number, row in numbered(source) if number in rows]
+    file = look(source)
+    if not file.has_lines:
+        kept = [json.dumps(row, ensure_ascii=False) for number, row in numbered(file) if number in rows]
         return ("[\n" + ",\n".join(kept) + "\n]\n").encode()
     with unpacked(source) as stream:
         chosen = (line for number, line in enumerate(stream, 1) if number in rows)
@@ -94,11 +98,11 @@ def _json(source: Path, rows: Collection[int]) -> bytes:
 def _csv(source: Path, rows: Collection[int]) -> bytes:
     text = io.StringIO(newline="")
     writer: Any = None
-    for number, row in numbered(source):
+    file = look(source)
+    for number, row in numbered(file):
         if number in rows:
             if writer is None:
-                delimiter = "\t" if ".tsv" in source.suffixes else ","
-                writer = csv.DictWriter(text, list(row), delimiter=delimiter, lineterminator="\n")
+                writer = csv.DictWriter(text, list(row), delimiter=file.delimiter, lineterminator="\n")
                 writer.writeheader()
             writer.writerow(row)
     return text.getvalue().encode()

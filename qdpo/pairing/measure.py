@@ -14,6 +14,7 @@ from qdpo.data import duplicates, readers
 from qdpo.data.faults import ALL_BAD, FaultyRows
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import keys_of
+from qdpo.data.kinds import check
 from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import system_for
 from qdpo.data.report import DataReport
@@ -80,7 +81,7 @@ def file_of(name: str) -> Path:
             f"check the path, or save the hub's dataset first: datasets.load_dataset({name!r}, split='train')"
             ".to_json('pairs.jsonl')",
         )
-    readers.check(path)
+    check(path)
     return path
 
 

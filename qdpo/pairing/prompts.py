@@ -9,8 +9,8 @@ from typing import Any
 
 from qdpo import console
 from qdpo.data.formats import names_of, recognise
+from qdpo.data.kinds import EXTENSIONS
 from qdpo.data.pieces import BadRow, answer, check_turns
-from qdpo.data.readers import EXTENSIONS
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source

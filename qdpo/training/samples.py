@@ -123,11 +123,11 @@ def read_answer_key(name: str) -> dict[str, dict[str, str]]:
         DataError: a row is not as it should be.
         InputMissingError: there is no such file.
     """
-    from qdpo.data import readers
+    from qdpo.data import kinds, readers
     from qdpo.model.source import ASSETS, EMBEDDED
 
     path = ASSETS / "pairs" / "answer_key.jsonl" if name == EMBEDDED else Path(name).expanduser()
-    readers.check(path)
+    kinds.check(path)
     found: dict[str, dict[str, str]] = {}
     for number, row in enumerate(readers.read(path), start=1):
         fields = row if isinstance(row, dict) else {}

@@ -21,6 +21,26 @@ ROWS = [{"prompt": f"question {i} é🙂", "chosen": f"good\n{i}", "rejected": f
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
+PRETTY = "\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS).encode()
+COLUMNS = {column: [row[column] for row in ROWS] for column in ROWS[0]}
+VIEWER = {
+    "features": [{"feature_idx": 0, "name": "prompt", "type": {}}],
+    "rows": [{"row_idx": i, "row": row, "truncated_cells": []} for i, row in enumerate(ROWS)],
+    "num_rows_total": 700,
+}
+
+
+def packed(path, content, compression="zstd"):
+    with pa.output_stream(str(path), compression=compression) as stream:
+        stream.write(content)
+    return path.read_bytes()
+
+
+def written(path, delimiter=","):
+    write_csv(path, delimiter)
+    return path.read_bytes()
+
+
 def write_csv(path, delimiter=","):
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(ROWS[0]), delimiter=delimiter)
@@ -43,8 +63,53 @@ WRITERS = {
     "gzip-without-saying.jsonl": lambda path: path.write_bytes(gzip.compress(LINES)),
     "a.json.bz2": lambda path: path.write_bytes(bz2.compress(json.dumps(ROWS).encode())),
     "a.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES)),
+    "a.jsonl.zst": lambda path: packed(path, LINES, "zstd"),
+    "a.jsonl.lz4": lambda path: packed(path, LINES, "lz4"),
+    "zst-in-two-parts.jsonl.zst": lambda path: path.write_bytes(
+        packed(path, LINES[:5000]) + packed(path, LINES[5000:])
+    ),
+    "list.json.zst": lambda path: packed(path, json.dumps(ROWS).encode()),
+    "a.csv.zst": lambda path: packed(path, written(path)),
+    "a.csv.gz": lambda path: path.write_bytes(gzip.compress(written(path))),
+    "a.tsv.bz2": lambda path: path.write_bytes(bz2.compress(written(path, "\t"))),
+    "a.csv.xz": lambda path: path.write_bytes(lzma.compress(written(path))),
+    "table.json.zst": lambda path: packed(path, json.dumps({"data": ROWS}).encode()),
+    "pretty.jsonl.xz": lambda path: path.write_bytes(lzma.compress(PRETTY)),
     "a.csv": write_csv,
     "a.tsv": lambda path: write_csv(path, "\t"),
+    "A.TSV": lambda path: write_csv(path, "\t"),
+    "semicolons.csv": lambda path: write_csv(path, ";"),
+    "tabs.csv": lambda path: write_csv(path, "\t"),
+    "bars.csv": lambda path: write_csv(path, "|"),
+    "commas.tsv": write_csv,
+    "bom.csv": lambda path: path.write_bytes(b"\xef\xbb\xbf" + written(path, ";")),
+    "excel.csv": lambda path: path.write_bytes(b"sep=;\r\n" + written(path, ";")),
+    "cr.csv": lambda path: path.write_bytes(written(path).replace(b"\r\n", b"\r")),
+    "lf.csv": lambda path: path.write_bytes(written(path).replace(b"\r\n", b"\n")),
+    "cr.jsonl": lambda path: path.write_bytes(LINES.replace(b"\n", b"\r")),
+    "pretty.jsonl": lambda path: path.write_bytes(PRETTY),
+    "pretty-crlf-bom.jsonl": lambda path: path.write_bytes(b"\xef\xbb\xbf" + PRETTY.replace(b"\n", b"\r\n")),
+    "in-one-line.jsonl": lambda path: path.write_bytes(LINES.replace(b"\n", b"")),
+    "data.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "one-key.json": lambda path: path.write_text(json.dumps({"anything": ROWS}, indent=2)),
+    "rows.jsonl": lambda path: path.write_text(json.dumps({"rows": ROWS})),
+    "viewer.json": lambda path: path.write_text(json.dumps(VIEWER)),
+    "columns.json": lambda path: path.write_text(json.dumps(COLUMNS)),
+    "pandas.json": lambda path: path.write_text(
+        json.dumps({column: {str(i): value for i, value in enumerate(values)} for column, values in COLUMNS.items()})
+    ),
+    "pandas-index.json": lambda path: path.write_text(json.dumps({str(i): row for i, row in enumerate(ROWS)})),
+    "pandas-split.json": lambda path: path.write_text(
+        json.dumps({"columns": list(COLUMNS), "index": [*range(700)], "data": [list(row.values()) for row in ROWS]})
+    ),
+    "json-named.csv": lambda path: path.write_bytes(LINES),
+    "lines.txt": lambda path: path.write_bytes(LINES),
+    "list-without-extension": lambda path: path.write_text(json.dumps(ROWS)),
+    "gzip-without-extension": lambda path: path.write_bytes(gzip.compress(LINES)),
+    "csv-without-extension": write_csv,
+    "tabs.txt": lambda path: write_csv(path, "\t"),
+    "other.data": lambda path: path.write_bytes(LINES),
+    "arrow-without-extension": lambda path: pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), path),
     "a.parquet": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=50),
     "parquet-without-saying": lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path),
     "a.feather": lambda path: pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), path),
@@ -68,7 +133,7 @@ def test_items_longer_than_what_is_read_at_once(tmp_path):
 
 
 def test_numbers_that_end_where_a_chunk_ends(tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qdpo.data.readers.CHUNK", 7)
+    monkeypatch.setattr("qdpo.data.json_values.CHUNK", 7)
     (tmp_path / "a.json").write_text('[12345, 678901, 23456789012, {"a": [1, 2]}, "b"]')
     assert list(find_source(str(tmp_path / "a.json")).rows()) == [12345, 678901, 23456789012, {"a": [1, 2]}, "b"]
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qdpo.data import readers, subset
+from qdpo.data.kinds import look
 from qdpo.errors import OutputError
 
 ROWS = [{"prompt": f'say "{i}", ü', "chosen": f"yes\n{i}", "rejected": "no", "score": 1.50 + i} for i in range(9)]
@@ -46,7 +47,7 @@ def test_read_again_they_are_the_chosen_rows(tmp_path: Path, name: str) -> None:
     source, out = write(tmp_path / name), tmp_path / f"part-{name}"
     every = list(readers.read(source))
     subset.check_name(source, out)
-    numbers = [number for number, _ in readers.numbered(source)]
+    numbers = [number for number, _ in readers.numbered(look(source))]
     subset.write_rows(source, [numbers[i] for i in KEPT], out)
     assert list(readers.read(out)) == [every[i] for i in KEPT]
     assert len(every) == len(ROWS)

@@ -243,16 +243,21 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "list that ends early": (raw(json.dumps(GOOD)[:-1].encode(), "a.json"), 65, ["after 40 items the file ends"]),
     "list with a broken item": (raw(b'[{"a": 1}, {"b": }]', "a.json"), 65, ["after 1 items"]),
     "one object in a .json": (
-        raw(json.dumps({"rows": GOOD}, indent=1).encode(), "a.json"),
+        raw(json.dumps({"about": "nothing"}, indent=1).encode(), "a.json"),
         65,
-        ["one object, expected"],
+        ["no known preference format has the columns about"],
     ),
     "truncated gzip": (raw(gzip.compress(lines(GOOD))[:-30], "a.jsonl.gz"), 65, ["middle of its compressed data"]),
     "damaged gzip": (raw(gzip.compress(lines(GOOD))[:40] + b"x" * 99, "a.jsonl.gz"), 65, ["is damaged"]),
     "ZIP": (raw(b"PK\x03\x04rest", "a.jsonl"), 65, ["ZIP archive", "unpack it"]),
     "pickle": (raw(b"\x80\x04K\x01.", "a.jsonl"), 65, ["a Python pickle"]),
     "truncated Parquet": (parquet_cut_off, 65, ["not a readable Parquet file", "again"]),
-    "no Parquet at all": (raw(b"<html>404</html>", "a.parquet"), 65, ["does not begin with PAR1"]),
+    "no Parquet at all": (
+        raw(b"<html>404</html>", "a.parquet"),
+        65,
+        ["is an HTML page, saved in place of"],
+    ),
+    "other bytes named Parquet": (raw(b"prompt", "a.parquet"), 65, ["does not begin with PAR1"]),
     "damaged Arrow": (raw(b"ARROW1 and more", "a.arrow"), 65, ["not a readable Arrow file"]),
     "CSV with a field too many": (raw(b"prompt,chosen,rejected\nq,a,b,c\n", "a.csv"), 65, ["more fields", "line 2:"]),
     "CSV with a field too few": (raw(b"prompt,chosen,rejected\nq,a\n", "a.csv"), 65, ["`rejected` is null", "line 2:"]),
@@ -264,7 +269,7 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "CSV with an open quote": (raw(b'prompt,chosen,rejected\nq,"a,b\n', "a.csv"), 65, ["not CSV"]),
     "unknown extension": (raw(b"x", "a.docx"), 65, ["unknown extension '.docx'", ".jsonl"]),
     "a folder without data": (empty_folder, 65, ["is a folder without data files", ".parquet"]),
-    "a named pipe": (pipe, 65, ["is not a file"]),
+    "a named pipe that nobody writes to": (pipe, 66, ["nobody writes to the pipe", "a.jsonl"]),
     "a symlink loop": (link, 66, ["symbolic link", "circle"]),
     "a missing file": (lambda folder: str(folder / "a.jsonl"), 66, ["there is no file"]),
     "a missing file by its bare name": (
@@ -290,7 +295,8 @@ def told(error: QdpoError) -> str:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faulty_dataset(name: str, tmp_path: Path):
+def test_faulty_dataset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("qdpo.data.pipes.WRITER", 0.2)
     write, code, parts = FAULTS[name]
     config = DataSection(name=write(tmp_path), template="zephyr", max_length=40, max_prompt_length=20)
     with pytest.raises(QdpoError) as caught:

@@ -1,0 +1,79 @@
+"""Which encoding a text has that is not UTF-8, as far as its bytes tell."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import shlex
+
+UTF8_MARK = b"\xef\xbb\xbf"
+MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""Byte order marks of what is not UTF-8; the longer ones first."""
+
+# Where the zero bytes of ASCII characters lie, by their places in groups of four.
+WIDE = {
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+}
+
+_HAN = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+NARROW = (
+    ("SHIFT_JIS", "cp932", rf"[{_HAN}\u3040-\u30ff]*[\u3040-\u30ff][{_HAN}\u3040-\u30ff]*"),
+    ("EUC-JP", "euc_jp", rf"[{_HAN}\u3040-\u30ff]*[\u3040-\u30ff][{_HAN}\u3040-\u30ff]*"),
+    ("EUC-KR", "cp949", rf"[{_HAN}\uac00-\ud7a3]*[\uac00-\ud7a3][{_HAN}\uac00-\ud7a3]*"),
+    ("GB18030", "gb18030", rf"[{_HAN}\u2010-\u2026]+"),
+    ("BIG5", "big5", rf"[{_HAN}]+"),
+    ("WINDOWS-1251", "cp1251", "[\u0401\u0451\u0410-\u044f\u2013-\u2026\xab\xbb\xa0\u2116]+"),
+)
+"""Name for iconv, Python's name, and what the characters that are not ASCII look like, all of them together."""
+
+LOOKED_AT = 4096
+FEWEST = 3
+"""Characters that are not ASCII, from which an encoding of other scripts than Latin is told."""
+
+
+def wide_encoding(start: bytes) -> str | None:
+    """UTF-16 or UTF-32, by the mark at the beginning of a file or by the zero bytes of its first characters."""
+    for mark, name in MARKS.items():
+        if start.startswith(mark):
+            return name
+    groups = start[: len(start[:400]) // 4 * 4]
+    if len(groups) < 8:
+        return None
+    one, two, three, four = (groups[place::4].count(0) > 0.7 * len(groups) / 4 for place in range(4))
+    return WIDE.get((one, two, three, four))
+
+
+def narrow_encoding(text: bytes) -> str | None:
+    """The encoding of a part of a text that is not UTF-8 and has no zero bytes; None where none fits for sure."""
+    text = text[:LOOKED_AT]
+    runs = re.findall(rb"([A-Za-z]?)[\x80-\xff]+([A-Za-z]?)", text)
+    beside_letters = sum(bool(before or after) for before, after in runs)
+    if 2 * beside_letters < len(runs) or re.search(rb"[\x80-\xff]{5}", text):
+        for name, codec, shape in NARROW:
+            try:
+                # not final: the text may have been cut inside of a character
+                others = re.sub(r"[\x00-\x7f]+", "", codecs.getincrementaldecoder(codec)().decode(text))
+            except UnicodeDecodeError:
+                continue
+            if len(others) >= FEWEST and re.fullmatch(shape, others):
+                return name
+        return None
+    try:
+        text.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return "WINDOWS-1252"
+
+
+def conversion(encoding: str | None, name: str) -> str:
+    """How to make UTF-8 of a file, in the encoding that it seems to have."""
+    looks = f"it looks like {encoding}: " if encoding else ""
+    return f"{looks}convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8 {shlex.quote(name)} > OUT"
