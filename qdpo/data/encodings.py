@@ -23,16 +23,18 @@ WIDE = {
     (True, False, True, False): "UTF-16BE",
 }
 
-_HAN = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+_MARKS = "\u2010-\u2026\u3000-\u303f\uff00-\uffef"
+_HAN = "\u4e00-\u9fff"
+_KANA = "\u3040-\u30ff"
 NARROW = (
-    ("SHIFT_JIS", "cp932", rf"[{_HAN}\u3040-\u30ff]*[\u3040-\u30ff][{_HAN}\u3040-\u30ff]*"),
-    ("EUC-JP", "euc_jp", rf"[{_HAN}\u3040-\u30ff]*[\u3040-\u30ff][{_HAN}\u3040-\u30ff]*"),
-    ("EUC-KR", "cp949", rf"[{_HAN}\uac00-\ud7a3]*[\uac00-\ud7a3][{_HAN}\uac00-\ud7a3]*"),
-    ("GB18030", "gb18030", rf"[{_HAN}\u2010-\u2026]+"),
-    ("BIG5", "big5", rf"[{_HAN}]+"),
-    ("WINDOWS-1251", "cp1251", "[\u0401\u0451\u0410-\u044f\u2013-\u2026\xab\xbb\xa0\u2116]+"),
+    ("SHIFT_JIS", "cp932", _KANA, _HAN, 0.2),
+    ("EUC-JP", "euc_jp", _KANA, _HAN, 0.2),
+    ("EUC-KR", "cp949", "\uac00-\ud7a3", _HAN, 0.85),
+    ("GB18030", "gb18030", _HAN, "", 0.5),
+    ("BIG5", "big5", _HAN, "", 0.5),
+    ("WINDOWS-1251", "cp1251", "\u0401\u0451\u0410-\u044f", "\u2013-\u2026\xab\xbb\xa0\u2116", 0.5),
 )
-"""Name for iconv, Python's name, and what the characters that are not ASCII look like, all of them together."""
+"""Name for iconv, Python's name, characters of which a share at least is made, others that occur, and this share."""
 
 LOOKED_AT = 4096
 FEWEST = 3
@@ -57,13 +59,14 @@ def narrow_encoding(text: bytes) -> str | None:
     runs = re.findall(rb"([A-Za-z]?)[\x80-\xff]+([A-Za-z]?)", text)
     beside_letters = sum(bool(before or after) for before, after in runs)
     if 2 * beside_letters < len(runs) or re.search(rb"[\x80-\xff]{5}", text):
-        for name, codec, shape in NARROW:
+        for name, codec, own, others, share in NARROW:
             try:
                 # not final: the text may have been cut inside of a character
-                others = re.sub(r"[\x00-\x7f]+", "", codecs.getincrementaldecoder(codec)().decode(text))
+                found = re.sub(r"[\x00-\x7f]+", "", codecs.getincrementaldecoder(codec)().decode(text))
             except UnicodeDecodeError:
                 continue
-            if len(others) >= FEWEST and re.fullmatch(shape, others):
+            is_likely = re.fullmatch(f"[{own}{others}{_MARKS}]{{{FEWEST},}}", found)
+            if is_likely and len(re.findall(f"[{own}]", found)) >= share * len(found):
                 return name
         return None
     try:

@@ -89,7 +89,7 @@ class Scanner:
                 found, end = DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 if not self._may_go_on(error):
-                    raise Unreadable(self._told(error)) from error
+                    raise Unreadable(*self._told(error)) from error
                 if len(self._buffer) - self._at > most:
                     raise Unreadable(f"one value is longer than {most >> 20} MiB", AS_LINES) from error
                 if not self._more():
@@ -114,12 +114,12 @@ class Scanner:
         """Whether the fault may come of the end of what was read, and not of the text."""
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - NEAR_THE_END
 
-    def _told(self, error: json.JSONDecodeError) -> str:
+    def _told(self, error: json.JSONDecodeError) -> tuple[str, str]:
         near = self._buffer[self._at : error.pos + SHORT]
-        why, _ = why_not_json(near.strip(), error.msg, error.pos - self._at)
+        why, fix = why_not_json(near.strip(), error.msg, error.pos - self._at)
         start = max(error.pos - SHORT // 2, self._at)
         excerpt = shown(self._buffer[start : error.pos + SHORT // 2])
-        return f"there is what is not JSON{why or f' ({error.msg})'}: {excerpt}"
+        return f"there is what is not JSON{why or f' ({error.msg})'}: {excerpt}", fix
 
 
 class Unreadable(ValueError):

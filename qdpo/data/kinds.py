@@ -25,6 +25,7 @@ KIND_OF = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
+SHOWN = {"json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow"}
 HEAD = 1 << 16
 """Bytes that are looked at."""
 ARROW_STREAM = b"\xff\xff\xff\xff"
@@ -86,7 +87,9 @@ def look(path: Path, name: str = "") -> DataFile:
     suffix = next((e.lower() for e in reversed(path.suffixes) if e.lower() in EXTENSIONS), "")
     if (found := _columnar(name, start, suffix)) is not None:
         if packing:
-            raise DataError(f"{name} is {found} inside of {packing.name}", f"unpack it first: {packing.unpack} FILE")
+            raise DataError(
+                f"{name} is {SHOWN[found]} inside of {packing.name}", f"unpack it first: {packing.unpack} FILE"
+            )
         return DataFile(path, name, found, read_as=_unsaid(found, suffix, packing))
     kind = _text_kind(path, name, start, suffix)
     if kind == "json":
@@ -110,7 +113,7 @@ def _end_of(path: Path) -> bytes:
 def _unsaid(kind: str, suffix: str, packing: Packing | None) -> str:
     """What the name of a file does not say."""
     is_said = KIND_OF.get(suffix) == kind
-    return "" if is_said else " in ".join(filter(None, [kind.upper(), packing.name if packing else ""]))
+    return "" if is_said else " in ".join(filter(None, [SHOWN[kind], packing.name if packing else ""]))
 
 
 def _columnar(name: str, start: bytes, suffix: str) -> str | None:

@@ -94,48 +94,48 @@ def _json_lines(file: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
             # a byte order mark at the start of a file is not part of its text
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             row = DECODER.decode(text)
-        except UnicodeDecodeError as error:
-            yield number, _not_utf8(file, line, error)
         except DuplicateKey as error:
             yield number, _broken(" has a key twice", "keep one of the two", str(error), line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if len(line) == LONGEST_LINE:
                 raise DataError(
                     f"{file.name}: line {number} is longer than {LONGEST_LINE >> 20} MiB", "write one row a line"
                 ) from error
-            yield number, _not_json(text, error, line, whole)
-        except (ValueError, RecursionError) as error:
-            yield number, _broken(" is not JSON", "mend it: one whole JSON object a line", first_line(error), line)
+            yield number, _cut_off(line, whole) if whole and _is_cut(line, error) else _damaged(file, line, error)
         else:
             whole += 1
             yield number, row
 
 
-def _not_json(text: str, error: json.JSONDecodeError, line: bytes, whole: int) -> Broken:
-    """Says why; a last line that has no end was cut off.
+def _is_cut(line: bytes, error: Exception) -> bool:
+    """Whether a line ends without a line end where more was expected: only the last one of a file can."""
+    if line.endswith(b"\n"):
+        return False
+    if isinstance(error, UnicodeDecodeError):
+        return error.reason == "unexpected end of data"
+    at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1
+    return at_end or str(error).startswith("Unterminated string")
 
-    Args:
-        text: the line.
-        error: the parser's.
-        line: the same as bytes.
-        whole: rows before it that can be read.
-    """
-    ends_at_fault = error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip()) - 1
-    if not line.endswith(b"\n") and ends_at_fault and whole:
-        return _broken(
-            " is not JSON: the file ends in the middle of it, it was cut off",
-            "copy or download the file again, or delete this line",
-            f"{whole:,} whole rows before it",
-            line,
-        )
-    stripped = text.strip()
-    why, fix = why_not_json(stripped, error.msg, error.pos - text.index(stripped))
+
+def _cut_off(line: bytes, whole: int) -> Broken:
+    return _broken(
+        " is not whole: the file ends in the middle of it, it was cut off",
+        "copy or download the file again, or delete this line",
+        f"{whole:,} whole rows before it",
+        line,
+    )
+
+
+def _damaged(file: DataFile, line: bytes, error: Exception) -> Broken:
+    if isinstance(error, UnicodeDecodeError):
+        encoding = narrow_encoding(line[max(error.start - 64, 0) :])
+        return _broken(" is not UTF-8", conversion(encoding, file.name), f"from byte {error.start}", line)
+    if isinstance(error, json.JSONDecodeError):
+        text = error.doc.strip()
+        why, fix = why_not_json(text, error.msg, error.pos - error.doc.index(text))
+    else:
+        why, fix = why_not_json("", "", 0)
     return _broken(f" is not JSON{why}", fix, first_line(error), line)
-
-
-def _not_utf8(file: DataFile, line: bytes, error: UnicodeDecodeError) -> Broken:
-    encoding = narrow_encoding(line[max(error.start - 64, 0) :])
-    return _broken(" is not UTF-8", conversion(encoding, file.name), f"from byte {error.start}", line)
 
 
 def _broken(what: str, fix: str, why: str, line: bytes) -> Broken:
