@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -23,8 +24,8 @@ LARGEST_ITEM = 64 << 20
 LARGEST_TABLE = 256 << 20
 """Characters of one object that is a whole table."""
 WHITE = " \t\r\n"
-NEAR_THE_END = 16
-"""Characters before the end of what was read, in which a fault may come of the cut."""
+BEGUN = re.compile(r"|-|\.|e[+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul|u[0-9a-f]{0,4}", re.I)
+"""What may stand between a fault and the end of a text that was cut off."""
 AS_LINES = "write its rows as JSON Lines, one object a line (jq -c '.[]' FILE > OUT)"
 
 LISTS = ("data", "rows", "train", "examples", "items", "records", "samples", "instances", "pairs", "dataset")
@@ -44,6 +45,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def is_cut(error: json.JSONDecodeError) -> bool:
+    """Whether a text that is not JSON may be the beginning of one that is."""
+    if error.msg.startswith("Unterminated string"):
+        return True
+    end = error.doc.rstrip(WHITE) if len(error.doc) - error.pos < SHORT else error.doc
+    return len(end) - error.pos < 6 and BEGUN.fullmatch(end, error.pos) is not None
 
 
 class Scanner:
@@ -88,7 +97,7 @@ class Scanner:
             try:
                 found, end = DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
-                if not self._may_go_on(error):
+                if not is_cut(error):
                     raise Unreadable(*self._told(error)) from error
                 if len(self._buffer) - self._at > most:
                     raise Unreadable(f"one value is longer than {most >> 20} MiB", AS_LINES) from error
@@ -109,10 +118,6 @@ class Scanner:
         self._lines = self.line
         self._buffer, self._at = self._buffer[self._at :] + chunk, 0
         return bool(chunk)
-
-    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
-        """Whether the fault may come of the end of what was read, and not of the text."""
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - NEAR_THE_END
 
     def _told(self, error: json.JSONDecodeError) -> tuple[str, str]:
         near = self._buffer[self._at : error.pos + SHORT]
@@ -200,8 +205,8 @@ class Table:
     rows: list[Any]
 
 
-def shape_of(stream: IO[bytes], name: str) -> str:
-    """`list`, `lines` (a value a line), `values` (one after another) or `table`.
+def shape_of(stream: IO[bytes], name: str) -> tuple[str, str]:
+    """`list`, `lines` (a value a line), `values` (one after another) or `table`; and of a table how it holds its rows.
 
     Args:
         stream: the file, from its beginning.
@@ -213,7 +218,7 @@ def shape_of(stream: IO[bytes], name: str) -> str:
     scanner = Scanner(stream)
     try:
         if (first := scanner.next()) != "{":
-            return "list" if first == "[" else "lines"
+            return "list" if first == "[" else "lines", ""
         begun = scanner.line
         value = scanner.value(LARGEST_TABLE)
         ended = scanner.line
@@ -221,14 +226,13 @@ def shape_of(stream: IO[bytes], name: str) -> str:
     except Unreadable as error:
         if error.fix is AS_LINES:
             raise DataError(f"{name} holds one JSON object: {error.what}", AS_LINES) from error
-        return "lines"
+        return "lines", ""
     except UnicodeDecodeError:
-        return "lines"
-    if not follows and table_of(value, name) is not None:
-        return "table"
-    if begun == ended and (not follows or scanner.line > ended):
-        return "lines"
-    return "values" if follows in ("", "{") else "lines"
+        return "lines", ""
+    if not follows and (table := table_of(value, name)):
+        return "table", table.how
+    a_line = begun == ended and (not follows or scanner.line > ended)
+    return "values" if not a_line and follows in ("", "{") else "lines", ""
 
 
 def read_table(stream: IO[bytes], name: str) -> Table:
@@ -261,7 +265,8 @@ def table_of(value: Any, name: str) -> Table | None:
         return Table('columns and data, as pandas writes with orient="split"', _by_names(value, name))
     if all(isinstance(part, dict) and part for part in value.values()):
         return _by_index(value)
-    if all(isinstance(part, list) for part in value.values()) and not any(map(_are_messages, value.values())):
+    lists = all(isinstance(part, list) for part in value.values())
+    if lists and len(value) > 1 and not any(map(_are_messages, value.values())):
         return _by_columns(value, name)
     return _under_a_key(value, name)
 

@@ -94,14 +94,17 @@ def look(path: Path, name: str = "") -> DataFile:
     kind = _text_kind(path, name, start, suffix)
     if kind == "json":
         with unpacked(path, name) as stream:
-            shape = shape_of(stream, name)
-        return DataFile(path, name, kind, shape, read_as=_unsaid(kind, suffix, packing))
+            shape, how = shape_of(stream, name)
+        return DataFile(path, name, kind, shape, read_as=_joined(_unsaid(kind, suffix, packing), how))
     text = start.decode("utf-8-sig", "replace")
     expected = "\t" if kind == "tsv" else ","
     delimiter = _delimiter(text, expected)
     between = "" if delimiter == expected else f"fields between {DELIMITERS.get(delimiter, shown(delimiter))}"
-    told = filter(None, [_unsaid(kind, suffix, packing), between])
-    return DataFile(path, name, kind, "", delimiter, ", ".join(told))
+    return DataFile(path, name, kind, "", delimiter, _joined(_unsaid(kind, suffix, packing), between))
+
+
+def _joined(*told: str) -> str:
+    return ", ".join(filter(None, told))
 
 
 def _end_of(path: Path) -> bytes:
@@ -143,7 +146,7 @@ def _text_kind(path: Path, name: str, start: bytes, suffix: str) -> str:
         return kind
     if is_table:
         return is_table
-    known = f"known are {', '.join(sorted(EXTENSIONS))}, also as .gz, .bz2, .xz, .zst"
+    known = f"let its name end in what it is: {', '.join(sorted(EXTENSIONS))}, also as .gz, .bz2, .xz, .zst"
     if not path.suffix or path.suffix.lower() == ".txt":
         raise DataError(f"{name} is neither JSON nor CSV with a line of column names", known)
     raise DataError(f"{name} has the unknown extension {path.suffix!r}, and is no JSON", known)

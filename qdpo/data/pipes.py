@@ -70,7 +70,7 @@ def spooled(path: Path) -> Path:
     found = path.stat()
     key = found.st_dev, found.st_ino
     if key not in _kept:
-        handle, name = tempfile.mkstemp(prefix="qdpo-pipe-")
+        handle, name = tempfile.mkstemp("".join(path.suffixes)[-16:], "qdpo-pipe-")
         atexit.register(Path(name).unlink, missing_ok=True)
         try:
             with open(handle, "wb", buffering=0) as file, explained(Path(name)):

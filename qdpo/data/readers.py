@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from qdpo.data.defects import why_not_json
 from qdpo.data.encodings import conversion, narrow_encoding
-from qdpo.data.json_values import DECODER, DuplicateKey, items_of_list, read_table, values_in_turn
+from qdpo.data.json_values import DECODER, DuplicateKey, is_cut, items_of_list, read_table, values_in_turn
 from qdpo.data.kinds import EXTENSIONS, SEPARATOR, DataFile, look
 from qdpo.data.packed import unpacked
 from qdpo.errors import DataError, first_line
@@ -113,8 +113,7 @@ def _is_cut(line: bytes, error: Exception) -> bool:
         return False
     if isinstance(error, UnicodeDecodeError):
         return error.reason == "unexpected end of data"
-    at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1
-    return at_end or str(error).startswith("Unterminated string")
+    return isinstance(error, json.JSONDecodeError) and is_cut(error)
 
 
 def _cut_off(line: bytes, whole: int) -> Broken:
