@@ -162,6 +162,8 @@ def refuse_text(name: str, start: bytes, *, whole: bool, json: bool) -> None:
             f"{name} is a server's answer in place of the data: {shown(text.strip())}",
             "check its address and that you may read it, and download it again",
         )
+    if not start.strip(b"\x00"):
+        raise DataError(f"{name} begins with {len(start):,} zero bytes: it was not written", "copy or write it again")
     if _is_binary(start, text):
         raise DataError(f"{name} is binary data, no text", f"{GIVE}; is it damaged, or packed in a way of its own?")
 

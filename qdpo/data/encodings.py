@@ -57,6 +57,8 @@ def narrow_encoding(text: bytes) -> str | None:
     """The encoding of a part of a text that is not UTF-8 and has no zero bytes; None where none fits for sure."""
     text = text[:LOOKED_AT]
     runs = re.findall(rb"([A-Za-z]?)[\x80-\xff]+([A-Za-z]?)", text)
+    if not runs:
+        return None
     beside_letters = sum(bool(before or after) for before, after in runs)
     if 2 * beside_letters < len(runs) or re.search(rb"[\x80-\xff]{5}", text):
         for name, codec, own, others, share in NARROW:

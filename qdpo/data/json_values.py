@@ -80,6 +80,10 @@ class Scanner:
             if self._at < len(self._buffer) or not self._more():
                 return self._buffer[self._at : self._at + 1]
 
+    def goes_on(self) -> bool:
+        """Whether the line here ends where a value cannot: in a brace or bracket that it opens."""
+        return self._buffer[self._at :].split("\n", 1)[0].rstrip().endswith(("{", "["))
+
     def step(self) -> None:
         """Pass over one character."""
         self._at += 1
@@ -124,7 +128,8 @@ class Scanner:
         why, fix = why_not_json(near.strip(), error.msg, error.pos - self._at)
         start = max(error.pos - SHORT // 2, self._at)
         excerpt = shown(self._buffer[start : error.pos + SHORT // 2])
-        return f"there is what is not JSON{why or f' ({error.msg})'}: {excerpt}", fix
+        line = self._lines + self._buffer.count("\n", 0, error.pos) + 1
+        return f"there is what is not JSON{why or f' ({error.msg})'}, in line {line:,}: {excerpt}", fix
 
 
 class Unreadable(ValueError):
@@ -226,6 +231,8 @@ def shape_of(stream: IO[bytes], name: str) -> tuple[str, str]:
     except Unreadable as error:
         if error.fix is AS_LINES:
             raise DataError(f"{name} holds one JSON object: {error.what}", AS_LINES) from error
+        if scanner.goes_on():
+            raise DataError(f"{name}: not JSON: {error.what}", error.fix) from error
         return "lines", ""
     except UnicodeDecodeError:
         return "lines", ""

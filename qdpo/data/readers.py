@@ -101,7 +101,7 @@ def _json_lines(file: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
                 raise DataError(
                     f"{file.name}: line {number} is longer than {LONGEST_LINE >> 20} MiB", "write one row a line"
                 ) from error
-            yield number, _cut_off(line, whole) if whole and _is_cut(line, error) else _damaged(file, line, error)
+            yield number, _cut_off(line, whole) if _is_cut(line, error) else _damaged(file, line, error)
         else:
             whole += 1
             yield number, row
@@ -181,9 +181,10 @@ def _parquet(file: DataFile) -> Iterator[Any]:
         with pq.ParquetFile(file.path) as table:
             for batch in table.iter_batches(batch_size=ROWS_PER_BATCH):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file.name}: not a readable Parquet file: {error}", "copy or download it again: it may be cut off"
+            f"{file.name}: not a readable Parquet file: {shortened(str(error), 500)}",
+            "copy or download it again: it may be cut off",
         ) from error
 
 
@@ -201,7 +202,11 @@ def _arrow(file: DataFile) -> Iterator[Any]:
             else:
                 batches = pa.ipc.open_stream(stream)
             for batch in batches:
+                # Arrow trusts the places that a file names, and damaged ones lie anywhere in memory
+                batch.validate(full=True)
                 for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                     yield from batch.slice(start, ROWS_PER_BATCH).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.name}: not a readable Arrow file: {error}", "copy or write it again") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file.name}: not a readable Arrow file: {shortened(str(error), 500)}", "copy or write it again"
+        ) from error

@@ -66,9 +66,9 @@ def sqlite() -> bytes:
     return connection.serialize()
 
 
-def parquet() -> bytes:
+def parquet(compression: str = "snappy") -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(ROWS), sink)
+    pq.write_table(pa.Table.from_pylist(ROWS), sink, compression=compression)
     return sink.getvalue().to_pybytes()
 
 
@@ -76,6 +76,13 @@ def zstd(content: bytes) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def arrow() -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
@@ -133,6 +140,18 @@ DEFECTS: dict[str, tuple[str, bytes, int, list[str]]] = {
     "junk without extension": ("a", JUNK, 65, ["binary data"]),
     "zeros": ("a.jsonl", bytes(5000), 65, ["zero bytes", "not written to its end"]),
     "Parquet in gzip": ("a.parquet.gz", gzip.compress(parquet()), 65, ["Parquet inside of gzip", "gunzip"]),
+    "Arrow with a letter that is cut": (
+        "a.arrow",
+        arrow().replace(b"\xc3\xa9", b"\xc3e"),
+        65,
+        ["not a readable Arrow"],
+    ),
+    "Parquet with a letter that is cut": (
+        "a.parquet",
+        parquet("none").replace(b"\xc3\xa9", b"\xc3e"),
+        65,
+        ["not a readable"],
+    ),
     # ---- encodings
     "UTF-16": ("a.jsonl", TEXT.encode("utf-16"), 65, ["UTF-16", "iconv -f UTF-16 -t UTF-8"]),
     "UTF-16 without a mark": ("a.jsonl", TEXT.encode("utf-16-le"), 65, ["UTF-16LE", "iconv -f UTF-16LE"]),
@@ -160,6 +179,14 @@ DEFECTS: dict[str, tuple[str, bytes, int, list[str]]] = {
         json.dumps(ROWS[0], indent=1).encode() * 3 + b'{\n"a',
         65,
         ["after 3 rows", "cut off"],
+    ),
+    "table that is cut off": ("a.json", json.dumps({"data": ROWS})[:-99].encode(), 65, ["1 of 1 rows", "cut off"]),
+    "pretty table that is cut off": ("a.json", json.dumps({"data": ROWS}, indent=1)[:-99].encode(), 65, ["cut off"]),
+    "pretty table with damage": (
+        "a.json",
+        json.dumps({"data": ROWS}, indent=1).replace('"question 3"', "question 3").encode(),
+        65,
+        ["not JSON", "in line 19", "question 3"],
     ),
     "zeros at the end": ("a.jsonl", LINES + bytes(4096), 65, ["1 of 41 rows", "zero bytes", "line 41"]),
     "truncated zstd": ("a.jsonl.zst", zstd(LINES * 50)[:-9], 65, ["middle of its compressed data"]),
