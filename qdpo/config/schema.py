@@ -91,7 +91,7 @@ class DataSection(Section):
     name: Annotated[
         str, Field(min_length=1, description="hub dataset, local file or folder, or `quickstart` (embedded)")
     ]
-    config: Annotated[str | None, Field(description="configuration (subset) of the hub dataset")] = None
+    config: Annotated[str | None, Field(description="configuration (subset) of a hub dataset, or of a folder")] = None
     revision: Annotated[str | None, Field(description="hub revision; null takes `main`")] = None
     split: Annotated[str, Field(min_length=1, description="split to train on")] = "train"
     eval_name: Annotated[str | None, Field(description="held-out dataset; null takes data.name")] = None

@@ -86,6 +86,7 @@ def arrow() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+CUT = b"\xc3\xa9", b"\xc3e"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n"
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>" + b"x" * 9000 + b"</body></html>"
 PYTHON = "".join(f"{row}\n" for row in ROWS).encode()
@@ -138,17 +139,18 @@ DEFECTS: dict[str, tuple[str, bytes, int, list[str]]] = {
     "7z": ("a.7z", b"7z\xbc\xaf\x27\x1c\x00\x04" + JUNK, 65, ["7z archive"]),
     "junk": ("a.jsonl", JUNK, 65, ["binary data"]),
     "junk without extension": ("a", JUNK, 65, ["binary data"]),
-    "zeros": ("a.jsonl", bytes(5000), 65, ["zero bytes", "not written to its end"]),
+    "zeros": ("a.jsonl", bytes(5000), 65, ["begins with 5,000 zero bytes"]),
+    "control characters": ("a.csv", bytes(range(1, 9)) * 99, 65, ["binary data"]),
     "Parquet in gzip": ("a.parquet.gz", gzip.compress(parquet()), 65, ["Parquet inside of gzip", "gunzip"]),
     "Arrow with a letter that is cut": (
         "a.arrow",
-        arrow().replace(b"\xc3\xa9", b"\xc3e"),
+        arrow().replace(*CUT),
         65,
         ["not a readable Arrow"],
     ),
     "Parquet with a letter that is cut": (
         "a.parquet",
-        parquet("none").replace(b"\xc3\xa9", b"\xc3e"),
+        parquet("none").replace(*CUT),
         65,
         ["not a readable"],
     ),
@@ -282,6 +284,18 @@ HARMLESS: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: CSV.replace("prompt,", "prompt,a|b|c,", 1).replace('"question', '"x","question').encode(),
     ),
 }
+
+
+def test_how_a_file_is_read_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.json").write_text(json.dumps({"data": ROWS}))
+    (tmp_path / "a.csv").write_text(CSV.replace('","', '";"').replace(",", ";", 2))
+    assert main(["data", str(tmp_path / "a.json"), "--report", str(tmp_path / "report.json")]) == 0
+    assert main(["data", str(tmp_path / "a.csv")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert 'pairs (columns prompt, chosen, rejected (text); the rows under the key "data")' in out
+    assert "pairs (columns prompt, chosen, rejected (text); fields between semicolons)" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["train"]["format_reason"].endswith('; the rows under the key "data"')
 
 
 @pytest.mark.parametrize("name", HARMLESS)
