@@ -28,6 +28,7 @@ BINARY = {
     b"GGUF": ("a GGUF model", "that is a model; the data is a file of its own"),
     b"ORC": ("an ORC file", WRITE),
     b"Obj\x01": ("an Avro file", WRITE),
+    b"PK\x05\x06": ("an empty ZIP archive", GIVE),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", MEMBERS),
     b"Rar!\x1a\x07": ("a RAR archive", MEMBERS),
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Excel or Word file", TABULAR),

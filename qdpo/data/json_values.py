@@ -26,7 +26,7 @@ LARGEST_TABLE = 256 << 20
 WHITE = " \t\r\n"
 BEGUN = re.compile(r"|-|\.|e[+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul|u[0-9a-f]{0,4}", re.I)
 """What may stand between a fault and the end of a text that was cut off."""
-AS_LINES = "write its rows as JSON Lines, one object a line (jq -c '.[]' FILE > OUT)"
+AS_LINES = "write its rows as JSON Lines, one object a line (jq -c '.KEY[]' FILE > OUT)"
 
 LISTS = ("data", "rows", "train", "examples", "items", "records", "samples", "instances", "pairs", "dataset")
 """Keys under which a table's rows are looked for where there is more than this key."""
