@@ -46,6 +46,7 @@ class Tie(Inherent):
 # The names that LLaMA-Factory, ShareGPT, Open Assistant and others use for the two speakers.
 SPEAKERS = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -54,11 +55,37 @@ SPEAKERS = {
     "bot": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
 }
 TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
 
+SAID_IN = ("content", "value", "text", "parts")
+"""The keys under which messages hold what was said."""
+
+IN_ROWS = dict.fromkeys(
+    ("image", "images", "video", "videos", "audio", "audios"),
+    ("pictures, video or sound", "qdpo learns from text alone: take these rows out"),
+)
+IN_ROWS |= dict.fromkeys(
+    ("tools", "functions"),
+    ("tools, which are no part of what would be learned from", "write them into the system message"),
+)
+IN_ROWS["weight"] = "a weight, and all pairs count alike", "use data.mixture for the weights of whole datasets"
+IN_MESSAGES = dict.fromkeys(
+    ("tool_calls", "function_call"),
+    ("tool calls, which are not supported", "take these rows out, or write the calls as text of the assistant"),
+)
+IN_MESSAGES |= dict.fromkeys(
+    ("reasoning_content", "reasoning", "thinking"),
+    ("thinking beside its text", "write it into the text, with the marks that the model uses (<think>...</think>)"),
+)
+"""Keys that change what is meant and are not read: what they are, and what to do."""
+
 MESSAGES = "write messages: [{role: user, content: ...}]"
 """What to do about a column that should hold a conversation."""
+SYSTEM = ("system", "system_prompt", "system_message")
+"""The columns that hold a system message."""
 KINDS = {"NoneType": "null", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
 KINDS |= {"list": "a list", "tuple": "a list", "dict": "an object"}
 AROUND = 30
@@ -162,7 +189,8 @@ def message_of(item: Any, column: str) -> Message:
             column,
             f"the role {shown(named)}",
         )
-    content = item.get("content", item.get("value"))
+    refuse_unread(item, IN_MESSAGES, column)
+    content = next((item[key] for key in SAID_IN if key in item), None)
     if isinstance(content, list):
         content = _joined(content, column)
     if content is None:
@@ -175,6 +203,30 @@ def message_of(item: Any, column: str) -> Message:
         )
     # A system message may be empty: the handbook's is.
     return Message(role, _checked(content, column, empty_ok=role == "system"))
+
+
+def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "") -> None:
+    """Refuse what is a part of what was said and would not be read.
+
+    Args:
+        row: a row, or a message.
+        keys: `IN_ROWS` or `IN_MESSAGES`.
+        column: of the message; empty for a row.
+
+    Raises:
+        BadRow: it holds such a thing.
+    """
+    for key in row.keys() & keys.keys():
+        # nothing, or the weight that all have
+        if row[key] in (None, "", "[]", "{}", 1) or row[key] in ([], {}):
+            continue
+        what, fix = keys[key]
+        raise BadRow(
+            f"`{column}` has a message with {what} (`{key}`)" if column else f"the row has {what} (`{key}`)",
+            f"{fix}; data.ignore=[{key}] reads the rest as if it were not there",
+            column or key,
+            shown(row[key]),
+        )
 
 
 def _joined(parts: list[Any], column: str) -> str:
@@ -192,10 +244,33 @@ def _joined(parts: list[Any], column: str) -> str:
 
 def system_of(row: Row) -> list[Message]:
     """The system message, when the row brings a non-empty one."""
-    value = row.get("system")
-    if value is None or (isinstance(value, str) and not value.strip()):
+    for column in SYSTEM:
+        value = row.get(column)
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            return [Message("system", text_of(row, column))]
+    return []
+
+
+def history_of(row: Row) -> list[Message]:
+    """The turns before the question, where the row brings some: questions with their answers, or messages.
+
+    Raises:
+        BadRow: `history` is something else.
+    """
+    value = row.get("history")
+    if value is None or value in ("", "[]") or value == []:
         return []
-    return [Message("system", text_of(row, "system"))]
+    if isinstance(value, list) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in value):
+        roles = ("user", "assistant")
+        said = [(role, text) for turn in value for role, text in zip(roles, turn, strict=True)]
+        return [Message(role, text_of({"history": text}, "history")) for role, text in said]
+    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+        return messages_of(value, "history")
+    raise BadRow(
+        f"`history` is {type_in_words(value)}, expected the earlier turns",
+        "write [[question, answer], ...], or set data.ignore=[history]",
+        "history",
+    )
 
 
 def answer(text: str) -> list[Message]:
