@@ -314,7 +314,10 @@ def split_conversations(
 
 
 def check_turns(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
-    """Roles in order: system at most once and first, then user and assistant by turns; one answer on each side."""
+    """Roles in order: system at most once and first, then user and assistant by turns; one answer on each side.
+
+    An assistant may greet first: whether there is a place for that, the template says.
+    """
     for column, side in (("chosen", chosen), ("rejected", rejected)):
         if not side:
             raise BadRow(f"`{column}` has no answer after the prompt", "end with an assistant message", column)
@@ -334,9 +337,9 @@ def check_turns(prompt: Sequence[Message], chosen: Sequence[Message], rejected: 
     if prompt and not turns:
         raise BadRow("the prompt has only a system message", "add what the user says", "prompt")
     if turns:
-        if turns[0].role == "assistant":
-            raise BadRow("the prompt starts with an assistant message", "begin with the user", "prompt")
-        for turn, expected in zip(turns, itertools.cycle(("user", "assistant")), strict=False):
+        first = int(turns[0].role == "assistant")
+        speakers = itertools.islice(itertools.cycle(("user", "assistant")), first, None)
+        for turn, expected in zip(turns, speakers, strict=False):
             if turn.role != expected:
                 raise BadRow(
                     f"`prompt` has roles out of order: {turn.role} where {expected} was expected",

@@ -14,6 +14,8 @@ from qdpo.data.pieces import IN_ROWS, SAID_IN, BadRow, Row, Tie, check_turns, re
 from qdpo.data.templated import family_of, read_back, without_end
 from qdpo.data.wrapped import unwrapped, wrapped_columns
 
+REPEATED = 20
+"""Characters of a prompt below which answers may begin with the same words by themselves."""
 OF_MESSAGES = frozenset({"role", "from", *SAID_IN})
 
 
@@ -145,6 +147,8 @@ class RowReader:
     def _said(self, head: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
         """Prompt and both answers of the first rows whose prompt is a text alone."""
         for place, (_, row) in enumerate(self.format.items(enumerate(head))):
+            if isinstance(row, BadRow):
+                continue
             try:
                 prompt, chosen, rejected, _ = self.format.read(row, partial(_draw, self.seed, place))
             except (BadRow, AttributeError):
@@ -222,7 +226,7 @@ def _ignoring(row: Row, ignore: frozenset[str]) -> Row:
 def _repeats(prompt: str, chosen: str, rejected: str) -> bool:
     """Whether both answers begin with the prompt, and go on."""
     sides = (chosen, rejected)
-    return bool(prompt.strip()) and all(s.startswith(prompt) and s[len(prompt) :].strip() for s in sides)
+    return len(prompt.strip()) >= REPEATED and all(s.startswith(prompt) and s[len(prompt) :].strip() for s in sides)
 
 
 def _draw(seed: int, place: int, n: int) -> int:

@@ -1,6 +1,7 @@
 """Every schema of the table of known datasets: recognised from its columns, and read as its authors mean it."""
 
 import pytest
+from data.published import ONE_ROW, SEVERAL_ROWS
 
 from qdpo.data.formats import check_columns, keeps_ties, recognise, rename
 from qdpo.data.pairs import Message
@@ -234,8 +235,9 @@ def test_known_schemas(name: str):
     assert pair.scores == scores
 
 
-def test_every_format_has_a_row_here():
-    assert {format_name for format_name, _, _ in ROWS.values()} == set(BY_NAME)
+def test_every_format_has_a_row_here_or_among_the_published():
+    found = {format_name for format_name, *_ in (ROWS | ONE_ROW | SEVERAL_ROWS).values()}
+    assert found == set(BY_NAME)
     assert len(BY_NAME) == len(FORMATS)
 
 
@@ -301,9 +303,9 @@ BAD = {
         {"prompt": "q", "chosen": [{"role": "assistant", "content": [{"type": "image", "text": "x"}]}], "rejected": ""},
         "not text",
     ),
-    "assistant first": (
-        {"prompt": [assistant("x"), user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
-        "the prompt starts with an assistant message",
+    "assistant alone": (
+        {"prompt": [assistant("x")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        "the prompt ends with an assistant message",
     ),
     "assistant last": (
         {"prompt": [user("q"), assistant("x")], "chosen": [assistant("a")], "rejected": [assistant("b")]},

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import (
+    SPEAKERS,
     BadRow,
     Row,
     answer,
@@ -108,7 +109,9 @@ def _implicit_known(row: Row) -> str | None:
             continue
         if suffix:
             return f"columns {', '.join(sides)} with whole conversations"
-        if "prompt" not in row and "conversations" not in row:
+        first = row["chosen"][0] if row["chosen"] else None
+        begins = str(first.get("role", first.get("from"))).lower() if isinstance(first, Mapping) else ""
+        if "prompt" not in row and "conversations" not in row and SPEAKERS.get(begins) != "assistant":
             return "columns chosen, rejected with whole conversations and no prompt"
     return None
 
@@ -348,7 +351,8 @@ COLUMNS = (
         "alpaca_lists",
         ("instruction", "output"),
         _read_old_alpaca,
-        "LLaMA-Factory before 0.8: `output` is [better, worse]",
+        "LLaMA-Factory before 0.8",
+        "instruction, output as a list: the better answer first",
         known=_old_alpaca_known,
     ),
     Format(
@@ -357,16 +361,26 @@ COLUMNS = (
         _read_implicit,
         "TRL, argilla/dpo-mix-7k, Skywork-Reward-Preference, trl-lib/ultrafeedback_binarized, torchtune, "
         "LLaMA-Factory v1",
+        "chosen, rejected (or with `_messages`, `_conversations`): whole conversations",
         known=_implicit_known,
     ),
-    Format("transcripts", ("chosen", "rejected"), _read_transcripts, "Anthropic/hh-rlhf", known=_transcripts_known),
+    Format(
+        "transcripts",
+        ("chosen", "rejected"),
+        _read_transcripts,
+        "Anthropic/hh-rlhf",
+        "chosen, rejected: `Human:`, `Assistant:`",
+        known=_transcripts_known,
+    ),
     Format(
         "named_pairs",
         (),
         _read_named,
         "axolotl (chat_template.default, chatml.icr), distilabel-intel-orca-dpo-pairs, NeMo-Aligner, ms-swift's "
         "query-response, Code-Preference-Pairs, UltraInteract_pair, stack-exchange-paired, DPO-En-Zh-20k-Preference, "
-        "Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio: two answers by another pair of names",
+        "Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio",
+        f"a prompt by one of the names {', '.join(dict.fromkeys((*ASKED, *TALKED)))}, and two answers by other names: "
+        + "; ".join(map(", ".join, SIDES[1:])),
         known=_named_known,
     ),
     Format(
@@ -374,6 +388,7 @@ COLUMNS = (
         ("chosen", "rejected"),
         _read_implicit_text,
         "TRL's text without a prompt column",
+        "chosen, rejected: texts that begin alike, up to the end of a word the prompt",
         known=_implicit_text_known,
     ),
     Format("minimal_pairs", ("sentence_good", "sentence_bad"), _read_minimal, "BLiMP"),

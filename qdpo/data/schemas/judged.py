@@ -113,8 +113,7 @@ def winner(value: Any, sides: tuple[str, str], marks: tuple[str, str], column: s
     for place, (side, mark) in enumerate(zip(sides, marks, strict=True)):
         names = {side, mark, f"model_{mark}", f"response_{mark}", f"response{mark}", f"assistant_{mark}"}
         names |= {f"answer_{mark}", f"answer{mark}", f"output_{mark}", f"output{mark}", f"model{mark}", f"option{mark}"}
-        if marks in MARKS[:2]:
-            names |= {"left" if place == 0 else "right"}
+        names.add(("left", "right")[place])
         if low in {name.lower().replace(" ", "") for name in names}:
             return place
     raise BadRow(
@@ -248,7 +247,9 @@ JUDGED_FORMATS = (
         _read,
         "Chatbot Arena (conversations, 55k, 100k, 140k), MT-Bench human judgments, PKU-SafeRLHF (the better answer), "
         "HelpSteer2's preferences, HelpSteer3, LLMBar, PandaLM (its annotators' majority), AlpacaFarm, "
-        "Preference-Collection, Label Studio's JSON-MIN: two answers and a verdict",
+        "Preference-Collection, Label Studio's JSON-MIN",
+        "a question, two answers told apart as a and b, 1 and 2 or 0 and 1 (response_a, output_1, ...), and a verdict: "
+        + ", ".join(VERDICTS),
         known=_known,
     ),
 )
