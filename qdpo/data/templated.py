@@ -79,7 +79,7 @@ FAMILIES = (
         joins=True,
     ),
     Family("Human and Assistant", re.compile(r"(?:^|\n)\s*(Human|Assistant): ?"), NOTHING),
-    Family("Vicuna's", re.compile(r"(?:^|\s)(USER|ASSISTANT): ?"), END, preamble=True),
+    Family("Vicuna's", re.compile(r"(?:^|\s|</s>)(USER|ASSISTANT): ?"), END, preamble=True),
 )
 SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 

@@ -310,8 +310,8 @@ SCORED_FORMATS = (
         (),
         _read_list,
         "distilabel (generations, ratings), berkeley-nest/Nectar, HuggingFaceH4/stack-exchange-preferences",
-        "a question and a list of answers (completions, answers, generations, responses) with scores or ranks: the best "
-        "against one drawn by the seed",
+        "a question and a list of answers (completions, answers, generations, responses) with scores or ranks: the "
+        "best against one drawn by the seed",
         known=_list_known,
         by_score=True,
         drawn=True,
