@@ -156,6 +156,13 @@ def _checked(text: str, column: str, empty_ok: bool = False) -> str:
     return text
 
 
+def turns_of(row: Row, column: str) -> list[Message]:
+    """The messages in a column."""
+    if column not in row:
+        raise BadRow(f"no column `{column}`", f"add the column `{column}`", column)
+    return messages_of(row[column], column)
+
+
 def messages_of(value: Any, column: str) -> list[Message]:
     """A list of {role, content} (or ShareGPT's {from, value}) as messages."""
     if value is None:

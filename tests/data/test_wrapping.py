@@ -144,13 +144,13 @@ def test_conversations_in_csv(written, tmp_path: Path):
         writer = csv.writer(stream)
         writer.writerow(["prompt", "chosen", "rejected"])
         for n in range(3):
-            text = "It's \"so\"\nthen" if n else GOOD
+            text = 'It\'s "so"\nthen' if n else GOOD
             writer.writerow([QUESTION, *(written([user(), assistant(t)]) for t in (text, BAD))])
     rows = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
     opened, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
     assert not report.left_out
     assert "messages written as text in chosen, rejected" in opened.reader.reason
-    assert [pair.chosen[0].content for pair in pairs] == [GOOD, "It's \"so\"\nthen", "It's \"so\"\nthen"]
+    assert [pair.chosen[0].content for pair in pairs] == [GOOD, 'It\'s "so"\nthen', 'It\'s "so"\nthen']
 
 
 def test_a_text_that_cannot_be_read_back_is_a_fault(tmp_path: Path):

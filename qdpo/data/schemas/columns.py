@@ -18,6 +18,7 @@ from qdpo.data.pieces import (
     split_conversations,
     system_of,
     text_of,
+    turns_of,
 )
 from qdpo.data.schemas.shape import Draw, Format, Parts
 
@@ -208,7 +209,7 @@ def _read_alpaca(row: Row, draw: Draw) -> Parts:
 
 
 def _read_llama_factory(row: Row, draw: Draw) -> Parts:
-    prompt = messages_of(row["conversations"], "conversations")
+    prompt = turns_of(row, "conversations")
     if prompt[0].role != "system":
         prompt = system_of(row) + prompt
     return prompt, _side(row, "chosen"), _side(row, "rejected"), scores_of(row)

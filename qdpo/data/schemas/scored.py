@@ -20,6 +20,7 @@ from qdpo.data.pieces import (
     split_conversations,
     system_of,
     text_of,
+    turns_of,
     type_in_words,
 )
 from qdpo.data.schemas.shape import MEMBERS, Draw, Format, Parts, best_and_another, first_of
@@ -107,7 +108,7 @@ def _read_list(row: Row, draw: Draw) -> Parts:
     if rated is None:
         scored = _scored_items(row, listed)
     else:
-        texts, scores = row[listed], row[rated]
+        texts, scores = row.get(listed), row[rated]
         if not isinstance(texts, list) or len(texts) != len(scores):
             raise BadRow(f"`{rated}` has not a score for each of `{listed}`", "null where there is none", rated)
         found = [(number(score), text) for score, text in zip(scores, texts, strict=True)]
@@ -121,7 +122,7 @@ def _read_list(row: Row, draw: Draw) -> Parts:
 
 def _read_ranked(row: Row, draw: Draw) -> Parts:
     """NeMo-RL: completions with a rank, 0 the best, each a list of messages."""
-    return messages_of(row["context"], "context"), *_decided(_completions(row, "rank", -1), draw, "completions")[1:]
+    return turns_of(row, "context"), *_decided(_completions(row, "rank", -1), draw, "completions")[1:]
 
 
 def _completions(row: Row, key: str, sign: int) -> list[tuple[float, list[Message]]]:
@@ -137,7 +138,7 @@ def _completions(row: Row, key: str, sign: int) -> list[tuple[float, list[Messag
 
 def _read_vertex(row: Row, draw: Draw) -> Parts:
     """Vertex AI: contents with parts, and two completions of which one has the higher score."""
-    prompt = messages_of(row["contents"], "contents")
+    prompt = turns_of(row, "contents")
     system = row.get("systemInstruction") or row.get("system_instruction")
     if isinstance(system, Mapping):
         prompt = [message_of({"role": "system", **system, **{"role": "system"}}, "systemInstruction"), *prompt]
@@ -153,15 +154,20 @@ def _nova_known(row: Row) -> str | None:
 
 def _read_nova(row: Row, draw: Draw) -> Parts:
     """Amazon Nova: the last message has candidates, one preferred."""
-    turns = row["messages"]
+    turns = row.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(
+            "`messages` is no list of messages", "write the question, and a message with candidates", "messages"
+        )
     prompt = messages_of(turns[:-1], "messages")
     system = row.get("system")
     if isinstance(system, list) and system:
         prompt = [message_of({"role": "system", "content": system}, "system"), *prompt]
     sides: dict[Any, list[Message]] = {}
-    for item in turns[-1].get("candidates") or [] if isinstance(turns[-1], Mapping) else []:
+    candidates = turns[-1].get("candidates") if isinstance(turns[-1], Mapping) else None
+    for item in candidates if isinstance(candidates, list) else []:
         if isinstance(item, Mapping):
-            sides[item.get("preferenceLabel")] = [message_of({"role": "assistant", **item}, "messages")]
+            sides[str(item.get("preferenceLabel"))] = [message_of({"role": "assistant", **item}, "messages")]
     if not {"preferred", "non-preferred"} <= sides.keys():
         raise BadRow("the last message has no preferred and non-preferred candidate", "label the two", "messages")
     return prompt, sides["preferred"], sides["non-preferred"], None
@@ -202,7 +208,8 @@ def _tree_nodes(row: Row) -> list[dict[str, Any]]:
         if not isinstance(node, Mapping):
             continue
         turns = [*before, {"role": node.get("role"), "content": node.get("text")}]
-        replies = [reply for reply in node.get("replies") or [] if isinstance(reply, Mapping)]
+        listed = node.get("replies")
+        replies = [reply for reply in listed if isinstance(reply, Mapping)] if isinstance(listed, list) else []
         if sum(number(reply.get("rank")) is not None for reply in replies) >= 2 and turns[-1]["role"] == "prompter":
             found.append({"turns": turns, "answers": [{k: r.get(k) for k in ("text", "rank")} for r in replies]})
         waiting += [(reply, turns) for reply in reversed(replies)]
@@ -224,10 +231,10 @@ def _tree_known(row: Row) -> str | None:
 
 def _flat_tree(row: Row) -> list[dict[str, Any]]:
     """The tree of messages that name their parents, and of it the questions whose answers are ranked."""
-    nodes = {member.get("message_id"): {**member, "replies": []} for member in row[MEMBERS]}
+    nodes = {str(member.get("message_id")): {**member, "replies": []} for member in row[MEMBERS]}
     root = None
     for node in nodes.values():
-        parent = nodes.get(node.get("parent_id"))
+        parent = nodes.get(str(node.get("parent_id")))
         if parent is not None and not node.get("deleted"):
             parent["replies"].append(node)
         elif not node.get("parent_id"):
@@ -244,7 +251,9 @@ def _read_summaries(row: Row, draw: Draw) -> Parts:
     if not isinstance(info, Mapping) or not isinstance(summaries, list) or len(summaries) != 2 or choice not in (0, 1):
         raise BadRow("no post with two summaries and a choice of 0 or 1", "write the columns as they were", "choice")
     post = info.get("post") or info.get("article")
-    texts = [answer(text_of(item, "text").strip()) for item in summaries]
+    texts = [
+        answer(text_of(item if isinstance(item, Mapping) else {"text": item}, "text").strip()) for item in summaries
+    ]
     return [Message("user", text_of({"post": post}, "post"))], texts[choice], texts[1 - choice], None
 
 
@@ -256,7 +265,7 @@ def _conversations_known(row: Row) -> str | None:
 
 def _read_rated_conversations(row: Row, draw: Draw) -> Parts:
     scores = [number(row.get(f"conv_{side}_rating")) for side in "AB"]
-    sides = [messages_of(row[f"conv_{side}"], f"conv_{side}") for side in "AB"]
+    sides = [turns_of(row, f"conv_{side}") for side in "AB"]
     first, second = scores
     if first is None or second is None:
         raise BadRow("the conversations have no rating each", "write two numbers", "conv_A_rating")

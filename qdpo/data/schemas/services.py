@@ -18,6 +18,7 @@ from qdpo.data.pieces import (
     refuse_unread,
     system_of,
     text_of,
+    turns_of,
 )
 from qdpo.data.schemas.judged import MARKS, ordered, winner
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
@@ -38,7 +39,7 @@ def _openai_known(row: Row) -> str | None:
 
 
 def _read_openai(row: Row, draw: Draw) -> Parts:
-    asked = row["input"]
+    asked = row.get("input")
     if not isinstance(asked, Mapping):
         raise BadRow("`input` is no object with messages", "write {messages: [...]}", "input")
     refuse_unread(asked, IN_ROWS)
@@ -61,7 +62,7 @@ def _swift_known(row: Row) -> str | None:
 
 
 def _read_swift(row: Row, draw: Draw) -> Parts:
-    turns = messages_of(row["messages"], "messages")
+    turns = turns_of(row, "messages")
     rejected_column = first_of(row, REJECTED) or REJECTED[0]
     rejected = _side(row.get(rejected_column), rejected_column)
     if turns[-1].role != "assistant":
@@ -106,9 +107,10 @@ def _values(row: Row) -> list[tuple[str, Any]]:
             for entry in given:
                 if not isinstance(entry, Mapping) or entry.get("status") == "discarded":
                     continue
+                said_of = entry.get("values")
                 if "question_name" in entry:
                     found.append((str(entry["question_name"]), entry.get("value")))
-                for question, said in (entry.get("values") or {}).items():
+                for question, said in said_of.items() if isinstance(said_of, Mapping) else ():
                     found.append((question, said.get("value") if isinstance(said, Mapping) else said))
         if found:
             return found
@@ -140,7 +142,7 @@ def _user(text: str) -> list[Message]:
 def _argilla_vote(question: str, value: Any, sides: tuple[str, str]) -> int:
     """1 for the first answer, -1 for the second, 0 for neither or for a question about something else."""
     if isinstance(value, list):  # a ranking: the smaller the better
-        ranks = {item.get("value"): number(item.get("rank")) for item in value if isinstance(item, Mapping)}
+        ranks = {str(item.get("value")): number(item.get("rank")) for item in value if isinstance(item, Mapping)}
         first, second = (ranks.get(side) for side in sides)
         return 0 if first is None or second is None else (first < second) - (first > second)
     marks = next((m for m in MARKS if all(s.lower().endswith(x.lower()) for s, x in zip(sides, m, strict=True))), None)
@@ -171,7 +173,7 @@ def _studio_sides(data: Row) -> list[str]:
 
 
 def _read_studio(row: Row, draw: Draw) -> Parts:
-    data = row["data"]
+    data = row["data"] if isinstance(row.get("data"), Mapping) else {}
     names = _studio_sides(data)
     asked = first_of(data, ("prompt", "question", "instruction", "input"))
     if len(names) != 2 or asked is None:
@@ -180,9 +182,10 @@ def _read_studio(row: Row, draw: Draw) -> Parts:
     for annotation in row["annotations"] if isinstance(row.get("annotations"), list) else []:
         if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
             continue
-        for result in annotation.get("result") or []:
-            value = result.get("value") if isinstance(result, Mapping) else None
-            if result.get("type") == "pairwise" and isinstance(value, Mapping):
+        results = annotation.get("result")
+        for result in results if isinstance(results, list) else []:
+            value = result.get("value") if isinstance(result, Mapping) and result.get("type") == "pairwise" else None
+            if isinstance(value, Mapping):
                 votes.append(winner(value.get("selected"), (names[0], names[1]), ("left", "right"), "annotations"))
     if not votes:
         raise Tie("nobody has compared the two answers", "annotate the task", "annotations")

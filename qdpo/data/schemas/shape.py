@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import BadRow, Row
+from qdpo.data.pieces import BadRow, Row, same_answers
 
 Draw = Callable[[int], int]
 """A seeded choice of 0..n-1 for one row."""
@@ -93,11 +92,18 @@ def first_of(row: Row, names: Iterable[str]) -> str | None:
     return next((name for name in names if name in row), None)
 
 
-def best_and_another(scored: list[tuple[float, Any]], draw: Draw) -> tuple[tuple[float, Any], tuple[float, Any]]:
-    """The best of two scored answers or more, and one of the others, drawn.
+def best_and_another(
+    scored: list[tuple[float, list[Message]]], draw: Draw
+) -> tuple[tuple[float, list[Message]], tuple[float, list[Message]]]:
+    """The best of two scored answers or more, and one of those that say something else, drawn.
 
     As Zephyr did with UltraFeedback (arXiv 2310.16944, section 3).
+
+    Raises:
+        BadRow: all of them say the same.
     """
-    best = max(range(len(scored)), key=lambda i: scored[i][0])
-    chosen = scored[best]
-    return chosen, next(islice((*scored[:best], *scored[best + 1 :]), draw(len(scored) - 1), None))
+    best = max(scored, key=lambda entry: entry[0])
+    others = [entry for entry in scored if entry[1] != best[1]]
+    if not others:
+        raise same_answers()
+    return best, others[draw(len(others))]
