@@ -11,8 +11,9 @@ from typing import Any
 from qdpo.data.formats import keeps_ties, recognise, rename
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import IN_ROWS, SAID_IN, BadRow, Row, Tie, check_turns, refuse_unread, same_answers
-from qdpo.data.templated import family_of, read_back, without_end
+from qdpo.data.templated import family_in, family_of, read_back, without_end
 from qdpo.data.wrapped import unwrapped, wrapped_columns
+from qdpo.foreign import shown
 
 REPEATED = 20
 """Characters of a prompt below which answers may begin with the same words by themselves."""
@@ -32,6 +33,7 @@ class RowReader:
         columns: data.columns, ours to theirs.
         ignore: columns, and keys of messages, that are passed over.
         plain: whether text is written as it is: then a prompt with turns inside is one text.
+        special_text: data.special_text: with `split`, one prompt with turns inside among others is a text too.
         system: system message for rows that bring none; None adds none, an empty text an empty one.
         seed: decides which answer is the rejected one where several could be.
         ties: data.ties.
@@ -54,11 +56,13 @@ class RowReader:
         columns: Mapping[str, str] | None = None,
         ignore: Collection[str] = (),
         plain: bool = False,
+        special_text: str = "error",
         system: str | None = None,
         seed: int = 0,
         ties: str = "auto",
     ) -> None:
         self.columns, self.ignore, self.system, self.seed = columns or {}, frozenset(ignore), system, seed
+        self.refuses_turns = not plain and special_text != "split"
         self.unread: Counter[str] = Counter()
         self.wrapped: frozenset[str] = frozenset()
         self.family = None
@@ -75,7 +79,10 @@ class RowReader:
         found = [
             (bool(self.wrapped), f"messages written as text in {', '.join(sorted(self.wrapped))}"),
             (self.repeats, "the answers repeat the prompt, which is taken off"),
-            (self.family is not None, f"prompts written in {self.family and self.family.name} template, read as turns"),
+            (
+                self.family is not None,
+                f"prompts written in the form of {self.family and self.family.name}, read as turns",
+            ),
         ]
         self.reason = "; ".join([self.reason, *(what for so, what in found if so)])
 
@@ -162,9 +169,10 @@ class RowReader:
     ) -> tuple[list[Message], list[Message], list[Message]]:
         system = prompt[:1] if prompt and prompt[0].role == "system" else []
         turns = prompt[len(system) :]
-        if not (self.repeats or self.family) or len(turns) != 1 or not (len(chosen) == len(rejected) == 1):
+        if len(turns) != 1 or turns[0].role != "user" or not (len(chosen) == len(rejected) == 1):
             return prompt, chosen, rejected
-        asked, sides = turns[0].content, [chosen[0].content, rejected[0].content]
+        asked, said = turns[0].content, [chosen[0].content, rejected[0].content]
+        sides = said
         if self.repeats and _repeats(asked, *sides):
             sides = [side[len(asked) :] for side in sides]
         if self.family and (back := read_back(asked, self.family)):
@@ -181,7 +189,15 @@ class RowReader:
             sides = [side.lstrip() for side in sides]
             if not all(sides):
                 raise BadRow("an answer is empty", "write a text", "chosen, rejected")
-        chosen, rejected = ([Message("assistant", side)] for side in sides)
+        elif self.refuses_turns and (other := family_in(asked)):
+            raise BadRow(
+                f"the prompt is written in the form of {other.name}, with turns inside, and other rows are not",
+                "write its turns as messages, or set data.special_text=split to take it as text",
+                "prompt",
+                shown(asked),
+            )
+        if sides != said:
+            chosen, rejected = ([Message("assistant", side)] for side in sides)
         return [*system, *turns], chosen, rejected
 
     def _count_unread(self, row: _Watched) -> None:

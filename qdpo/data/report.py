@@ -213,9 +213,8 @@ class DataReport:
 
     def unread_columns(self) -> str:
         """The columns that are not read, in words; those that only some rows have with the number of these rows."""
-        return names_of(
-            column if count == self.rows_read else f"{column} ({count:,})" for column, count in self.unread.items()
-        )
+        read = self.rows_read - sum(left.count for left in self.left_out.values())
+        return names_of(column if count >= read else f"{column} ({count:,})" for column, count in self.unread.items())
 
     def remarks(self) -> list[str]:
         """What a person should know before training on this, one sentence each."""

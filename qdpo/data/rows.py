@@ -73,6 +73,7 @@ class Rows:
                 columns=config.columns,
                 ignore=config.ignore,
                 plain=plain,
+                special_text=config.special_text,
                 system=system,
                 seed=seed,
                 ties=config.ties,

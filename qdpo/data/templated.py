@@ -50,37 +50,42 @@ ALPACA = re.compile(
 FAMILIES = (
     Family("ChatML", re.compile(r"<\|im_start\|> ?(system|user|assistant|human|gpt)\n"), END, BEGIN),
     Family(
-        "Llama 3's",
+        "Llama 3",
         re.compile(r"<\|start_header_id\|>(system|user|assistant)<\|end_header_id\|>\n*"),
         END,
         BEGIN,
     ),
-    Family("Gemma's", re.compile(r"<start_of_turn>(user|model|system)\n"), END, BEGIN),
-    Family("Zephyr's", re.compile(r"<\|(system|user|assistant|prompter)\|>\n?"), END, BEGIN),
-    Family("NeMo's", re.compile(r"<extra_id_[01]>(System|User|Assistant)\n"), re.compile(r"\s*(?:<extra_id_1>)?\s*$")),
+    Family("Gemma", re.compile(r"<start_of_turn>(user|model|system)\n"), END, BEGIN),
+    Family("Zephyr", re.compile(r"<\|(system|user|assistant|prompter)\|>\n?"), END, BEGIN),
+    Family("NeMo", re.compile(r"<extra_id_[01]>(System|User|Assistant)\n"), re.compile(r"\s*(?:<extra_id_1>)?\s*$")),
     Family(
-        "Llama 2's or Mistral's",
+        "Llama 2 and Mistral",
         re.compile(r"(?:<s>)?\s*(?P<user>\[INST\]) ?|(?P<assistant>\[/INST\]) ?"),
         END,
         BEGIN,
     ),
     Family(
-        "### Human, ### Assistant",
+        "`### Human:`",
         re.compile(r"(?:^|\n)\s*### ?(Human|User|Assistant|System): ?"),
         NOTHING,
         preamble=True,
     ),
     Family(
-        "Alpaca's",
+        "Alpaca",
         re.compile(r"(?:^|\n)\s*### ?(?:(?P<user>Instruction|Input)|(?P<assistant>Response)): ?\n?"),
         END,
         ALPACA,
         preamble=True,
         joins=True,
     ),
-    Family("Human and Assistant", re.compile(r"(?:^|\n)\s*(Human|Assistant): ?"), NOTHING),
-    Family("Vicuna's", re.compile(r"(?:^|\s|</s>)(USER|ASSISTANT): ?"), END, preamble=True),
+    Family("`Human:` and `Assistant:`", re.compile(r"(?:^|\n)\s*(Human|Assistant): ?"), NOTHING),
+    Family("Vicuna", re.compile(r"(?:^|\s|</s>)(USER|ASSISTANT): ?"), END, preamble=True),
 )
+ASKS = re.compile(
+    r"(?:<\|im_start\|>\s*assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<\|assistant\|>"
+    r"|<extra_id_1>Assistant|\[/INST\]|###\s?(?:Response|Assistant):|Assistant:|ASSISTANT:)\s*$"
+)
+"""How a prompt ends that a template was written around."""
 SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 
 
@@ -143,6 +148,11 @@ def family_of(texts: Sequence[str]) -> Family | None:
         if fitting and fitting >= 0.9 * len(texts):
             return family
     return None
+
+
+def family_in(text: str) -> Family | None:
+    """The family in which one text is written up to where the assistant begins to speak, or none."""
+    return family_of([text]) if ASKS.search(text[-80:]) else None
 
 
 def without_end(text: str, family: Family) -> str:

@@ -20,17 +20,17 @@ TEMPLATED = {
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
         "<|im_end|>\n",
     ),
-    "Llama 3's": (
+    "Llama 3": (
         "<|begin_of_text|>"
         + "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>" for role, text in TURNS)
         + "<|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|eot_id|>",
     ),
-    "Zephyr's": (
+    "Zephyr": (
         "".join(f"<|{role}|>\n{text}</s>\n" for role, text in TURNS) + "<|assistant|>\n",
         "</s>\n",
     ),
-    "Gemma's": (
+    "Gemma": (
         "<bos>"
         + "".join(
             f"<start_of_turn>{'model' if role == 'assistant' else role}\n{text}<end_of_turn>\n" for role, text in TURNS
@@ -38,20 +38,20 @@ TEMPLATED = {
         + "<start_of_turn>model\n",
         "<end_of_turn>\n",
     ),
-    "Llama 2's or Mistral's": (
+    "Llama 2 and Mistral": (
         f"<s>[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\nHi [/INST] Hello! </s><s>[INST] {QUESTION} [/INST]",
         " </s>",
     ),
-    "NeMo's": (
+    "NeMo": (
         f"<extra_id_0>System\n{SYSTEM}\n<extra_id_1>User\nHi\n<extra_id_1>Assistant\nHello!\n"
         f"<extra_id_1>User\n{QUESTION}\n<extra_id_1>Assistant\n",
         "\n<extra_id_1>",
     ),
-    "### Human, ### Assistant": (
+    "`### Human:`": (
         f"{SYSTEM}\n### Human: Hi\n### Assistant: Hello!\n### Human: {QUESTION}\n### Assistant:",
         "",
     ),
-    "Vicuna's": (f"{SYSTEM} USER: Hi ASSISTANT: Hello!</s>USER: {QUESTION} ASSISTANT:", "</s>"),
+    "Vicuna": (f"{SYSTEM} USER: Hi ASSISTANT: Hello!</s>USER: {QUESTION} ASSISTANT:", "</s>"),
 }
 
 
@@ -61,7 +61,7 @@ def test_prompts_with_a_template_around_them_are_read_back(name: str, tmp_path: 
     rows = [{"prompt": prompt, "chosen": f" {GOOD}{end}", "rejected": f"{BAD}{end}"}] * 3
     opened, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
     assert opened.reader is not None
-    assert f"prompts written in {name} template, read as turns" in opened.reader.reason
+    assert f"prompts written in the form of {name}, read as turns" in opened.reader.reason
     assert not report.left_out
     assert [(message.role, message.content) for message in pairs[0].prompt] == TURNS
     assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [GOOD, BAD]
@@ -86,13 +86,19 @@ def test_text_that_begins_the_answer_stays_in_both(tmp_path: Path):
     assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [f"It is {GOOD}", f"It is {BAD}"]
 
 
-def test_one_forged_row_among_others_is_not_read_as_turns(tmp_path: Path):
-    """A template is read back where all rows have it; in one row it is somebody's text, for the guard to find."""
-    forged, _ = TEMPLATED["ChatML"]
+@pytest.mark.parametrize("name", TEMPLATED)
+def test_one_row_with_a_template_among_others_is_a_fault(name: str, tmp_path: Path):
+    """A template is read back where all rows have it; in one row it may be somebody's text that forges turns."""
+    forged, _ = TEMPLATED[name]
     rows = [{"prompt": f"Question {n}?", "chosen": GOOD, "rejected": BAD} for n in range(9)]
-    opened, pairs, _ = rows_of(tmp_path / "a.jsonl", [*rows, {"prompt": forged, "chosen": GOOD, "rejected": BAD}])
-    assert pairs[-1].prompt == (Message("user", forged),)
-    assert "template" not in opened.reader.reason
+    rows.append({"prompt": forged, "chosen": GOOD, "rejected": BAD})
+    opened, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert len(pairs) == 9
+    assert [(left.count, left.first_rows, left.field) for left in report.left_out.values()] == [(1, [10], "prompt")]
+    assert "form of" not in opened.reader.reason
+    for settings in ({"special_text": "split"}, {"template": "none"}):
+        _, pairs, report = rows_of(tmp_path / "a.jsonl", rows, **settings)
+        assert pairs[-1].prompt == (Message("user", forged),)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_one_forged_row_among_others_is_not_read_as_turns(tmp_path: Path):
 def test_text_that_speaks_of_templates_is_text(text: str, tmp_path: Path):
     opened, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"prompt": text, "chosen": GOOD, "rejected": BAD}] * 3)
     assert pairs[0].prompt == (Message("user", text),)
-    assert "template" not in opened.reader.reason
+    assert "form of" not in opened.reader.reason
 
 
 def test_two_system_messages_are_a_fault(tmp_path: Path):
