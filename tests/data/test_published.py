@@ -142,6 +142,21 @@ def test_ms_swift_takes_a_system_message_and_earlier_turns(tmp_path: Path):
     assert [message.role for message in pair.prompt] == ["system", "user", "assistant", "user"]
 
 
+@pytest.mark.parametrize("turns", ['["a", null]', '["a", ""]', "[null]"])
+def test_a_turn_that_is_missing_is_a_fault(turns: str, tmp_path: Path):
+    row = ONE_ROW["lmarena-ai/arena-human-preference-55k"][1] | {"response_b": turns}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    assert report.faults == 1
+
+
+def test_answers_that_begin_with_one_word_have_no_prompt(tmp_path: Path):
+    with pytest.raises(DataError, match="no known preference format"):
+        rows_of(tmp_path / "a.jsonl", [{"chosen": "The cat slept.", "rejected": "The dog ran away."}] * 3)
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}])
+    assert pair.prompt[0].content == "The sky is"
+
+
 def test_an_assistant_may_greet_first(tmp_path: Path):
     """Together's own example begins so; a template that has no place for it says so itself."""
     row = {"input": {"messages": [assistant("Hello!"), user()]}}

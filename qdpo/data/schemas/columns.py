@@ -126,6 +126,10 @@ def _read_implicit(row: Row, draw: Draw) -> Parts:
     return prompt, chosen, rejected, scores_of(row)
 
 
+ASKS = 20
+"""Characters that two texts begin with, from which these are a prompt; fewer where they are a third of a text."""
+
+
 def _shared_text(chosen: str, rejected: str) -> str:
     """What two texts begin with, up to the end of a word; neither is all of it."""
     place = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
@@ -141,7 +145,10 @@ def _implicit_text_known(row: Row) -> str | None:
     others = (value for column, value in row.items() if column not in ("chosen", "rejected"))
     if not all(isinstance(side, str) for side in sides) or any(isinstance(o, str) and " " in o for o in others):
         return None  # what else is text may be the prompt
-    return "columns chosen, rejected, which begin with the same text" if _shared_text(*map(str, sides)) else None
+    shared, shorter = len(_shared_text(*map(str, sides))), min(len(str(side)) for side in sides)
+    # answers without a prompt may begin with the same word
+    asks = shared >= ASKS or 3 * shared >= shorter > 0
+    return "columns chosen, rejected, which begin with the same text" if asks else None
 
 
 def _read_implicit_text(row: Row, draw: Draw) -> Parts:

@@ -155,7 +155,11 @@ def _texts(value: Any) -> list[str] | None:
             value = json.loads(value)
         except ValueError:
             return None
-    return value if isinstance(value, list) and value and all(isinstance(text, str) for text in value) else None
+    if not isinstance(value, list) or not value or not all(text is None or isinstance(text, str) for text in value):
+        return None
+    if not all(isinstance(text, str) and text.strip() for text in value):
+        raise BadRow("a turn of the conversation is null or empty", "write what was said, or take the row out")
+    return value
 
 
 def _read(row: Row, draw: Draw) -> Parts:
@@ -169,9 +173,10 @@ def _read(row: Row, draw: Draw) -> Parts:
     asked = first_of(row, ASKED)
     if asked is None:
         raise BadRow("no question", f"add the column `{ASKED[0]}`", ASKED[0])
-    lists = [texts for column in (asked, first, second) if (texts := _texts(row[column]))]
-    if len(lists) == 3:
-        return _by_turns(lists, won)
+    if turns := _texts(row[asked]):
+        sides = [_texts(row[column]) for column in (first, second)]
+        if sides[0] and sides[1]:
+            return _by_turns([turns, *filter(None, sides)], won)
     prompt = messages_of(row[asked], asked) if isinstance(row[asked], list) else _question(row, asked)
     chosen, rejected = ordered([answer(text_of(row, column)) for column in (first, second)], won)
     return prompt, chosen, rejected, None
