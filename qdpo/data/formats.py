@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qdpo.data.pieces import SCORES, SYSTEM, Row, number
+from qdpo.data.messages import SYSTEM
+from qdpo.data.pieces import SCORES, Row, number
 from qdpo.data.schemas import BY_NAME, FORMATS
 from qdpo.data.schemas.columns import ASKED, SIDES, TALKED
 from qdpo.data.schemas.others import what_else

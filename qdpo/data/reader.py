@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from qdpo.data.formats import keeps_ties, recognise, rename
+from qdpo.data.messages import IN_ROWS, SAID_IN, check_turns, refuse_unread
 from qdpo.data.pairs import Message, Pair
-from qdpo.data.pieces import IN_ROWS, SAID_IN, BadRow, Row, Tie, check_turns, refuse_unread, same_answers
+from qdpo.data.pieces import BadRow, Row, Tie, same_answers
 from qdpo.data.templated import family_in, family_of, read_back, without_end
 from qdpo.data.wrapped import unwrapped, wrapped_columns
 from qdpo.foreign import shown

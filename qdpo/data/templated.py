@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qdpo.data.messages import SPEAKERS
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import SPEAKERS
 
 
 @dataclass(frozen=True)

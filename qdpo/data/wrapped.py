@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdpo.data.pieces import SAID_IN, BadRow, Row
+from qdpo.data.messages import SAID_IN
+from qdpo.data.pieces import BadRow, Row
 
 LARGEST = 1 << 20
 """Characters of a text that is looked at for being a list."""

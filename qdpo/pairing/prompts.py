@@ -9,7 +9,8 @@ from typing import Any
 
 from qdpo import console
 from qdpo.data.formats import names_of
-from qdpo.data.pieces import BadRow, answer, check_turns
+from qdpo.data.messages import answer, check_turns
+from qdpo.data.pieces import BadRow
 from qdpo.data.reader import RowReader
 from qdpo.data.readers import EXTENSIONS
 from qdpo.data.report import DataReport

@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from qdpo.data.pairs import Message
-from qdpo.data.pieces import (
+from qdpo.data.messages import (
     SPEAKERS,
-    BadRow,
-    Row,
     answer,
     history_of,
     message_of,
     messages_of,
-    scores_of,
     split_conversations,
     system_of,
-    text_of,
     turns_of,
 )
+from qdpo.data.pairs import Message
+from qdpo.data.pieces import BadRow, Row, scores_of, text_of
 from qdpo.data.schemas.shape import Draw, Format, Parts
 
 SIDES = (

@@ -8,20 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from qdpo.data.messages import answer, history_of, messages_of, split_conversations, system_of
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import (
-    BadRow,
-    Inherent,
-    Row,
-    Tie,
-    answer,
-    history_of,
-    messages_of,
-    number,
-    split_conversations,
-    system_of,
-    text_of,
-)
+from qdpo.data.pieces import BadRow, Inherent, Row, Tie, number, text_of
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
 from qdpo.foreign import shown
 

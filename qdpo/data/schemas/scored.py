@@ -7,22 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qdpo.data.pairs import Message
-from qdpo.data.pieces import (
+from qdpo.data.messages import (
     SPEAKERS,
-    BadRow,
-    Inherent,
-    Row,
     answer,
     message_of,
     messages_of,
-    number,
     split_conversations,
     system_of,
-    text_of,
     turns_of,
-    type_in_words,
 )
+from qdpo.data.pairs import Message
+from qdpo.data.pieces import BadRow, Inherent, Row, number, text_of, type_in_words
 from qdpo.data.schemas.shape import MEMBERS, Draw, Format, Parts, best_and_another, first_of
 
 ASKED = ("instruction", "prompt", "question", "input", "query")

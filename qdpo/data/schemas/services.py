@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qdpo.data.messages import IN_ROWS, answer, message_of, messages_of, refuse_unread, system_of, turns_of
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import (
-    IN_ROWS,
-    BadRow,
-    Row,
-    Tie,
-    answer,
-    message_of,
-    messages_of,
-    number,
-    refuse_unread,
-    system_of,
-    text_of,
-    turns_of,
-)
+from qdpo.data.pieces import BadRow, Row, Tie, number, text_of
 from qdpo.data.schemas.judged import MARKS, ordered, winner
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
 
