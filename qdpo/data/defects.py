@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qdpo.data.encodings import conversion, narrow_encoding, wide_encoding
+from qdpo.data.encodings import conversion, foreign_encoding, narrow_encoding, wide_encoding
 from qdpo.errors import DataError
 from qdpo.foreign import shown
 
@@ -26,7 +26,6 @@ BINARY = {
     b"\x93NUMPY": ("a NumPy array", WRITE),
     b"\x89HDF\r\n": ("an HDF5 file", WRITE),
     b"GGUF": ("a GGUF model", "that is a model; the data is a file of its own"),
-    b"ORC": ("an ORC file", WRITE),
     b"Obj\x01": ("an Avro file", WRITE),
     b"PK\x05\x06": ("an empty ZIP archive", GIVE),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", MEMBERS),
@@ -154,6 +153,8 @@ def refuse_text(name: str, start: bytes, *, whole: bool, json: bool) -> None:
         )
     if encoding := wide_encoding(start):
         raise DataError(f"{name} is not UTF-8 but {encoding}", conversion(encoding, name))
+    if encoding := foreign_encoding(start):
+        raise DataError(f"{name} is not UTF-8, it looks like {encoding}", conversion(encoding, name))
     text = start.decode("utf-8-sig", "replace").lstrip()
     for defect in (*PAGES, *(NOT_JSON if json else ())):
         if defect.begins.match(text):

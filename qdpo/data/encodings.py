@@ -6,6 +6,8 @@ import codecs
 import re
 import shlex
 
+from qdpo.errors import DataError
+
 UTF8_MARK = b"\xef\xbb\xbf"
 MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -79,6 +81,38 @@ def narrow_encoding(text: bytes) -> str | None:
 
 
 def conversion(encoding: str | None, name: str) -> str:
-    """How to make UTF-8 of a file, in the encoding that it seems to have."""
-    looks = f"it looks like {encoding}: " if encoding else ""
-    return f"{looks}convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8 {shlex.quote(name)} > OUT"
+    """How to make UTF-8 of a file, in the encoding that it seems to have where one is known."""
+    return f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8 {shlex.quote(name)} > OUT"
+
+
+def seeming(error: UnicodeDecodeError) -> str | None:
+    """The encoding that the text at fault, and what follows it, seems to have."""
+    return narrow_encoding(error.object[max(error.start - 64, 0) :])
+
+
+def not_utf8(name: str, where: str, error: UnicodeDecodeError) -> DataError:
+    """The error for a file that cannot be read on where a text in it is not UTF-8."""
+    encoding = seeming(error)
+    looks = f", it looks like {encoding}" if encoding else ""
+    return DataError(f"{name}: {where} there is text that is not UTF-8{looks}", conversion(encoding, name))
+
+
+def foreign_encoding(start: bytes) -> str | None:
+    """The encoding of a whole text: where several lines of its beginning, or the only one, are not ASCII, and none of
+    them is UTF-8. A text with lines of both kinds has no one encoding.
+    """
+    lines = start.splitlines(keepends=True)
+    if len(lines) > 1 and not lines[-1].endswith((b"\n", b"\r")):
+        lines.pop()
+    foreign = [line for line in lines if not line.isascii()]
+    is_clear = len(foreign) > 1 or len(lines) == 1
+    return narrow_encoding(b"".join(foreign)) if is_clear and not any(map(_is_utf8, foreign)) else None
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        # a line without its end may have been cut inside of a character
+        codecs.getincrementaldecoder("utf-8")().decode(line, final=line.endswith((b"\n", b"\r")))
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qdpo.data.kinds import EXTENSIONS
+from qdpo.data.kinds import EXTENSIONS, is_named_data
 from qdpo.errors import DataError, InputMissingError
 from qdpo.foreign import SHORT, shortened, visible
 
@@ -141,7 +141,7 @@ def _parts_of(folder: Path) -> list[Part]:
         folders[:] = [] if hidden else sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(root, name)
-            if set(path.suffixes) & EXTENSIONS and not name.startswith(".") and name not in NO_ROWS and path.is_file():
+            if is_named_data(path) and not name.startswith(".") and name not in NO_ROWS and path.is_file():
                 found.append(_part(path, place))
     return sorted(found, key=lambda part: part.path)
 

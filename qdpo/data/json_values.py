@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from qdpo.data.defects import why_not_json
-from qdpo.data.encodings import conversion, narrow_encoding
+from qdpo.data.encodings import UTF8_MARK, not_utf8
 from qdpo.errors import DataError
 from qdpo.foreign import SHORT, shortened, shown
 
@@ -172,7 +172,7 @@ def items_of_list(stream: IO[bytes], name: str) -> Iterator[Any]:
     except Unreadable as error:
         raise DataError(f"{name}: not a JSON list of rows: after {count:,} items {error.what}", error.fix) from error
     except UnicodeDecodeError as error:
-        raise _not_utf8(name, f"after {count:,} items", error) from error
+        raise not_utf8(name, f"after {count:,} items", error) from error
 
 
 def values_in_turn(stream: IO[bytes], name: str) -> Iterator[Any]:
@@ -189,12 +189,7 @@ def values_in_turn(stream: IO[bytes], name: str) -> Iterator[Any]:
     except Unreadable as error:
         raise DataError(f"{name}: not JSON throughout: after {count:,} rows {error.what}", error.fix) from error
     except UnicodeDecodeError as error:
-        raise _not_utf8(name, f"after {count:,} rows", error) from error
-
-
-def _not_utf8(name: str, where: str, error: UnicodeDecodeError) -> DataError:
-    encoding = narrow_encoding(error.object[max(error.start - 64, 0) :])
-    return DataError(f"{name}: {where} there is text that is not UTF-8", conversion(encoding, name))
+        raise not_utf8(name, f"after {count:,} rows", error) from error
 
 
 @dataclass(frozen=True)
@@ -210,20 +205,23 @@ class Table:
     rows: list[Any]
 
 
-def shape_of(stream: IO[bytes], name: str) -> tuple[str, str]:
+def shape_of(start: bytes, stream: IO[bytes], name: str) -> tuple[str, str]:
     """`list`, `lines` (a value a line), `values` (one after another) or `table`; and of a table how it holds its rows.
 
     Args:
+        start: the first bytes of the file.
         stream: the file, from its beginning.
         name: of the file.
 
     Raises:
         DataError: one object holds several tables, or more than can be read.
     """
+    first = start.removeprefix(UTF8_MARK).lstrip()[:1]
+    if first != b"{":
+        return "list" if first == b"[" else "lines", ""
     scanner = Scanner(stream)
     try:
-        if (first := scanner.next()) != "{":
-            return "list" if first == "[" else "lines", ""
+        scanner.next()
         begun = scanner.line
         value = scanner.value(LARGEST_TABLE)
         ended = scanner.line

@@ -64,6 +64,11 @@ class DataFile:
         return self.kind in ("csv", "tsv") or self.shape == "lines"
 
 
+def is_named_data(path: Path) -> bool:
+    """Whether one of a file's extensions is that of data."""
+    return any(suffix.lower() in EXTENSIONS for suffix in path.suffixes)
+
+
 def look(path: Path, name: str = "") -> DataFile:
     """What a file is.
 
@@ -94,7 +99,7 @@ def look(path: Path, name: str = "") -> DataFile:
     kind = _text_kind(path, name, start, suffix)
     if kind == "json":
         with unpacked(path, name) as stream:
-            shape, how = shape_of(stream, name)
+            shape, how = shape_of(start, stream, name)
         return DataFile(path, name, kind, shape, read_as=_joined(_unsaid(kind, suffix, packing), how))
     text = start.decode("utf-8-sig", "replace")
     expected = "\t" if kind == "tsv" else ","

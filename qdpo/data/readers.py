@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from qdpo.data.defects import why_not_json
-from qdpo.data.encodings import conversion, narrow_encoding
+from qdpo.data.encodings import not_utf8, seeming
 from qdpo.data.json_values import DECODER, DuplicateKey, is_cut, items_of_list, read_table, values_in_turn
-from qdpo.data.kinds import EXTENSIONS, SEPARATOR, DataFile, look
+from qdpo.data.kinds import SEPARATOR, DataFile, is_named_data, look
 from qdpo.data.packed import unpacked
 from qdpo.errors import DataError, first_line
 from qdpo.foreign import SHORT, shortened, shown
@@ -56,7 +56,7 @@ class Broken:
 
 def is_file_name(name: str) -> bool:
     """Whether a dataset name means something on this machine, also when it is not there."""
-    return is_local(name) or os.path.lexists(name) or bool(set(Path(name).suffixes) & EXTENSIONS)
+    return is_local(name) or os.path.lexists(name) or is_named_data(Path(name))
 
 
 def read(path: Path) -> Iterator[Any]:
@@ -127,8 +127,10 @@ def _cut_off(line: bytes, whole: int) -> Broken:
 
 def _damaged(file: DataFile, line: bytes, error: Exception) -> Broken:
     if isinstance(error, UnicodeDecodeError):
-        encoding = narrow_encoding(line[max(error.start - 64, 0) :])
-        return _broken(" is not UTF-8", conversion(encoding, file.name), f"from byte {error.start}", line)
+        # it is told of all of a file before, see `foreign_encoding`; here other lines are UTF-8
+        encoding = seeming(error)
+        why = f"from byte {error.start}" + (f", it looks like {encoding}" if encoding else "")
+        return _broken(" is not UTF-8", "write it as UTF-8, as the other lines are", why, line)
     if isinstance(error, json.JSONDecodeError):
         text = error.doc.strip()
         why, fix = why_not_json(text, error.msg, error.pos - error.doc.index(text))
@@ -144,6 +146,7 @@ def _broken(what: str, fix: str, why: str, line: bytes) -> Broken:
 
 def _csv(file: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    number = 1
     try:
         start, before = text.readline(), 0
         lines: Iterator[str] = text
@@ -167,8 +170,7 @@ def _csv(file: DataFile, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
                 yield number, dict(itertools.zip_longest(names, fields))
             number = before + rows.line_num + 1  # a quoted field may go on over several lines
     except UnicodeDecodeError as error:
-        encoding = narrow_encoding(error.object[max(error.start - 64, 0) :])
-        raise DataError(f"{file.name}: not CSV in UTF-8", conversion(encoding, file.name)) from error
+        raise not_utf8(file.name, f"after line {number - 1:,}", error) from error
     except csv.Error as error:
         raise DataError(f"{file.name}: not CSV in UTF-8: {error}", "repair or write it again") from error
 

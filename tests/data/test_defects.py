@@ -94,6 +94,7 @@ SAFETENSORS = (40).to_bytes(8, "little") + b'{"w":{"dtype":"F32","shape":[1],"da
 JUNK = np.random.default_rng(1).bytes(5000)
 PRETTY = json.dumps(ROWS[0], indent=1).encode()
 COMMAS = LINES.replace(b"}\n", b"},\n")
+LIST = f"[{TEXT.replace(chr(10), ',')[:-1]}]"
 TWO = LINES.replace(b"}\n", b"}", 1)
 BARS = CSV.replace("prompt,", "prompt,a|b|c,", 1).replace('"question', '"x","question').encode()
 BY_COLUMN = {column: [row[column] for row in ROWS] for column in ROWS[0]}
@@ -160,13 +161,37 @@ DEFECTS: dict[str, tuple[str, bytes, int, list[str]]] = {
     "UTF-16BE without a mark": ("a.csv", CSV.encode("utf-16-be"), 65, ["UTF-16BE", "iconv -f UTF-16BE"]),
     "UTF-32": ("a.jsonl", TEXT.encode("utf-32"), 65, ["UTF-32", "iconv -f UTF-32"]),
     "UTF-32 without a mark": ("a.jsonl", TEXT.encode("utf-32-be"), 65, ["UTF-32BE"]),
-    "Windows-1252": ("a.jsonl", TEXT.encode("cp1252"), 65, ["40 of 40 rows", "not UTF-8", "iconv -f WINDOWS-1252"]),
-    "Windows-1252 CSV": ("a.csv", CSV.encode("cp1252"), 65, ["not CSV in UTF-8", "iconv -f WINDOWS-1252"]),
-    "Latin-1 list": ("a.json", f"[{TEXT.replace(chr(10), ',')[:-1]}]".encode("latin-1"), 65, ["not UTF-8", "iconv"]),
-    "Shift JIS": ("a.jsonl", JAPANESE.encode("cp932"), 65, ["not UTF-8", "iconv -f SHIFT_JIS"]),
-    "EUC-KR": ("a.jsonl", KOREAN.encode("euc_kr"), 65, ["not UTF-8", "iconv -f EUC-KR"]),
-    "GB18030": ("a.jsonl", CHINESE.encode("gb18030"), 65, ["not UTF-8", "iconv -f GB18030"]),
-    "Windows-1251": ("a.jsonl", RUSSIAN.encode("cp1251"), 65, ["not UTF-8", "iconv -f WINDOWS-1251"]),
+    "Windows-1252": ("a.jsonl", TEXT.encode("cp1252"), 65, ["not UTF-8, it looks like", "iconv -f WINDOWS-1252 -t"]),
+    "Windows-1252 CSV": ("a.csv", CSV.encode("cp1252"), 65, ["not UTF-8, it looks", "iconv -f WINDOWS-1252"]),
+    "Windows-1252 in one line": ("a.json", LIST.encode("cp1252"), 65, ["not UTF-8, it looks", "iconv -f WINDOWS-1252"]),
+    "Windows-1252 further down": (
+        "a.csv",
+        (CSV.replace("é", "e") + f"{'x,y,z':o<9000}\n" * 20).encode() + CSV.encode("cp1252"),
+        65,
+        ["after line 60", "not UTF-8, it looks like", "iconv -f WINDOWS-1252"],
+    ),
+    "Windows-1252 further down in a list": (
+        "a.json",
+        json.dumps(ROWS * 20)[:-1].encode() + b", " + LIST[1:].encode("cp1252"),
+        65,
+        ["after 0 items there is text that is not UTF-8, it looks like", "iconv -f WINDOWS-1252"],
+    ),
+    "one line in another encoding": (
+        "a.jsonl",
+        LINES + b'{"prompt": "caf\xe9", "chosen": "\xe9t\xe9"}\n' + LINES,
+        65,
+        [
+            "1 of 81 rows",
+            "the line is not UTF-8",
+            "as the other lines are",
+            "from byte 15, it looks like WINDOWS",
+        ],
+    ),
+    "Shift JIS": ("a.jsonl", JAPANESE.encode("cp932"), 65, ["not UTF-8, it looks", "iconv -f SHIFT_JIS"]),
+    "EUC-JP": ("a.jsonl", JAPANESE.encode("euc_jp"), 65, ["not UTF-8, it looks", "iconv -f EUC-JP"]),
+    "EUC-KR": ("a.jsonl", KOREAN.encode("euc_kr"), 65, ["not UTF-8, it looks", "iconv -f EUC-KR"]),
+    "GB18030": ("a.jsonl", CHINESE.encode("gb18030"), 65, ["not UTF-8, it looks", "iconv -f GB18030"]),
+    "Windows-1251": ("a.jsonl", RUSSIAN.encode("cp1251"), 65, ["not UTF-8, it looks", "iconv -f WINDOWS-1251"]),
     # ---- cut off, and other damage
     "cut off": ("a.jsonl", LINES[:-20], 65, ["1 of 40 rows", "cut off", "39 whole rows", "line 40"]),
     "cut off inside of a letter": (

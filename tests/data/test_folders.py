@@ -72,6 +72,7 @@ READ: dict[str, tuple[Mapping[str, int | str], str, str | None, list[int]]] = {
     "the split within a name": ({"my_train_pairs.jsonl": 1, "my_dev_pairs.jsonl": 2}, "train", None, [1]),
     "another word for the split": ({"train.jsonl": 1, "valid.jsonl": 2}, "validation", None, [2]),
     "the very name before another word": ({"dev.jsonl": 1, "validation.jsonl": 2}, "validation", None, [2]),
+    "names in capitals": ({"Train.JSONL": 1, "TEST.CSV": 2}, "test", None, [2]),
     "the only file": ({"pairs_v2.jsonl": 1, "notes.md": "text"}, "train", None, [1]),
     "a configuration": (TWO, "train", "harmless", [2]),
     "the only configuration with the split": (TWO, "test", None, [3]),

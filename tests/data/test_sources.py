@@ -203,7 +203,8 @@ def test_folders_by_split(tmp_path):
 def test_what_has_splits(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     assert [has_splits(name) for name in ("quickstart", "owner/name", str(tmp_path))] == [True] * 3
-    assert [has_splits(name) for name in (str(tmp_path / "a.jsonl"), "missing.jsonl", "./x", "a.csv.gz")] == [False] * 4
+    files = (str(tmp_path / "a.jsonl"), "missing.jsonl", "./x", "a.csv.gz", "A.CSV")
+    assert [has_splits(name) for name in files] == [False] * 5
 
 
 def test_the_identity_changes_with_the_content_alone(tmp_path):
