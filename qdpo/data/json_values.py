@@ -24,6 +24,8 @@ LARGEST_ITEM = 64 << 20
 LARGEST_TABLE = 256 << 20
 """Characters of one object that is a whole table."""
 WHITE = " \t\r\n"
+MANY = 20
+"""Lists of this many values, all as long, are columns, whatever is in them: a conversation has fewer messages."""
 BEGUN = re.compile(r"|-|\.|e[+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul|u[0-9a-f]{0,4}", re.I)
 """What may stand between a fault and the end of a text that was cut off."""
 AS_LINES = "write its rows as JSON Lines, one object a line (jq -c '.KEY[]' FILE > OUT)"
@@ -270,10 +272,18 @@ def table_of(value: Any, name: str) -> Table | None:
         return Table('columns and data, as pandas writes with orient="split"', _by_names(value, name))
     if all(isinstance(part, dict) and part for part in value.values()):
         return _by_index(value)
-    lists = all(isinstance(part, list) for part in value.values())
-    if lists and len(value) > 1 and not any(map(_are_messages, value.values())):
+    if len(value) > 1 and all(isinstance(part, list) for part in value.values()) and not _is_conversation(value):
         return _by_columns(value, name)
     return _under_a_key(value, name)
+
+
+def _is_conversation(value: Mapping[str, list[Any]]) -> bool:
+    """Whether lists are the messages of one row, and not a column of messages beside other columns."""
+    if not any(map(_are_messages, value.values())):
+        return False
+    lengths = {len(part) for part in value.values()}
+    beside_lists = any(part and _all(part, list) for part in value.values())
+    return len(lengths) > 1 or not (beside_lists or max(lengths) >= MANY)
 
 
 def _by_names(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
