@@ -93,7 +93,7 @@ def _by_names(folder: Path, split: str, config: str | None) -> tuple[list[Path],
             raise InputMissingError(
                 f"{folder} has no folder for the configuration {config!r}", f"it has {_listed(configs) or 'none'}"
             )
-    found = _of_split(parts, split)
+    found = _of_split(parts, split, folder)
     if not found and split == "train" and len(parts) == 1 and not parts[0].split:
         return [parts[0].path], f"the folder's only data file, {_shown(parts[0].path, folder)}"
     if not found:
@@ -109,14 +109,22 @@ def _by_names(folder: Path, split: str, config: str | None) -> tuple[list[Path],
     return [part.path for part in found], f"configuration {chosen[0]}" if chosen[0] and not config else ""
 
 
-def _of_split(parts: list[Part], split: str) -> list[Part]:
-    """The parts with the split's very name, else those with another word for it."""
+def _of_split(parts: list[Part], split: str, folder: Path) -> list[Part]:
+    """The parts with the split's very name, else those with another word for it.
+
+    Raises:
+        InputMissingError: there are several kinds of the latter, such as `train_prefs.jsonl` and `train_sft.jsonl`.
+    """
     if exact := [part for part in parts if split in part.named]:
         return exact
     same = next((words for words in SPLITS.values() if split in words), ())
     alike = [part for part in parts if part.split in same]
-    # `train_prefs.jsonl` and `train_sft.jsonl` are two splits
-    return alike if len({part.kin for part in alike}) == 1 else []
+    if len({part.kin for part in alike}) > 1:
+        raise InputMissingError(
+            f"the folder {folder} has no file with the split's name {split!r} alone, and several with it in their names",
+            f"give one of them: {_listed(_shown(part.path, folder) for part in alike)}",
+        )
+    return alike
 
 
 def _no_split(folder: Path, split: str, parts: list[Part]) -> InputMissingError:
@@ -124,8 +132,9 @@ def _no_split(folder: Path, split: str, parts: list[Part]) -> InputMissingError:
     splits = _listed(sorted({part.split for part in parts if part.split}))
     return InputMissingError(
         f"the folder {folder} has no file named after the split {split!r}",
-        (f"its splits are {splits}: set data.split to one; " if splits else "")
-        + f"it has {present}: give one of these files, or set data.split",
+        f"its splits are {splits}: set data.split to one, or give one of its files: {present}"
+        if splits
+        else f"it has {present}: give one of these files, or set data.split",
     )
 
 

@@ -107,7 +107,7 @@ MISSING: dict[str, tuple[Mapping[str, int | str], str, str | None, type[QdpoErro
         "train",
         None,
         InputMissingError,
-        ["'train'", "train_prefs.jsonl, train_sft.jsonl"],
+        ["'train'", "several with it in their names", "train_prefs.jsonl, train_sft.jsonl"],
     ),
     "files without splits": ({"a.jsonl": 1, "b.jsonl": 2}, "train", None, InputMissingError, ["a.jsonl, b.jsonl"]),
     "the only file is no test": ({"pairs.jsonl": 1}, "test", None, InputMissingError, ["'test'", "pairs.jsonl"]),
