@@ -18,7 +18,7 @@ from qdpo.data.pairs import Pair
 from qdpo.data.pieces import Row
 from qdpo.data.readers import Broken
 from qdpo.data.sources import find_source, has_splits
-from qdpo.errors import DataError
+from qdpo.errors import DataError, InputMissingError
 
 SIZES = (13, 8)
 WORD = re.compile(r"\w+")
@@ -138,7 +138,7 @@ def _rows(name: str) -> Iterable[Any]:
     for candidate in EVALUATION_SPLITS:
         try:
             return find_source(base, split=candidate, config=config or None).rows()
-        except DataError as error:
+        except (DataError, InputMissingError) as error:
             last = error
     raise DataError(f"{name} has none of the splits {', '.join(EVALUATION_SPLITS)}: {last}", "name one: NAME[SPLIT]")
 

@@ -121,7 +121,7 @@ def _of_split(parts: list[Part], split: str, folder: Path) -> list[Part]:
     alike = [part for part in parts if part.split in same]
     if len({part.kin for part in alike}) > 1:
         raise InputMissingError(
-            f"the folder {folder} has no file with the split's name {split!r} alone, and several with it in their names",
+            f"the folder {folder} has no file named {split!r} alone, and several with this split in their names",
             f"give one of them: {_listed(_shown(part.path, folder) for part in alike)}",
         )
     return alike

@@ -155,7 +155,7 @@ def _own_split(section: DataSection) -> str | None:
         return None
     for split in HELD_OUT:
         try:
-            source = find_source(section.name, split=split)
+            source = find_source(section.name, split=split, config=section.config)
         except (InputMissingError, DataError):
             continue
         # a single file has no splits, whatever is asked for

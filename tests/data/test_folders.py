@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qdpo.data.contamination import load_sets
 from qdpo.data.sources import Source, find_source
 from qdpo.errors import DataError, InputMissingError, QdpoError
 
@@ -107,7 +108,7 @@ MISSING: dict[str, tuple[Mapping[str, int | str], str, str | None, type[QdpoErro
         "train",
         None,
         InputMissingError,
-        ["'train'", "several with it in their names", "train_prefs.jsonl, train_sft.jsonl"],
+        ["'train'", "several with this split in their names", "train_prefs.jsonl, train_sft.jsonl"],
     ),
     "files without splits": ({"a.jsonl": 1, "b.jsonl": 2}, "train", None, InputMissingError, ["a.jsonl, b.jsonl"]),
     "the only file is no test": ({"pairs.jsonl": 1}, "test", None, InputMissingError, ["'test'", "pairs.jsonl"]),
@@ -142,6 +143,14 @@ def test_what_is_not_there_is_told_with_what_is(name: str, tmp_path: Path):
     for part in parts:
         assert part in re.sub(r"\s+", " ", str(caught.value))
     assert len(str(caught.value)) < 800
+
+
+def test_the_split_of_an_evaluation_set_is_looked_for(tmp_path: Path):
+    folder = made(tmp_path, {"train.jsonl": 1, "test.jsonl": '{"text": "what is held out"}\n'})
+    [found] = load_sets([folder])
+    assert found.items == ["what is held out"]
+    with pytest.raises(DataError, match="none of the splits"):
+        load_sets([made(tmp_path / "other", {"old.jsonl": 1, "new.jsonl": 2})])
 
 
 def test_what_is_not_evident_is_said(tmp_path: Path):
