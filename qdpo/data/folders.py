@@ -24,7 +24,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in names of files and folders that say which split they are, as `datasets` reads them."""
+"""Words in names of files and folders that say which split they are, by the name that `datasets` has for it."""
 SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}\b")
 LARGEST_README = 1 << 20
 
@@ -110,15 +110,14 @@ def _by_names(folder: Path, split: str, config: str | None) -> tuple[list[Path],
 
 
 def _of_split(parts: list[Part], split: str, folder: Path) -> list[Part]:
-    """The parts with the split's very name, else those with another word for it.
+    """The parts with the split's very name, else those with the split among the words of their names.
 
     Raises:
         InputMissingError: there are several kinds of the latter, such as `train_prefs.jsonl` and `train_sft.jsonl`.
     """
     if exact := [part for part in parts if split in part.named]:
         return exact
-    same = next((words for words in SPLITS.values() if split in words), ())
-    alike = [part for part in parts if part.split in same]
+    alike = [part for part in parts if part.split in SPLITS.get(split, (split,))]
     if len({part.kin for part in alike}) > 1:
         raise InputMissingError(
             f"the folder {folder} has no file named {split!r} alone, and several with this split in their names",
