@@ -89,14 +89,14 @@ def look(path: Path, name: str = "") -> DataFile:
         if not start:
             raise DataError(f"{name} is empty when it is unpacked", "pack it again")
     refuse_bytes(name, start, b"" if packing else _end_of(path))
-    suffix = next((e.lower() for e in reversed(path.suffixes) if e.lower() in EXTENSIONS), "")
+    suffix = next((e.lower() for e in reversed(Path(name).suffixes) if e.lower() in EXTENSIONS), "")
     if (found := _columnar(name, start, suffix)) is not None:
         if packing:
             raise DataError(
                 f"{name} is {SHOWN[found]} inside of {packing.name}", f"unpack it first: {packing.unpack} FILE"
             )
         return DataFile(path, name, found, read_as=_unsaid(found, suffix, packing))
-    kind = _text_kind(path, name, start, suffix)
+    kind = _text_kind(name, start, suffix)
     if kind == "json":
         with unpacked(path, name) as stream:
             shape, how = shape_of(start, stream, name)
@@ -138,7 +138,7 @@ def _columnar(name: str, start: bytes, suffix: str) -> str | None:
     return None
 
 
-def _text_kind(path: Path, name: str, start: bytes, suffix: str) -> str:
+def _text_kind(name: str, start: bytes, suffix: str) -> str:
     kind = KIND_OF.get(suffix)
     text = start.decode("utf-8-sig", "replace").lstrip()
     refuse_text(name, start, whole=len(start) < HEAD, json=kind in (None, "json"))
@@ -152,9 +152,10 @@ def _text_kind(path: Path, name: str, start: bytes, suffix: str) -> str:
     if is_table:
         return is_table
     known = f"let its name end in what it is: {', '.join(sorted(EXTENSIONS))}, also as .gz, .bz2, .xz, .zst"
-    if not path.suffix or path.suffix.lower() == ".txt":
+    extension = Path(name).suffix
+    if extension.lower() in ("", ".txt"):
         raise DataError(f"{name} is neither JSON nor CSV with a line of column names", known)
-    raise DataError(f"{name} has the unknown extension {path.suffix!r}, and is no JSON", known)
+    raise DataError(f"{name} has the unknown extension {extension!r}, and is no JSON", known)
 
 
 def _is_csv(text: str) -> str:

@@ -1,11 +1,10 @@
 """Data that comes through a pipe: kept in a temporary file, for it can be read only once, and a run reads twice.
 
-`qdpo data <(zcat x.gz)` and `... | qdpo data /dev/stdin` give such a path. The file is kept until the process ends.
+`qdpo data <(zcat x.gz)` and `... | qdpo data /dev/stdin` give such a path. The file ends with the process.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import select
 import stat
@@ -34,7 +33,7 @@ CHUNK = 1 << 20
 LOOKED_AT = 1 << 20
 """Bytes after which it is known whether what comes is data."""
 
-_kept: dict[tuple[int, int], Path] = {}
+_kept: dict[tuple[int, int], IO[bytes]] = {}
 
 
 def is_pipe(path: Path) -> bool:
@@ -63,38 +62,48 @@ def spooled(path: Path) -> Path:
     """The temporary file that holds what comes through a pipe; read to its end the first time.
 
     Raises:
-        InputMissingError: nobody writes to it, or whoever does has gone silent.
+        InputMissingError: it may not be read, nobody writes to it, or whoever does has gone silent.
         DataError: it brings nothing, no data, or no end.
         DiskError: there is no room for it.
     """
     found = path.stat()
     key = found.st_dev, found.st_ino
     if key not in _kept:
-        handle, name = tempfile.mkstemp("".join(path.suffixes)[-16:], "qdpo-pipe-")
-        atexit.register(Path(name).unlink, missing_ok=True)
+        folder = Path(tempfile.gettempdir())
+        with explained(folder):
+            # it has no name, so that nothing is left of it however the process ends
+            file = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            with open(handle, "wb", buffering=0) as file, explained(Path(name)):
-                total = _copy(path, Path(name), file)
+            total = _copy(path, file, folder)
         except BaseException:
-            Path(name).unlink()
+            file.close()
             raise
-        console.note(f"{path} is a pipe: its {total:,} bytes are kept in {name} until qdpo ends")
-        _kept[key] = Path(name)
-    return _kept[key]
+        console.note(f"{path} is a pipe: its {total:,} bytes are kept in a file without a name in {folder}")
+        _kept[key] = file
+    return _path_of(_kept[key])
 
 
-def _copy(path: Path, target: Path, file: IO[bytes]) -> int:
+def _path_of(file: IO[bytes]) -> Path:
+    return Path(f"/dev/fd/{file.fileno()}")
+
+
+def _copy(path: Path, file: IO[bytes], folder: Path) -> int:
     total, is_known = 0, False
-    pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise InputMissingError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
     try:
         while chunk := _next(pipe, path, begun=total > 0):
-            file.write(chunk)
+            with explained(folder):
+                file.write(chunk)
+                file.flush()
             total += len(chunk)
             if total >= LOOKED_AT and not is_known:
                 # what is no data may have no end
-                look(target, str(path))
+                look(_path_of(file), str(path))
                 is_known = True
-            _require_room(path, target, total)
+            _require_room(path, folder, total)
     finally:
         os.close(pipe)
     if not total:
@@ -102,12 +111,12 @@ def _copy(path: Path, target: Path, file: IO[bytes]) -> int:
     return total
 
 
-def _require_room(path: Path, target: Path, total: int) -> None:
+def _require_room(path: Path, folder: Path, total: int) -> None:
     if total > LARGEST:
         raise DataError(f"more than {LARGEST >> 30} GiB came through the pipe {path}", "write it to a file first")
-    if free_bytes(target) < LEFT_FREE:
+    if free_bytes(folder) < LEFT_FREE:
         raise DiskError(
-            f"{target.parent} has less than {LEFT_FREE >> 30} GiB left for what comes through the pipe {path}",
+            f"{folder} has less than {LEFT_FREE >> 30} GiB left for what comes through the pipe {path}",
             "write it to a file elsewhere first, or set TMPDIR",
         )
 

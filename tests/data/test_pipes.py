@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import qdpo
@@ -58,11 +60,24 @@ def test_it_is_read_once_and_kept(pipe: Pipe, capsys: pytest.CaptureFixture[str]
     assert first.unit == "line"
     assert list(first.rows()) == list(first.rows()) == list(find_source(name).rows()) == ROWS
     assert first.identity() == find_source(name).identity()
-    assert f"{name} is a pipe: its {len(LINES):,} bytes are kept in " in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count(f"{name} is a pipe: its {len(LINES):,} bytes are kept in a file without a name") == 1
 
 
 def test_its_kind_is_told_by_what_comes(pipe: Pipe):
     assert list(find_source(pipe(lambda: iter([gzip.compress(LINES)]))).rows()) == ROWS
+
+
+def test_its_kind_is_told_by_its_name(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    threading.Thread(target=lambda: (tmp_path / "pipe.csv").write_text("a name,b\n1,2\n"), daemon=True).start()
+    assert list(find_source(str(tmp_path / "pipe.csv")).rows()) == [{"a name": "1", "b": "2"}]
+
+
+def test_parquet_through_a_pipe(pipe: Pipe, tmp_path: Path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    name = pipe(lambda: iter([(tmp_path / "a.parquet").read_bytes()]))
+    assert list(find_source(name).rows()) == list(find_source(name).rows()) == ROWS
 
 
 def test_damage_is_named_by_the_pipe(pipe: Pipe):
