@@ -18,6 +18,9 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Automatic = Literal["auto"]
 
+ALL_LINEAR = "all-linear"
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Linear layers that choose experts, which get no adapter."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven linear layers of a Llama-like decoder block, attention first."""
 
@@ -56,6 +59,13 @@ class ModelSection(Section):
             "later starts read that instead of the 16-bit files; auto: bases from 1 GB on, where the disk has room"
         ),
     ] = "auto"
+    in_16_bits: Annotated[
+        list[str],
+        Field(
+            description="kinds of weights (experts, ...) that may stay out of 4 bits: bitsandbytes rounds linear "
+            "layers alone, and more than 5 % of a base's bytes beside them is an error otherwise"
+        ),
+    ] = []
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         Field(description="compute type; auto: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU"),
@@ -81,8 +91,19 @@ class LoraSection(Section):
     task_type: Annotated[Literal["CAUSAL_LM"], Field(description="PEFT's task type")] = "CAUSAL_LM"
     use_rslora: Annotated[bool, Field(description="scale by lora_alpha / sqrt(r) instead")] = False
     target_modules: Annotated[
-        list[str], Field(min_length=1, description="names of the linear layers that get an adapter; never the head")
+        Literal["all-linear"] | Annotated[list[str], Field(min_length=1)],
+        Field(
+            description="names of the linear layers that get an adapter; never the head; all-linear: every one but "
+            "head and routers"
+        ),
     ] = list(PROJECTIONS)
+    leave_out: Annotated[
+        list[str],
+        Field(
+            description="kinds of layer (linear_attn, ...) that stay without an adapter though they take turns with "
+            "others that get one"
+        ),
+    ] = []
 
 
 class DataSection(Section):

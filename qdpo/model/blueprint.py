@@ -19,6 +19,7 @@ from torch import nn
 from qdpo.config.schema import ModelSection
 from qdpo.errors import InputMissingError
 from qdpo.hardware import Device
+from qdpo.model.coverage import check_stored
 from qdpo.model.nf4 import Quantization
 from qdpo.model.rounding import NESTED_BLOCKSIZE, values_of_nf4
 from qdpo.model.source import Source
@@ -175,6 +176,7 @@ def blueprint(source: Source, config: ModelSection, dtype: torch.dtype, blocksiz
     AutoHfQuantizer.from_config(how, pre_quantized=False).preprocess_model(
         model=model, dtype=dtype, device_map={"": "cpu"}, checkpoint_files=None, use_kernels=False
     )
+    check_stored(model, source.name, config.in_16_bits)
     layers = {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
     if not layers or _keeps_float32(model) or not _is_one_to_one(model, files, layers):
         return None

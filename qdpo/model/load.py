@@ -18,6 +18,7 @@ from qdpo.config.schema import ModelSection
 from qdpo.errors import ConfigError, DataError, MemoryShortageError, QdpoError, first_line
 from qdpo.hardware import Device, choose_dtype, is_out_of_memory
 from qdpo.model.blueprint import blueprint
+from qdpo.model.coverage import check_stored
 from qdpo.model.one_pass import rounded_in_memory
 from qdpo.model.source import Source, find
 from qdpo.model.stored_base import find_or_make
@@ -109,6 +110,7 @@ def load_by_transformers(source: Source, config: ModelSection, dtype: torch.dtyp
 
     Raises:
         DataError: tensors are missing.
+        ConfigError: much of it would not be in 4 bits.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -138,6 +140,8 @@ def load_by_transformers(source: Source, config: ModelSection, dtype: torch.dtyp
             f"the weights of {source.name} lack {len(missing)} tensors (first: {missing[0]})",
             "get the files again, or give the folder of a model whose config.json fits its weights",
         )
+    if config.quantization == "nf4":
+        check_stored(model, source.name, config.in_16_bits)
     result: PreTrainedModel = model
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,8 @@ import torch
 from torch import nn
 
 from qdpo.config.schema import LoraSection
-from qdpo.errors import ConfigError
+from qdpo.errors import ConfigError, first_line
+from qdpo.model.targets import check_left_out, targets_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,7 +30,8 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
         adapter: folder of an adapter to continue from.
 
     Raises:
-        ConfigError: a target is not in the model, or is the head; the adapter does not fit.
+        ConfigError: a target is not in the model, or is the head; a whole kind of layer would be left out; the adapter
+            does not fit.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -41,7 +42,7 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
             raise ConfigError(f"the adapter {adapter} does not fit this base: {str(error).splitlines()[0]}") from error
         check_placed(wrapped, Path(adapter))
     else:
-        check_targets(model, config.target_modules)
+        targets = targets_of(model, config.target_modules)
         settings = LoraConfig(
             r=config.r,
             lora_alpha=config.lora_alpha,
@@ -49,10 +50,16 @@ def attach(model: PreTrainedModel, config: LoraSection, seed: int, adapter: str 
             bias=config.bias,
             task_type=config.task_type,
             use_rslora=config.use_rslora,
-            target_modules=list(config.target_modules),
+            target_modules=targets,
         )
         torch.manual_seed(seed)
-        wrapped = get_peft_model(model, settings)
+        try:
+            wrapped = get_peft_model(model, settings)
+        except ValueError as error:  # experts that are one tensor get an adapter without dropout, or none
+            raise ConfigError(
+                f"PEFT cannot attach the adapter: {first_line(error)}", "try --set lora.lora_dropout=0"
+            ) from error
+        check_left_out(wrapped, config.leave_out)
     for parameter in trainable(wrapped).values():
         parameter.data = parameter.data.float()
     return wrapped
@@ -81,27 +88,6 @@ def check_placed(policy: PeftModel, adapter: Path) -> None:
             raise ConfigError(
                 f"the adapter {adapter} does not fit this base: the model {what} {count} tensors (first: {min(odd)})",
                 "use the base that the adapter was trained on",
-            )
-
-
-def check_targets(model: nn.Module, targets: list[str]) -> None:
-    """Every target names linear layers of the model, and none is the head.
-
-    Raises:
-        ConfigError: otherwise.
-    """
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    heads = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head}
-    for target in targets:
-        if target in heads:
-            raise ConfigError(f"lora.target_modules names the output head {target}", "leave it out: it stays frozen")
-        if target not in linear:
-            close = difflib.get_close_matches(target, sorted(linear - heads), n=1)
-            guess = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(
-                f"lora.target_modules: the model has no linear layer {target}",
-                f"{guess}it has {', '.join(sorted(linear - heads))}",
             )
 
 

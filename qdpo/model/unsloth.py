@@ -152,15 +152,16 @@ def attach(model: PreTrainedModel, config: RunConfig) -> PeftModel:
     """
     from unsloth import FastLanguageModel
 
-    from qdpo.model.lora import check_targets, trainable
+    from qdpo.model.lora import trainable
+    from qdpo.model.targets import check_left_out, targets_of
 
     lora = config.lora
-    check_targets(model, lora.target_modules)
+    targets = targets_of(model, lora.target_modules)
     with talking_to_stderr():
         policy: Any = FastLanguageModel.get_peft_model(
             model,
             r=lora.r,
-            target_modules=list(lora.target_modules),
+            target_modules=targets,
             lora_alpha=lora.lora_alpha,
             # its fast layers look at the configured value, which is put back below
             lora_dropout=0.0 if config.train.disable_dropout else lora.lora_dropout,
@@ -169,6 +170,7 @@ def attach(model: PreTrainedModel, config: RunConfig) -> PeftModel:
             random_state=config.train.seed,
             use_rslora=lora.use_rslora,
         )
+    check_left_out(policy, lora.leave_out)
     policy.peft_config["default"].lora_dropout = lora.lora_dropout
     for parameter in trainable(policy).values():
         parameter.data = parameter.data.float()

@@ -30,7 +30,7 @@ SMALL_FILES = 5e6
 
 def adapter_weights(shape: Shape, config: RunConfig) -> int:
     """Trained weights of a run."""
-    return shape.lora(config.lora.r, list(config.lora.target_modules))
+    return shape.lora(config.lora.r, config.lora.target_modules)
 
 
 def checkpointed_layers(shape: Shape, config: RunConfig) -> int:

@@ -20,6 +20,7 @@ from qdpo.engine.layout import Pack, build_pack
 from qdpo.engine.losses import PairLogps, pair_losses
 from qdpo.errors import TrainingError
 from qdpo.model.lora import lora_layers, trainable
+from qdpo.model.targets import check_left_out, linear_layers, stripped
 from qdpo.model.tensors import is_finite
 from qdpo.progress import Progress
 
@@ -59,21 +60,20 @@ def check_targets(policy: nn.Module, config: LoraSection) -> Check:
             weight = getattr(layer, side)["default"].weight
             if not weight.requires_grad or weight.dtype != torch.float32:
                 raise TrainingError(f"the adapter of {name} is not trained in fp32 ({side}: {weight.dtype})")
-    present = {name.rsplit(".", 1)[-1] for name in layers}
-    missing = [target for target in config.target_modules if target not in present]
+    present = {stripped(name).rsplit(".", 1)[-1] for name in layers}
+    wanted = sorted(present) if isinstance(config.target_modules, str) else config.target_modules
+    missing = [target for target in wanted if target not in present]
     if missing:
         raise TrainingError(f"no adapter was attached to {', '.join(missing)}", "check lora.target_modules")
-    bare = [
-        name
-        for name, module in policy.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in config.target_modules and name not in layers
-    ]
+    bare = [name for name, _ in linear_layers(policy) if name.rsplit(".", 1)[-1] in wanted and name not in layers]
     if bare:
         raise TrainingError(f"no adapter was attached to {len(bare)} layers (first: {bare[0]})")
     count = sum(parameter.numel() for parameter in trainable(policy).values())
+    left = check_left_out(policy, config.leave_out)
+    without = f"; without: {', '.join(sorted(left))}, {sum(left.values()):,} weights" if left else ""
     return Check(
         "every target has a trainable adapter",
-        f"{len(layers)} layers ({', '.join(sorted(present))}), {count:,} parameters in fp32",
+        f"{len(layers)} layers ({', '.join(sorted(present))}), {count:,} parameters in fp32{without}",
     )
 
 

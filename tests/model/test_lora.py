@@ -14,7 +14,8 @@ from qdpo.config.schema import LoraSection, ModelSection
 from qdpo.errors import ConfigError
 from qdpo.hardware import Device
 from qdpo.model.load import load_base
-from qdpo.model.lora import attach, check_targets, disable_dropout, lora_layers, trainable
+from qdpo.model.lora import attach, disable_dropout, lora_layers, trainable
+from qdpo.model.targets import targets_of
 from qdpo.run.checkpoint import write_adapter
 
 LORA = LoraSection(r=4, lora_alpha=8)
@@ -96,14 +97,15 @@ def test_the_head_is_refused() -> None:
 @pytest.mark.parametrize(("target", "guess"), [("q_prj", "did you mean q_proj? "), ("w1", "")])
 def test_an_unknown_target_is_named_with_what_there_is(target: str, guess: str) -> None:
     with pytest.raises(ConfigError, match=f"no linear layer {target}\n") as caught:
-        check_targets(make_model("llama"), ["v_proj", target])
+        targets_of(make_model("llama"), ["v_proj", target])
     assert caught.value.hint is not None
-    assert caught.value.hint == guess + "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    names = "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert caught.value.hint == f"{guess}{names}; all-linear takes them all: --set lora.target_modules=all-linear"
 
 
 def test_the_embedding_is_no_linear_layer() -> None:
     with pytest.raises(ConfigError, match="no linear layer embed_tokens"):
-        check_targets(make_model("llama"), ["embed_tokens"])
+        targets_of(make_model("llama"), ["embed_tokens"])
 
 
 def test_disable_dropout_turns_it_off_and_keeps_the_setting() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdpo.config.schema import LoraSection, RunConfig
+from qdpo.config.schema import ROUTERS, LoraSection, RunConfig
 from qdpo.errors import InputMissingError, MemoryShortageError
 from qdpo.files import require_space, size_of
 from qdpo.hardware import GIB, available_memory, free_swap
@@ -153,11 +153,14 @@ def check_by_headers(
 
 def adapter_weights(lora: LoraSection, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """Weights of the two matrices that each target of the adapter gets, by the shapes of the base's tensors."""
-    targets = [
-        shape
-        for name, shape in shapes.items()
-        if len(shape) == 2 and name.removesuffix(".weight").rpartition(".")[2] in lora.target_modules
-    ]
+
+    def is_target(name: str) -> bool:
+        last = name.removesuffix(".weight").rpartition(".")[2]
+        if isinstance(lora.target_modules, str):
+            return ".layers." in name and last not in ROUTERS
+        return last in lora.target_modules
+
+    targets = [shape for name, shape in shapes.items() if len(shape) == 2 and is_target(name)]
     return [lora.r * side for shape in targets for side in shape]
 
 
