@@ -137,11 +137,6 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     ),
     "BOS in a prompt": (changed("prompt", "<s>hello"), 65, [*ROWS, "the prompt contains the text of the BOS"]),
     # ---- conversations
-    "assistant first": (
-        changed("prompt", [turn("assistant"), turn("user")]),
-        65,
-        [*ROWS, "the prompt starts with an assistant"],
-    ),
     "assistant last": (
         changed("prompt", [turn("user"), turn("assistant")]),
         65,
