@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Encoder = Callable[[list[str]], list[list[int]]]
 
+PORTION = 1 << 18
+"""Characters that the tokenizer gets at once, and a text more: what it makes of them takes some 100 bytes a token."""
 CHECKED = 100
 """Texts that are encoded in both ways before the words are trusted."""
 MOST_WORDS = 200_000
@@ -31,12 +33,32 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """The fastest way to encode texts without adding special tokens that is known to be right for this tokenizer."""
 
     def plain(texts: list[str]) -> list[list[int]]:
-        return tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-        )["input_ids"]
+        ids: list[list[int]] = []
+        for portion in _portions(texts):
+            ids += tokenizer(
+                portion,
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )["input_ids"]
+        return ids
 
     words = Words.of(tokenizer)
     return plain if words is None else _Checked(words, plain)
+
+
+def _portions(texts: list[str]) -> Iterator[list[str]]:
+    portion: list[str] = []
+    size = 0
+    for text in texts:
+        portion.append(text)
+        size += len(text)
+        if size >= PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 class _Checked:
