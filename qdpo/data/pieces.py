@@ -13,6 +13,7 @@ from typing import Any
 
 from qdpo.data.pairs import Message
 from qdpo.foreign import shown
+from qdpo.grammar import with_article
 
 Row = Mapping[str, Any]
 
@@ -112,13 +113,13 @@ def text_of(row: Row, column: str, *, empty_ok: bool = False) -> str:
     return _checked(value, column, empty_ok)
 
 
-def _checked(text: str, column: str, empty_ok: bool = False) -> str:
+def _checked(text: str, column: str, empty_ok: bool = False, where: str = "") -> str:
     if not text:
         if empty_ok:
             return text
-        raise BadRow(f"`{column}` is empty", "write a text", column)
+        raise BadRow(f"`{column}` {where}is empty", "write a text", column)
     if not text.strip():
-        raise BadRow(f"`{column}` is only white space", "write a text", column)
+        raise BadRow(f"`{column}` {where}is only white space", "write a text", column)
     if not text.isascii() and LONE_SURROGATE.search(text):
         raise BadRow(
             f"`{column}` has a lone surrogate (half a character, which no tokenizer can read)",
@@ -162,19 +163,20 @@ def message_of(item: Any, column: str) -> Message:
             column,
             f"the role {shown(named)}",
         )
+    message = f"{with_article(role)} message"
     content = item.get("content", item.get("value"))
     if isinstance(content, list):
         content = _joined(content, column)
     if content is None:
-        raise BadRow(f"`{column}` has a {role} message without content", MESSAGES, column)
+        raise BadRow(f"`{column}` has {message} without content", MESSAGES, column)
     if not isinstance(content, str):
         raise BadRow(
-            f"`{column}` has a {role} message whose content is {type_in_words(content)}, expected text",
+            f"`{column}` has {message} whose content is {type_in_words(content)}, expected text",
             "write a text in quotes",
             column,
         )
     # A system message may be empty: the handbook's is.
-    return Message(role, _checked(content, column, empty_ok=role == "system"))
+    return Message(role, _checked(content, column, empty_ok=role == "system", where=f"has {message} that "))
 
 
 def _joined(parts: list[Any], column: str) -> str:
@@ -245,7 +247,7 @@ def check_turns(prompt: Sequence[Message], chosen: Sequence[Message], rejected: 
             raise BadRow(f"`{column}` has no answer after the prompt", "end with an assistant message", column)
         if side[0].role != "assistant":
             raise BadRow(
-                f"`{column}` starts with a {side[0].role} message: its prompt differs or is missing",
+                f"`{column}` starts with {with_article(side[0].role)} message: its prompt differs or is missing",
                 "give both answers the same prompt, word for word",
                 column,
             )

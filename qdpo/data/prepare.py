@@ -31,6 +31,7 @@ from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
 from qdpo.errors import DataError
 from qdpo.files import digest_of
+from qdpo.grammar import counted
 from qdpo.model.source import ASSETS, EMBEDDED
 
 if TYPE_CHECKING:
@@ -300,8 +301,9 @@ def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     random.Random(seed).shuffle(prompts)
     count = max(1, round(fraction * len(prompts)))
     if count >= len(prompts):
+        pairs, different = counted(len(keys), "pair has", "pairs have"), counted(len(prompts), "different prompt")
         raise DataError(
-            f"{len(keys):,} pairs have {len(prompts)} different prompts: too few to hold some out",
+            f"{pairs} {different}: too few to hold some out",
             "give a held-out set with data.eval_name or data.eval_split",
         )
     held = np.isin(keys, np.array(prompts[:count], np.uint64))

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
+from qdpo.grammar import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ def preview(pair: TokenPair, tokenizer: PreTrainedTokenizerBase, template: Templ
 
 
 def _part(name: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, template: Template, *, learned: bool) -> Text:
-    line = Text(f"  {name} ({len(ids)} tokens): ", style="bold")
+    line = Text(f"  {name} ({counted(len(ids), 'token')}): ", style="bold")
     shown = ids if len(ids) <= SHOWN else [*ids[: SHOWN // 2], None, *ids[-SHOWN // 2 :]]
     for place, token in enumerate(shown):
         if place:

@@ -9,6 +9,7 @@ from qdpo.data.formats import SYNONYMS
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, answer, check_turns, message_of, messages_of, system_of, text_of
 from qdpo.foreign import visible
+from qdpo.grammar import with_article
 
 PROMPT = ("prompt", "messages", "conversations", "conversation", *SYNONYMS["prompt"])
 ANSWERS = ("answers", "completions", "responses", "candidates", "generations")
@@ -66,7 +67,9 @@ def answer_of(value: Any, column: str) -> str:
         value = message_of(value, column)
     if isinstance(value, Message):
         if value.role != "assistant":
-            raise BadRow(f"`{column}` is a {value.role} message, expected an answer", "write the assistant's", column)
+            raise BadRow(
+                f"`{column}` is {with_article(value.role)} message, expected an answer", "write the assistant's", column
+            )
         value = value.content
     return text_of({column: value}, column)
 
