@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qdpo.config.schema import RunConfig
 from qdpo.errors import UnavailableError, first_line
+from qdpo.grammar import counted
 from qdpo.hardware import Device, find_device
 
 Version = tuple[int, int]
@@ -183,7 +184,7 @@ def misfits(stack: Stack) -> list[Finding]:
         return [Finding(f"torch {stack.torch} is a build without CUDA, beside {beside}", TORCH_BUILDS)]
     found = []
     if not stack.usable and stack.driver is None and stack.driver_cuda is None and stack.cards:
-        many = f"{stack.cards} NVIDIA card" + ("s" if stack.cards > 1 else "")
+        many = counted(stack.cards, "NVIDIA card")
         found.append(Finding(f"{many} on the bus, and no NVIDIA driver", "install NVIDIA's driver, then restart"))
     if not stack.usable and stack.driver is not None and stack.driver_cuda is None:
         found.append(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from qdpo.errors import OutputError
+from qdpo.files import explained
 
 LONGEST_NAME = 255
 """Bytes of one name in a folder, on every file system that is in use."""
@@ -54,6 +57,31 @@ def _without_steps_up(path: Path) -> Path:
         return path
     last = path.name
     return Path(os.path.realpath(path)) if last == ".." else Path(os.path.realpath(path.parent)) / last
+
+
+def check_file(out: Path, read: Iterable[Path] = ()) -> None:
+    """Refuse a place for a file before anything is computed for it.
+
+    Args:
+        out: the file that will be written, or written anew.
+        read: files that are to stay as they are.
+
+    Raises:
+        OutputError: it is one of them, a folder or a link, or it lies in no folder, or in one that takes no file.
+        DiskError: the disk is full.
+    """
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder", "give the name of a file")
+    if out.is_symlink():
+        raise OutputError(f"{out} is a link to {os.path.realpath(out)}", "give the name of a file")
+    if out.exists() and not out.is_file():
+        raise OutputError(f"{out} is no file that could be replaced", "give the name of a file")
+    if any(path.exists() and out.exists() and path.samefile(out) for path in read):
+        raise OutputError(f"{out} is read, and would be overwritten", "give the name of another file")
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder {out.parent} for {out.name}", "make it first, or choose another place")
+    with explained(out), tempfile.TemporaryFile(dir=out.parent):
+        pass
 
 
 def refuse_link(path: Path, option: str) -> None:

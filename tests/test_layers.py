@@ -12,7 +12,7 @@ import qdpo
 PACKAGE = Path(qdpo.__file__).parent
 
 LAYERS = (
-    {"errors", "foreign", "intervals"},
+    {"errors", "foreign", "grammar", "intervals"},
     {"redact", "libraries", "allocator", "console", "files", "listing", "loopback", "notebook", "progress"},
     {"cpu", "hardware", "paths"},
     {"config"},

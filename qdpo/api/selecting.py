@@ -16,6 +16,7 @@ from qdpo.files import write_json
 from qdpo.pairing.measure import Measured, file_of, measure
 from qdpo.pairing.select import ASKS, Selection, check, select
 from qdpo.pairing.select_report import as_dict
+from qdpo.paths import check_file
 from qdpo.run import folder as run_folder
 from qdpo.run import trained
 
@@ -74,7 +75,7 @@ def select_pairs(
     place, target = file_of(os.fspath(data)), Path(out)
     subset.check_name(place, target)
     if report is not None:
-        _check_report(Path(report), target)
+        _check_report(Path(report), target, place)
     if seed < 0:
         raise UsageError(f"--seed {seed} is below 0", "give a number from 0")
     chosen = check(by)
@@ -95,7 +96,7 @@ def select_pairs(
     return selection
 
 
-def _check_report(report: Path, out: Path) -> None:
+def _check_report(report: Path, out: Path, data: Path) -> None:
     """Refuse a report in the place of the rows.
 
     Raises:
@@ -103,7 +104,7 @@ def _check_report(report: Path, out: Path) -> None:
     """
     if report.absolute() == out.absolute():
         raise OutputError(f"--report {report} is the file of the pairs", "give it another name")
-    subset.check_folder(report)
+    check_file(report, [data])
 
 
 def _check_needs(by: Sequence[str], model: str | None, run: Any) -> None:

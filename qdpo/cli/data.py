@@ -37,10 +37,15 @@ def run(args: argparse.Namespace) -> int:
     from qdpo.data.view import table
     from qdpo.errors import UsageError
     from qdpo.files import write_json
+    from qdpo.paths import check_file, output_path
     from qdpo.progress import waiting
 
     if args.preview < 0:
         raise UsageError(f"--preview takes a number from 0, not {args.preview}")
+    report = None if args.report is None else output_path(args.report, "--report")
+    if report is not None:
+        read = [args.data, *(name.partition("#")[0] for name in args.against)]
+        check_file(report, (Path(name).expanduser() for name in read))
     with waiting("reading, checking and tokenising the data"):
         pairs = load_pairs(args.data, args.preset, args.overrides, model=args.model, against=args.against)
     out = console.out()
@@ -49,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
     for index in range(min(args.preview, len(pairs.train))):
         for line in pairs.preview(index):
             out.print(line)
-    if args.report:
-        write_json(Path(args.report), pairs.report)
+    if report is not None:
+        write_json(report, pairs.report)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import shlex
 
 from qdpo.errors import UsageError
+from qdpo.grammar import counted
 
 HELP = (
     "Turn answers that people have rated into preference pairs: scores, thumbs, edits, or the votes of `qdpo pairs "
@@ -49,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
             columns=_columns(args.column),
             drop_bad_rows=args.drop_bad_rows,
         )
-    console.say(f"{ranked.source}: {ranked.rows:,} rows, {ranked.prompts:,} prompts; {ranked.known_by}")
+    console.say(
+        f"{ranked.source}: {counted(ranked.rows, 'row')}, {counted(ranked.prompts, 'prompt')}; {ranked.known_by}"
+    )
     for sentence in ranked.sentences():
         console.note(sentence)
-    console.good(f"{len(ranked.pairs):,} pairs")
+    console.good(counted(len(ranked.pairs), "pair"))
     file = shlex.quote(args.out)
     say_next(
         (f"qdpo data {file} --model MODEL --preview 3", "see what is learned from"),

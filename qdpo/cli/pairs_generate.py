@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qdpo.cli.options import add_set, follow_base
 from qdpo.errors import UsageError
+from qdpo.grammar import counted
 
 HELP = (
     "Let a base or the result of a run answer prompts, several times each, to vote on. Interrupted at any moment, it "
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     for sentence in done.sentences():
         console.note(sentence)
-    console.good(f"{done.answers:,} answers to {done.prompts:,} prompts in {args.out}")
+    console.good(f"{counted(done.answers, 'answer')} to {counted(done.prompts, 'prompt')} in {args.out}")
     if done.prompts > done.alone:
         say_next((f"qdpo pairs vote {shlex.quote(args.out)}", "compare them, two by two"))
     console.out().print(args.out, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ import shlex
 from qdpo import console
 from qdpo.cli.next_steps import say_next
 from qdpo.cli.options import add_set
+from qdpo.grammar import counted
 
 HELP = (
     "Choose a part of a file of pairs: by length, scores, the margin under a base or a run, without doubles. The rows "
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         console.talk().print()
     for remark in remarks(selection):
         console.note(remark)
-    console.good(f"{len(selection.rows):,} of {len(selection.measured.rows):,} pairs, by {', '.join(selection.by)}")
+    console.good(
+        f"{len(selection.rows):,} of {counted(len(selection.measured.rows), 'pair')}, by {', '.join(selection.by)}"
+    )
     model = shlex.quote(args.model) if args.model else "MODEL"
     steps = [(f"qdpo train --model {model} --data {shlex.quote(args.out)}", "train on them")]
     if "random" not in selection.by:

@@ -16,11 +16,15 @@ import numpy as np
 
 from qdpo import __version__, console
 from qdpo.data.store import RECORD, TokenPairs
-from qdpo.errors import QdpoError, first_line
+from qdpo.errors import DataError, QdpoError, first_line
 from qdpo.files import digest_of, manifest_problems, staged_folder, write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import PreTrainedTokenizerBase
+
+    from qdpo.data.sources import Source
 
 VERSION = 5
 """Raised when the ids or the reports of the same input change."""
@@ -38,6 +42,26 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def key_of(parts: list[str]) -> str:
     """The name of an entry."""
     return digest_of([str(VERSION), __version__, *parts])[:40]
+
+
+def refuse_changed(before: Mapping[Source, str]) -> None:
+    """Refuse to keep rows under the name of others.
+
+    Args:
+        before: what was read, each with its identity before that.
+
+    Raises:
+        DataError: one has another identity now, or none.
+    """
+    for source, identity in before.items():
+        try:
+            same = source.identity() == identity
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{source.label} changed while it was read", "begin again when nothing writes to it any more"
+            )
 
 
 class Entry:

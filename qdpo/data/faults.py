@@ -12,6 +12,7 @@ from rich.text import Text
 from qdpo.data.report import DataReport, LeftOut
 from qdpo.errors import DataError
 from qdpo.foreign import visible
+from qdpo.grammar import counted
 
 SOME_BAD = "fix the rows, or set data.on_bad_row=drop to leave them out (they are counted in the report and the card)"
 ALL_BAD = "no row can be used: check data.columns, data.format, data.max_length, and the file"
@@ -48,7 +49,7 @@ class FaultyRows(DataError):
 def _counted(report: DataReport) -> str:
     count = sum(left.count for _, left in _shown(report))
     kinds = len(_shown(report))
-    what = f"{count:,} of {report.rows_read:,} rows of {report.source} cannot be used"
+    what = f"{count:,} of {counted(report.rows_read, 'row')} of {report.source} cannot be used"
     return what + (f", for {kinds} reasons" if kinds > 1 else "")
 
 
@@ -79,7 +80,7 @@ def _parts(report: DataReport, named: bool) -> list[Table | Text]:
     parts: list[Table | Text] = [table]
     if len(found) > KINDS:
         rest = sum(left.count for _, left in found[KINDS:])
-        parts.append(Text(f"and {len(found) - KINDS} more reasons, {rest:,} rows"))
+        parts.append(Text(f"and {counted(len(found) - KINDS, 'more reason')}, {counted(rest, 'row')}"))
     parts += [
         Text(f"{report.unit} {left.first_rows[0]}: {left.example}", overflow="fold", style="dim")
         for _, left in found[:KINDS]

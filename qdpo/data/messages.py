@@ -9,6 +9,7 @@ from typing import Any
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, checked, same_answers, text_of, type_in_words
 from qdpo.foreign import shown
+from qdpo.grammar import with_article
 
 # The names that LLaMA-Factory, ShareGPT, Open Assistant and others use for the two speakers.
 SPEAKERS = {
@@ -96,19 +97,20 @@ def message_of(item: Any, column: str) -> Message:
             f"the role {shown(named)}",
         )
     refuse_unread(item, IN_MESSAGES, column)
+    message = f"{with_article(role)} message"
     content = next((item[key] for key in SAID_IN if key in item), None)
     if isinstance(content, list):
         content = _joined(content, column)
     if content is None:
-        raise BadRow(f"`{column}` has a {role} message without content", MESSAGES, column)
+        raise BadRow(f"`{column}` has {message} without content", MESSAGES, column)
     if not isinstance(content, str):
         raise BadRow(
-            f"`{column}` has a {role} message whose content is {type_in_words(content)}, expected text",
+            f"`{column}` has {message} whose content is {type_in_words(content)}, expected text",
             "write a text in quotes",
             column,
         )
     # A system message may be empty: the handbook's is.
-    return Message(role, checked(content, column, empty_ok=role == "system"))
+    return Message(role, checked(content, column, empty_ok=role == "system", where=f"has {message} that "))
 
 
 def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "") -> None:
@@ -209,7 +211,7 @@ def check_turns(prompt: Sequence[Message], chosen: Sequence[Message], rejected: 
             raise BadRow(f"`{column}` has no answer after the prompt", "end with an assistant message", column)
         if side[0].role != "assistant":
             raise BadRow(
-                f"`{column}` starts with a {side[0].role} message: its prompt differs or is missing",
+                f"`{column}` starts with {with_article(side[0].role)} message: its prompt differs or is missing",
                 "give both answers the same prompt, word for word",
                 column,
             )

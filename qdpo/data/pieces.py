@@ -94,14 +94,14 @@ def text_of(row: Row, column: str, *, empty_ok: bool = False) -> str:
     return checked(value, column, empty_ok)
 
 
-def checked(text: str, column: str, empty_ok: bool = False) -> str:
-    """The text, which may only be empty if `empty_ok`, and has no half characters."""
+def checked(text: str, column: str, empty_ok: bool = False, where: str = "") -> str:
+    """The text, which may only be empty if `empty_ok`, and has no half characters; `where` in the column it is from."""
     if not text:
         if empty_ok:
             return text
-        raise BadRow(f"`{column}` is empty", "write a text", column)
+        raise BadRow(f"`{column}` {where}is empty", "write a text", column)
     if not text.strip():
-        raise BadRow(f"`{column}` is only white space", "write a text", column)
+        raise BadRow(f"`{column}` {where}is only white space", "write a text", column)
     if not text.isascii() and LONE_SURROGATE.search(text):
         raise BadRow(
             f"`{column}` has a lone surrogate (half a character, which no tokenizer can read)",

@@ -18,7 +18,7 @@ from qdpo.config.schema import DataSection
 from qdpo.data import cache as caching
 from qdpo.data import readers
 from qdpo.data.check import check
-from qdpo.data.contamination import load_sets
+from qdpo.data.contamination import EvaluationSet, load_sets
 from qdpo.data.faults import FaultyRows
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
@@ -32,6 +32,7 @@ from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
 from qdpo.errors import DataError
 from qdpo.files import digest_of
+from qdpo.grammar import counted
 from qdpo.model.source import ASSETS, EMBEDDED
 
 if TYPE_CHECKING:
@@ -93,23 +94,25 @@ def prepare(
     parts = training_parts(config)
     held_source = heldout_source(config)
     text = read_text(config, tokenizer)
-    entry = None
+    sets = load_sets(config.contamination)
+    entry, before = None, {}
     if cache is not None:
         sources = [part.source for part in parts] + ([held_source] if held_source else [])
+        before = {source: source.identity() for source in sources}
         settings = config.model_dump_json(exclude={"text"})
         # A file of evaluation items may change under the same name.
-        against = [digest_of(found.items) for found in load_sets(config.contamination)]
-        identities = [source.identity() for source in sources]
+        against = [digest_of(found.items) for found in sets]
         digest = caching.tokenizer_digest(tokenizer)
         entry = caching.Entry(
-            cache, caching.key_of([settings, str(seed), template.sha256, digest, *identities, *against])
+            cache, caching.key_of([settings, str(seed), template.sha256, digest, *before.values(), *against])
         )
         if found := entry.load():
             train, heldout, reports = found
             console.note(f"tokenised data from {entry.path}")
             train_report, heldout_report = (DataReport.from_dict(reports[part]) for part in ("train", "heldout"))
             return Prepared(train, heldout, text, template, train_report, heldout_report)
-    train, heldout, train_report, heldout_report = _read(config, tokenizer, template, seed, parts, held_source)
+    train, heldout, train_report, heldout_report = _read(config, tokenizer, template, seed, parts, held_source, sets)
+    caching.refuse_changed(before)
     if entry is not None:
         entry.save(train, heldout, {"train": train_report.as_dict(), "heldout": heldout_report.as_dict()})
     return Prepared(train, heldout, text, template, train_report, heldout_report)
@@ -148,8 +151,9 @@ def _read(
     seed: int,
     parts: list[Part],
     held_source: Source | None,
+    sets: list[EvaluationSet],
 ) -> tuple[TokenPairs, TokenPairs, DataReport, DataReport]:
-    """Read all sources; returns train, held-out and their reports."""
+    """Read all sources, compare them with evaluation sets; returns train, held-out and their reports."""
     tokeniser = Tokeniser(tokenizer, template, config.max_length, config.max_prompt_length, config.special_text)
     open_rows = _opener(config, template, seed)
 
@@ -165,7 +169,6 @@ def _read(
 
     if config.on_bad_row == "error":
         refuse(config, *(check(rows, replace(tokeniser)) for rows in (training(), held_out()) if rows))
-    sets = load_sets(config.contamination)
     builder = Builder()
     report = DataReport(parts[0].source.label, unit=parts[0].source.unit)
     ingest = Ingest(tokeniser, builder, sets)
@@ -299,8 +302,9 @@ def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.nd
     random.Random(seed).shuffle(prompts)
     count = max(1, round(fraction * len(prompts)))
     if count >= len(prompts):
+        pairs, different = counted(len(keys), "pair has", "pairs have"), counted(len(prompts), "different prompt")
         raise DataError(
-            f"{len(keys):,} pairs have {len(prompts)} different prompts: too few to hold some out",
+            f"{pairs} {different}: too few to hold some out",
             "give a held-out set with data.eval_name or data.eval_split",
         )
     held = np.isin(keys, np.array(prompts[:count], np.uint64))

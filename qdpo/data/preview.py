@@ -1,7 +1,8 @@
 """Real tensors, token by token: what is prompt, what is learned, and which tokens are special.
 
 Colours help; the marks alone say the same: `[token]` is learned, `token` is not, `{BOS <s>}` is special and not
-learned, `[EOS </s>]` is special and learned.
+learned, `[EOS </s>]` is special and learned. Inside a token `·` is a space and `⏎` the end of a line; a part of a
+character is shown as the vocabulary writes it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from qdpo.data.pairs import TokenPair
 from qdpo.data.template import Template
+from qdpo.grammar import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +33,7 @@ def preview(pair: TokenPair, tokenizer: PreTrainedTokenizerBase, template: Templ
 
 
 def _part(name: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, template: Template, *, learned: bool) -> Text:
-    line = Text(f"  {name} ({len(ids)} tokens): ", style="bold")
+    line = Text(f"  {name} ({counted(len(ids), 'token')}): ", style="bold")
     shown = ids if len(ids) <= SHOWN else [*ids[: SHOWN // 2], None, *ids[-SHOWN // 2 :]]
     for place, token in enumerate(shown):
         if place:
@@ -47,12 +49,18 @@ def _token(token: int, tokenizer: PreTrainedTokenizerBase, template: Template, *
     names = [name.upper() for name in ("bos", "eos", "pad", "unk") if getattr(tokenizer, f"{name}_token_id") == token]
     if token in template.end_of_turn and "EOS" not in names:
         names.append("end of turn")
-    raw = tokenizer.convert_ids_to_tokens(token)
-    text = str(tokenizer.decode([token]) if not names else raw)
-    # A token that is a part of a character, or a space that decoding drops, is shown as the vocabulary has it.
-    shown = (str(raw) if not text.strip() or "\ufffd" in text else str(text)).translate(VISIBLE)
+    raw = str(tokenizer.convert_ids_to_tokens(token))
+    text = raw if names else _text(token, tokenizer)
+    shown = (raw if not text or "\ufffd" in text else text).translate(VISIBLE)
     shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
     if names:
         shown = f"{'/'.join(names)} {shown}"
         return Text(f"[{shown}]" if learned else f"{{{shown}}}", style="bold magenta")
     return Text(f"[{shown}]", style="green") if learned else Text(shown, style="dim")
+
+
+def _text(token: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a token adds to a text that is there already: a decoder drops the space with which a text begins."""
+    before = tokenizer.encode("a", add_special_tokens=False)
+    alone, both = (str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in (before, [*before, token]))
+    return both.removeprefix(alone)

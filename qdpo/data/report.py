@@ -12,6 +12,7 @@ from qdpo.data.formats import names_of
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
+from qdpo.grammar import agreed, counted
 
 FIRST_ROWS = 5
 CUT_OFTEN = 0.1
@@ -190,11 +191,12 @@ class DataReport:
     def summary(self, *, remarks: bool = True) -> list[str]:
         """A few lines for the terminal, the remarks among them or not."""
         lines = [
-            f"{self.source}: {self.pairs:,} pairs of {self.rows_read:,} rows, {self.format} ({self.format_reason})"
+            f"{self.source}: {counted(self.pairs, 'pair')} of {counted(self.rows_read, 'row')}, "
+            f"{self.format} ({self.format_reason})"
         ]
         lines += [
-            f"  with {entry['source']}: {entry['pairs']:,} of {entry['rows_read']:,} rows, weight {entry['weight']:g}, "
-            f"{entry['format']} ({entry['format_reason']})"
+            f"  with {entry['source']}: {entry['pairs']:,} of {counted(entry['rows_read'], 'row')}, "
+            f"weight {entry['weight']:g}, {entry['format']} ({entry['format_reason']})"
             for entry in self.sources[1:]
         ]
         lines += [
@@ -220,8 +222,9 @@ class DataReport:
         """What a person should know before training on this, one sentence each."""
         remarks = []
         if special := self.special_text.get("count"):
+            what = counted(special, "pair spells out", "pairs spell out")
             remarks.append(
-                f"{special:,} pairs spell out special tokens or marks of the chat template, which were encoded as text"
+                f"{what} special tokens or marks of the chat template, which were encoded as text"
                 f"{self._where(self.special_text)}"
             )
         if (bias := self.length_bias) and abs(bias["auc"] - 0.5) >= 0.1:
@@ -237,25 +240,31 @@ class DataReport:
                 "answers are cut and have no end: raise data.max_length"
             )
         if (exact := self.duplicates.get("exact", {})).get("count"):
-            remarks.append(f"{exact['count']:,} pairs are exact duplicates of an earlier one{self._where(exact)}")
+            what = counted(exact["count"], "pair is an exact duplicate", "pairs are exact duplicates")
+            remarks.append(f"{what} of an earlier one{self._where(exact)}")
         near = self.duplicates.get("near", {})
         if near.get("count"):
-            remarks.append(f"{near['count']:,} of the first {near['looked_at']:,} pairs are almost the same as another")
-        if count := self.conflicts.get("count"):
+            verb = agreed(near["count"], "is", "are")
             remarks.append(
-                f"{count:,} pairs prefer an answer that another pair rejects for the same prompt"
-                f"{self._where(self.conflicts)}"
+                f"{near['count']:,} of the first {near['looked_at']:,} pairs {verb} almost the same as another"
+            )
+        if count := self.conflicts.get("count"):
+            what = counted(count, "pair prefers", "pairs prefer")
+            remarks.append(
+                f"{what} an answer that another pair rejects for the same prompt{self._where(self.conflicts)}"
             )
         if ties := self.scores.get("ties"):
-            remarks.append(f"{ties:,} pairs have equal scores")
+            remarks.append(f"{counted(ties, 'pair has', 'pairs have')} equal scores")
         if (lower := self.scores.get("chosen_is_lower", {})).get("count"):
-            remarks.append(f"{lower['count']:,} pairs have a chosen answer with the lower score{self._where(lower)}")
+            what = counted(lower["count"], "pair has", "pairs have")
+            remarks.append(f"{what} a chosen answer with the lower score{self._where(lower)}")
         if both := self.prompts.get("in_other_split"):
             remarks.append(
-                f"{both:,} of these pairs have a prompt that the training pairs have too, up to case and white space"
+                f"{both:,} of these pairs {agreed(both, 'has', 'have')} a prompt that the training pairs have too, "
+                "up to case and white space"
             )
         for name, entry in self.unicode.get("unicode", {}).items():
-            remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}")
+            remarks.append(f"{counted(entry['count'], 'pair')}: {name}{self._where(entry)}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]
 
     def warnings(self) -> list[str]:
@@ -275,11 +284,11 @@ def contamination_sentence(entry: dict[str, Any]) -> str:
 
     if not any(found["count"] for found in touched.values()):
         return (
-            f"none of the {total:,} items of {entry['name']} occurs in the training pairs, neither whole nor by 13 "
-            "or 8 words in a row"
+            f"of the {counted(total, 'item')} of {entry['name']} none occurs in the training pairs, neither whole nor "
+            "by 13 or 8 words in a row"
         )
     return (
-        f"of the {total:,} items of {entry['name']}, the training pairs contain {said('whole')} whole, "
+        f"of the {counted(total, 'item')} of {entry['name']}, the training pairs contain {said('whole')} whole, "
         f"{said('words_13')} by 13 words in a row and {said('words_8')} by 8 words in a row"
     )
 

@@ -236,9 +236,9 @@ class _Table:
             column = np.full(len(self.codes), -1)
             column[best] = np.arange(len(best))
             entries = column[self.features] >= 0
-            dense = np.zeros((self.count, len(best)), np.float32)
+            dense = np.zeros((self.count, len(best)), np.int8)
             dense[self.pairs[entries], column[self.features[entries]]] = self.signs[entries]
-            scores[test] = dense[test] @ _ridge(dense[~test])
+            scores[test] = dense[test] @ _ridge(dense[~test].astype(np.float32))
         return (np.sign(np.round(scores, 6)) + 1) / 2
 
     def setting_apart(self, rows: Sequence[int | str]) -> Iterator[dict[str, Any]]:
@@ -273,7 +273,8 @@ def _ridge(x: np.ndarray) -> np.ndarray:
     # of -1, 0 and 1: exact in 32 bits, whatever the order of summation
     products = (x @ x.T if wide else x.T @ x).astype(np.float64)
     sums = np.ones(len(x)) if wide else x.sum(0, np.float64)
-    solved = np.linalg.solve(products + RIDGE * np.eye(len(products)), sums)
+    np.fill_diagonal(products, products.diagonal() + RIDGE)
+    solved = np.linalg.solve(products, sums)
     return x.T @ solved if wide else solved
 
 

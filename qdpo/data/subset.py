@@ -15,6 +15,7 @@ from qdpo.data.packed import unpacked
 from qdpo.data.readers import numbered
 from qdpo.errors import OutputError
 from qdpo.files import atomic_write
+from qdpo.paths import check_file
 
 NAMES = {
     "json": (".jsonl", ".json", ".ndjson"),
@@ -45,19 +46,7 @@ def check_name(source: Path, out: Path) -> None:
         )
     if out.exists() or out.is_symlink():
         raise OutputError(f"{out} exists and is left as it is", "give the name of a new file")
-    check_folder(out)
-
-
-def check_folder(out: Path) -> None:
-    """Refuse a place for a file before anything is computed for it.
-
-    Raises:
-        OutputError: it is a folder, or lies in none.
-    """
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder", "give the name of a file")
-    if not out.parent.is_dir():
-        raise OutputError(f"there is no folder {out.parent} for {out.name}", "make it first, or choose another place")
+    check_file(out)
 
 
 def write_rows(source: Path, rows: Collection[int], out: Path) -> None:

@@ -16,6 +16,7 @@ from qdpo.data.renderer import CHARACTERS, Refused, renderer
 from qdpo.errors import ConfigError, DataError
 from qdpo.files import digest_of
 from qdpo.foreign import SHORT, shortened
+from qdpo.grammar import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,7 +239,7 @@ def probe(source: str, origin: str, tokenizer: PreTrainedTokenizerBase) -> Templ
         tail = tokenizer.encode(tails[0], add_special_tokens=False)
         console.warn(
             f"the chat template ({origin}) ends a turn with {tails[0].strip()!r}, which is no special token of this "
-            f"tokenizer: it is learned as {len(tail)} ordinary tokens"
+            f"tokenizer: it is learned as {counted(len(tail), 'ordinary token')}"
         )
     ends = frozenset() if end is None else frozenset({end})
     return Template(source, origin, ends, _takes_system(template, tokenizer), opens)

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qdpo.data.report import PARTS, DataReport
+from qdpo.grammar import counted
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -25,7 +26,7 @@ def table(title: str, report: DataReport) -> Table:
     view.add_column("value", overflow="fold")
     view.add_row("recognised as", f"{report.format} ({report.format_reason})")
     for entry in report.sources[1:]:
-        view.add_row("mixed with", f"{entry['source']}: {entry['pairs']:,} pairs, weight {entry['weight']:g}")
+        view.add_row("mixed with", f"{entry['source']}: {counted(entry['pairs'], 'pair')}, weight {entry['weight']:g}")
     view.add_row("rows read", f"{report.rows_read:,}")
     view.add_row("pairs used", f"{report.pairs:,}")
     for reason, left in report.reasons:
@@ -63,7 +64,7 @@ def table(title: str, report: DataReport) -> Table:
     view.add_row("duplicates", f"{report.duplicates.get('exact', {}).get('count', 0):,} exact{also}")
     view.add_row("conflicts", f"{report.conflicts.get('count', 0):,}")
     if report.scores:
-        view.add_row("scores", f"{report.scores['scored']:,} pairs, {report.scores['ties']:,} ties")
+        view.add_row("scores", f"{counted(report.scores['scored'], 'pair')}, {counted(report.scores['ties'], 'tie')}")
     if scripts := report.unicode.get("scripts"):
         view.add_row("scripts", ", ".join(f"{name} {count:,}" for name, count in scripts.items()))
     warnings = report.warnings()

@@ -8,6 +8,8 @@ from typing import Any
 
 from qdpo import __version__, console
 from qdpo.config.schema import RunConfig
+from qdpo.data.readers import is_file_name
+from qdpo.data.sources import find_source
 from qdpo.evaluation import subject as subjects
 from qdpo.evaluation.pairs import Chosen, heldout_pairs, pairs_of
 from qdpo.evaluation.scoring import score_pairs
@@ -33,20 +35,29 @@ def evaluate_heldout(
     Raises:
         QdpoError: the adapter, its base or the data cannot be read.
     """
+    wording = subjects.wording_of(config, adapter)
+    chosen = heldout_pairs(config, wording.tokenizer, limit)
     with waiting("loading the model"):
-        subject = subjects.load(config, adapter)
-    return _evaluate("heldout", subject, heldout_pairs(subject.config, subject.tokenizer, limit), keep)
+        subject = subjects.load(config, adapter, wording)
+    return _evaluate("heldout", subject, chosen, keep)
 
 
 def evaluate_pairs(config: RunConfig, adapter: Path | None, limit: int | None = None) -> dict[str, Any]:
     """Score all pairs of `config.data.name` by a base, and by the base with an adapter.
 
+    The pairs are read before the model is loaded, and whether there is such a file is asked before a tokenizer is
+    downloaded.
+
     Raises:
         QdpoError: model, adapter or data cannot be read.
     """
+    if is_file_name(config.data.name):
+        find_source(config.data.name, split=config.data.split)
+    wording = subjects.wording_of(config, adapter)
+    chosen = pairs_of(config, wording.tokenizer, wording.template, limit)
     with waiting("loading the model"):
-        subject = subjects.load(config, adapter)
-    return _evaluate("pairs", subject, pairs_of(config, subject.tokenizer, subject.template, limit))
+        subject = subjects.load(config, adapter, wording)
+    return _evaluate("pairs", subject, chosen)
 
 
 def _evaluate(kind: str, subject: Subject, chosen: Chosen, keep: Path | None = None) -> dict[str, Any]:

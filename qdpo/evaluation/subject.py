@@ -30,6 +30,19 @@ START = "start"
 
 
 @dataclass(frozen=True)
+class Wording:
+    """How conversations become ids.
+
+    Attributes:
+        tokenizer: as saved beside the adapter, else the base's.
+        template: how conversations become text.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+
+
+@dataclass(frozen=True)
 class Subject:
     """A model and its two sides.
 
@@ -37,8 +50,7 @@ class Subject:
         engine: runs it.
         base: makes the context in which it is the base: the reference of the rewards.
         policy: makes the context in which it is the policy; None when there is no adapter.
-        tokenizer: as saved beside the adapter, else the base's.
-        template: how conversations become text.
+        tokenizer, template: its `Wording`.
         config: of the run, or made from the command line.
         about: what it is, for the JSON.
     """
@@ -71,12 +83,28 @@ def check_adapter(folder: Path) -> Path:
     return folder
 
 
-def load(config: RunConfig, adapter: Path | None, *, writes: bool = False) -> Subject:
+def wording_of(config: RunConfig, adapter: Path | None) -> Wording:
+    """How a base, with an adapter or without, reads conversations: known before its weights are loaded.
+
+    Raises:
+        QdpoError: adapter, tokenizer or template cannot be had.
+    """
+    from qdpo.data.template import load_template
+    from qdpo.libraries import quiet_libraries
+    from qdpo.model.load import load_tokenizer
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(config.model) if adapter is None else tokenizer_of(check_adapter(adapter), config.model)
+    return Wording(tokenizer, load_template(config.data.template, tokenizer))
+
+
+def load(config: RunConfig, adapter: Path | None, wording: Wording | None = None, *, writes: bool = False) -> Subject:
     """Load a base, with an adapter or without.
 
     Args:
         config: how it is read.
         adapter: a PEFT adapter on it; None loads the base alone.
+        wording: its `wording_of`, where that is known already.
         writes: it is to continue prompts, and not to score pairs: how those could be laid out is not tried.
 
     Raises:
@@ -84,14 +112,12 @@ def load(config: RunConfig, adapter: Path | None, *, writes: bool = False) -> Su
         UnavailableError: the engine cannot run this model.
         QdpoError: model, tokenizer or template cannot be loaded.
     """
-    from qdpo.data.template import load_template
     from qdpo.engine.attach import attach
     from qdpo.engine.engine import Engine
-    from qdpo.libraries import quiet_libraries
-    from qdpo.model.load import load_base, load_tokenizer
+    from qdpo.model.load import load_base
     from qdpo.model.weights import weights_sha256
 
-    quiet_libraries()
+    wording = wording or wording_of(config, adapter)
     device = find_device()
     if device.kind == "cpu":
         use_threads()
@@ -99,10 +125,9 @@ def load(config: RunConfig, adapter: Path | None, *, writes: bool = False) -> Su
     policy_side: Side | None = None
     about: dict[str, Any] = {"base": config.model.name, "quantization": config.model.quantization}
     if adapter is None:
-        base, tokenizer = load_base(config.model, device), load_tokenizer(config.model)
+        base = load_base(config.model, device)
     else:
-        base, policy = load_adapted(config.model, check_adapter(adapter), device)
-        tokenizer = tokenizer_of(adapter, config.model)
+        base, policy = load_adapted(config.model, adapter, device)
         base_side, policy_side = _sides(policy, config)
         about |= {
             "reference": config.reference,
@@ -124,9 +149,7 @@ def load(config: RunConfig, adapter: Path | None, *, writes: bool = False) -> Su
         if decision.way != "packed":
             console.note(f"engine: {decision.reason}")
         about["engine"] = decision.way
-    return Subject(
-        engine, base_side, policy_side, tokenizer, load_template(config.data.template, tokenizer), config, about
-    )
+    return Subject(engine, base_side, policy_side, wording.tokenizer, wording.template, config, about)
 
 
 def _sides(policy: PeftModel, config: RunConfig) -> tuple[Side, Side]:

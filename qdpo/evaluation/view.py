@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qdpo.grammar import counted
+
 if TYPE_CHECKING:
     from qdpo.listing import Listing
 
@@ -53,8 +55,9 @@ def only_length(result: dict[str, Any]) -> str | None:
         return "no two completions have the same length: whether more than length is preferred cannot be told"
     if matched["reward_accuracy"]["low"] > 0.5:
         return None
+    pairs = counted(matched["pairs"], "pair has", "pairs have")
     return (
-        f"of equal length, {share(matched['reward_accuracy'])} of {matched['pairs']:,} pairs have a positive margin: "
+        f"of equal length, {share(matched['reward_accuracy'])} of {pairs} a positive margin: "
         "whether more than length is preferred cannot be told from them"
     )
 
@@ -75,7 +78,7 @@ def _before_after(result: dict[str, Any]) -> Listing:
     if adapted:
         for side, value in group["kl_per_token"].items():
             rows.append((f"KL(policy || base) on {side}, nats per token", "0", number(value, ".4f")))
-    title = f"{result['data']['source']}: {group['pairs']:,} pairs"
+    title = f"{result['data']['source']}: {counted(group['pairs'], 'pair')}"
     return Listing(("", "base", *(["policy"] if adapted else [])), rows, title=title)
 
 

@@ -14,6 +14,7 @@ from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError
+from qdpo.grammar import agreed, counted
 from qdpo.pairing.pieces import ANSWERS, Prompt, answer_of, asked, first_of
 from qdpo.pairing.reading import settle, understood
 
@@ -94,13 +95,15 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
     found = list(dict.fromkeys(entries))
     again = len(entries) - len(found)
     if again:
-        console.note(f"{again:,} rows are the same as an earlier one, and are shown once")
+        once = "the same as an earlier one, and shown once"
+        console.note(counted(again, f"row is {once}", f"rows are {once}"))
     alone = sum(len(entry.answers) < 2 for entry in found)
     if alone:
-        console.note(f"{alone:,} of {len(found):,} prompts have one answer only: there is nothing to compare")
+        prompts = f"{counted(len(found), 'prompt')} {agreed(alone, 'has', 'have')}"
+        console.note(f"{alone:,} of {prompts} one answer only: there is nothing to compare")
     if alone == len(found):
         raise DataError(
-            f"{source.label}: no prompt with two answers in {len(rows):,} rows",
+            f"{source.label}: no prompt with two answers in {counted(len(rows), 'row')}",
             "qdpo pairs generate writes such a file; a row is a prompt and a list `answers`",
         )
     return found

@@ -28,6 +28,7 @@ from qdpo.engine.engine import evaluating
 from qdpo.errors import ConfigError, DataError, OutputError
 from qdpo.evaluation.scoring import Side
 from qdpo.evaluation.subject import Subject
+from qdpo.grammar import agreed, counted
 from qdpo.hardware import is_out_of_memory
 from qdpo.model.source import is_local
 from qdpo.pairing.journal import Journal
@@ -81,15 +82,17 @@ class Generated:
         """What a person should know of the answers, a sentence each."""
         said = []
         if self.identical:
-            said.append(f"{self.identical:,} answers are the same as another to their prompt, and are left out")
+            one = "answer is the same as another to its prompt, and is left out"
+            many = "answers are the same as another to their prompt, and are left out"
+            said.append(counted(self.identical, one, many))
         if self.empty:
-            said.append(f"{self.empty:,} answers are empty, and are left out")
+            said.append(counted(self.empty, "answer is empty, and is left out", "answers are empty, and are left out"))
         if self.alone:
-            said.append(f"{self.alone:,} prompts have fewer than two different answers: nothing to compare")
+            what = counted(self.alone, "prompt has", "prompts have")
+            said.append(f"{what} fewer than two different answers: nothing to compare")
         if self.cut:
-            said.append(
-                f"{self.cut:,} of {self.answers:,} answers were cut (--max-new-tokens): they teach to stop there"
-            )
+            cut = f"{self.cut:,} of {counted(self.answers, 'answer')} {agreed(self.cut, 'was', 'were')} cut"
+            said.append(f"{cut} (--max-new-tokens): they teach to stop there")
         return said
 
 
@@ -117,13 +120,16 @@ def generate(subject: Subject, prompts: Sequence[Prompt], journal: Journal, how:
         if row["prompt"] != written(prompt, as_text):
             raise OutputError(f"{journal.path}:{number} answers another prompt than the file of prompts has", WAY_OUT)
     if len(journal.rows) > len(asked):
-        raise OutputError(f"{journal.path} has {len(journal.rows):,} prompts, {len(asked):,} are asked", WAY_OUT)
+        verb = agreed(len(asked), "is", "are")
+        raise OutputError(
+            f"{journal.path} has {counted(len(journal.rows), 'prompt')}, {len(asked):,} {verb} asked", WAY_OUT
+        )
     journal.mend()
     for row in journal.rows:
         done.count(row)
     done.found = len(journal.rows)
     if done.found:
-        console.note(f"{journal.path} has {done.found:,} of {len(asked):,} prompts; going on")
+        console.note(f"{journal.path} has {done.found:,} of {counted(len(asked), 'prompt')}; going on")
     if done.found == len(asked):
         return done
     work = _Work(subject, how)
@@ -186,8 +192,8 @@ class _Encoder:
         if done.too_long:
             named = "; ".join(f'"{shortened(prompt)}"' for prompt in done.too_long[:NAMED])
             console.warn(
-                f"{len(done.too_long):,} of {len(prompts):,} prompts left out: longer than {self.room:,} tokens, which "
-                f"is what the model has beside an answer ({named})"
+                f"{len(done.too_long):,} of {counted(len(prompts), 'prompt')} left out: longer than {self.room:,} "
+                f"tokens, which is what the model has beside an answer ({named})"
             )
         if not asked:
             raise DataError(
@@ -204,7 +210,8 @@ def _say_special(found: Sequence[Prompt], total: int, *, drop: bool) -> None:
         DataError: they are not to be left out.
     """
     named = "; ".join(f'"{shortened(prompt)}"' for prompt in found[:NAMED])
-    said = f"{len(found):,} of {total:,} prompts spell out special tokens or marks of the chat template ({named})"
+    which = f"{len(found):,} of {counted(total, 'prompt')} {agreed(len(found), 'spells', 'spell')} out"
+    said = f"{which} special tokens or marks of the chat template ({named})"
     if not drop:
         raise DataError(
             said, "--set data.special_text=split encodes them as text, --set data.special_text=drop leaves them out"
@@ -233,7 +240,7 @@ class _Work:
         beginning, *each = self._steps(group, writers[0], 1 + TRIED)
         groups = len(writers) * -(-len(asked) // self.group)
         most = groups * (beginning + statistics.median(each) * (self.how.max_new_tokens - 1))
-        answers = f"{self.how.k * len(asked):,} answers of up to {self.how.max_new_tokens:,} tokens"
+        answers = f"{counted(self.how.k * len(asked), 'answer')} of up to {self.how.max_new_tokens:,} tokens"
         console.say(f"{answers}: about {clock(max(most, 1))} if none ends earlier")
 
     def _steps(self, ids: list[list[int]], writer: str, tokens: int) -> list[float]:

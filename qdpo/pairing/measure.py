@@ -26,7 +26,7 @@ from qdpo.model.source import ASSETS, EMBEDDED
 from qdpo.progress import Progress, waiting
 
 if TYPE_CHECKING:
-    from qdpo.evaluation.subject import Subject
+    from qdpo.evaluation.subject import Subject, Wording
 
 
 @dataclass
@@ -100,22 +100,21 @@ def measure(
     """
     from qdpo.evaluation import subject as subjects
 
-    subject = None
-    if wanted:
-        with waiting("loading the model"):
-            subject = subjects.load(config, adapter)
+    wording = subjects.wording_of(config, adapter) if wanted else None
     with waiting("reading the pairs"):
-        found, ids = _read(config.data, subject, twins)
-    if subject is not None and ids is not None:
+        found, ids = _read(config.data, wording, twins)
+    if ids is not None:
+        with waiting("loading the model"):
+            subject = subjects.load(config, adapter, wording)
         _margins(found, ids, subject, wanted)
     return found
 
 
-def _read(data: DataSection, subject: Subject | None, twins: bool) -> tuple[Measured, TokenPairs | None]:
+def _read(data: DataSection, wording: Wording | None, twins: bool) -> tuple[Measured, TokenPairs | None]:
     """One pass over the rows; ids only where there is a model."""
     near, builder = duplicates.NearDuplicates(), Builder()
-    tokenise = _tokeniser(subject)
-    rows = _opened(data, subject)
+    tokenise = _tokeniser(data, wording)
+    rows = _opened(data, wording)
     report = _Report(data.name, unit=rows.source.unit)
     numbers: list[int] = []
     characters: list[tuple[int, int]] = []
@@ -150,7 +149,7 @@ def _read(data: DataSection, subject: Subject | None, twins: bool) -> tuple[Meas
         dict(near.found) | same,
         len(near.rows),
     )
-    return found, builder.finish() if subject is not None else None
+    return found, None if wording is None else builder.finish()
 
 
 class _Report(DataReport):
@@ -166,15 +165,15 @@ class _Report(DataReport):
         self.faulty[int(row)] = str(bad)
 
 
-def _opened(data: DataSection, subject: Subject | None) -> Rows:
+def _opened(data: DataSection, wording: Wording | None) -> Rows:
     """The rows, recognised.
 
     Raises:
         DataError: their form is not known, or which answers make a pair is drawn by the place of a row.
     """
     check_columns(data.columns)
-    system = data.system if subject is None else system_for(data, subject.template)
-    plain = subject is not None and subject.template.source is None
+    system = data.system if wording is None else system_for(data, wording.template)
+    plain = wording is not None and wording.template.source is None
     rows = Rows(data, find_source(data.name), data.format, None, system=system, seed=0, plain=plain)
     if rows.reader is not None and rows.reader.format.drawn:
         raise DataError(
@@ -189,15 +188,14 @@ def _length(answer: Collection[Any]) -> int:
     return sum(len(message.content) for message in answer)
 
 
-def _tokeniser(subject: Subject | None) -> Any:
+def _tokeniser(data: DataSection, wording: Wording | None) -> Any:
     """Ids of a batch of pairs, as the run would read them; None for each where there is no model."""
-    if subject is None:
+    if wording is None:
         return lambda pairs: [None] * len(pairs)
     from qdpo.data.tokenise import Tokeniser
 
-    data = subject.config.data
     limits = data.max_length, data.max_prompt_length
-    return Tokeniser(subject.tokenizer, subject.template, *limits, data.special_text).batch
+    return Tokeniser(wording.tokenizer, wording.template, *limits, data.special_text).batch
 
 
 def _margins(found: Measured, ids: TokenPairs, subject: Subject, wanted: Collection[str]) -> None:

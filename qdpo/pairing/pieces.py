@@ -10,6 +10,7 @@ from qdpo.data.messages import answer, check_turns, message_of, messages_of, sys
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, text_of
 from qdpo.foreign import visible
+from qdpo.grammar import with_article
 
 PROMPT = ("prompt", "messages", "conversations", "conversation", *SYNONYMS["prompt"])
 ANSWERS = ("answers", "completions", "responses", "candidates", "generations")
@@ -67,7 +68,9 @@ def answer_of(value: Any, column: str) -> str:
         value = message_of(value, column)
     if isinstance(value, Message):
         if value.role != "assistant":
-            raise BadRow(f"`{column}` is a {value.role} message, expected an answer", "write the assistant's", column)
+            raise BadRow(
+                f"`{column}` is {with_article(value.role)} message, expected an answer", "write the assistant's", column
+            )
         value = value.content
     return text_of({column: value}, column)
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 from qdpo import files
 from qdpo.data.pieces import BadRow
 from qdpo.errors import DataError, OutputError, UnavailableError, UsageError
+from qdpo.grammar import agreed, counted
 from qdpo.pairing.answers import Answered
 from qdpo.pairing.journal import Journal
 from qdpo.pairing.pairs_file import Preferred, lines_of, refuse_existing
@@ -147,9 +148,9 @@ class Poll:
         ballot = self.ballot
         chosen = Counter(vote.choice for vote in ballot.votes.values())
         edits = sum(chosen[f"edit {side}"] for side in SIDES)
-        said = [f"{ballot.done:,} of {ballot.total:,} comparisons voted on: {self.pairs:,} pairs"]
-        said[0] += f" ({edits:,} of them edits), " if edits else ", "
-        said[0] += f"{chosen['tie']:,} ties, {chosen['skip']:,} skipped"
+        said = [f"{ballot.done:,} of {counted(ballot.total, 'comparison')} voted on: {counted(self.pairs, 'pair')}"]
+        said[0] += f" ({edits:,} of them {agreed(edits, 'an edit', 'edits')}), " if edits else ", "
+        said[0] += f"{counted(chosen['tie'], 'tie')}, {chosen['skip']:,} skipped"
         if won := ballot.wins():
             counts = ", ".join(f"{by} {won[by]:,}" for by in sorted(set(won) - {"tie"}))
             said.append(f"preferred: {counts or 'none'}; ties {won['tie']:,}")
@@ -226,6 +227,6 @@ def _refuse_others(out: Path, given: set[tuple[str, str] | None]) -> None:
             others.append(number)
     if others and not (len(others) == 1 and not out.read_bytes().endswith(b"\n")):
         raise OutputError(
-            f"{out} has {len(others):,} lines that are not from the votes in {log_of(out)} (first: line {others[0]})",
+            f"{out} has {counted(len(others), 'line')} not from the votes in {log_of(out)} (first: line {others[0]})",
             "it would be written anew: move it away, or choose another --out",
         )

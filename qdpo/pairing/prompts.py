@@ -17,6 +17,7 @@ from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import DataError, InputMissingError
+from qdpo.grammar import agreed, counted
 from qdpo.pairing.pieces import PROMPT, Prompt, asked, first_of
 from qdpo.pairing.reading import settle, understood
 
@@ -50,7 +51,8 @@ def read_prompts(name: str, *, limit: int | None = None, drop: bool = False) -> 
     if not found:
         raise DataError(f"{label} has no prompt", "a line of text each, or JSONL with `prompt` or `messages`")
     if again:
-        console.note(f"{again:,} of {len(rows):,} prompts are the same as an earlier one, and are asked once")
+        rest = agreed(again, "is the same as an earlier one, and is", "are the same as an earlier one, and are")
+        console.note(f"{again:,} of {counted(len(rows), 'prompt')} {rest} asked once")
     return found[:limit]
 
 

@@ -12,6 +12,7 @@ from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
 from qdpo.errors import ConfigError, DataError, UsageError
+from qdpo.grammar import counted
 from qdpo.pairing.pairs_file import Preferred
 from qdpo.pairing.pieces import Prompt, shortened
 from qdpo.pairing.ratings import RENAMED, Better, Rating, recognise, standing
@@ -49,15 +50,18 @@ class Ranked:
 
     def sentences(self) -> list[str]:
         """What was left out and why, a sentence each."""
-        said = [f"{count:,} of {self.rows:,} rows left out: {reason}" for reason, count in self.rows_left_out.items()]
+        said = [
+            f"{count:,} of {counted(self.rows, 'row')} left out: {reason}"
+            for reason, count in self.rows_left_out.items()
+        ]
         if self.averaged:
-            said.append(f"{self.averaged:,} answers were rated more than once: the mean counts")
+            said.append(f"{counted(self.averaged, 'answer was', 'answers were')} rated more than once: the mean counts")
         for reason, prompts in self.prompts_left_out.items():
             named = "; ".join(f'"{shortened(prompt)}"' for prompt in prompts[:SHOWN])
             more = "; ..." if len(prompts) > SHOWN else ""
-            said.append(f"{len(prompts):,} of {self.prompts:,} prompts left out: {reason} ({named}{more})")
+            said.append(f"{len(prompts):,} of {counted(self.prompts, 'prompt')} left out: {reason} ({named}{more})")
         return said + [
-            f"{count:,} combinations of two answers left out: {reason}"
+            f"{counted(count, 'combination')} of two answers left out: {reason}"
             for reason, count in self.combinations_left_out.items()
         ]
 
@@ -120,7 +124,7 @@ def rank(
     _pair(ratings, ranked, shape.name == "thumbs", all_pairs, min_gap)
     if not ranked.pairs:
         raise DataError(
-            f"{source.label}: no pair in {ranked.rows:,} rows"
+            f"{source.label}: no pair in {counted(ranked.rows, 'row')}"
             + "".join(f"; {sentence}" for sentence in ranked.sentences()),
             "a pair needs two answers to the same prompt of which one is better",
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qdpo.errors import DataError, UsageError
+from qdpo.grammar import counted
 from qdpo.pairing.measure import Measured
 
 CRITERIA = ("length", "score", "base", "hard", "run", "new", "random", "duplicates")
@@ -168,7 +169,9 @@ def _how_many(keep: float | int, n: int, source: str) -> int:
     if keep < 1:
         raise UsageError(f"--keep {keep} keeps nothing", "give a number from 1, or a share such as 0.3")
     if keep > n:
-        raise DataError(f"--keep {keep:,}: {source} has {n:,} usable pairs", "give fewer, or a share such as 0.3")
+        raise DataError(
+            f"--keep {keep:,}: {source} has {counted(n, 'usable pair')}", "give fewer, or a share such as 0.3"
+        )
     return keep
 
 

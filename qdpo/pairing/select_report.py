@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qdpo.grammar import agreed, counted
 from qdpo.pairing.select import Selection
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ def tables(selection: Selection) -> list[Table]:
 def remarks(selection: Selection) -> list[str]:
     """What a user should know besides, one sentence each."""
     said, measured = [], selection.measured
-    if len(selection.rows) < selection.asked:
-        said.append(f"{selection.asked:,} pairs were asked for, {len(selection.rows):,} are left to keep")
+    left = len(selection.rows)
+    if left < selection.asked:
+        what = counted(selection.asked, "pair was", "pairs were")
+        said.append(f"{what} asked for, {left:,} {agreed(left, 'is', 'are')} left to keep")
     if "duplicates" in selection.by and measured.looked_at < len(measured.rows):
         said.append(
             f"near-duplicates were looked for among the first {measured.looked_at:,} pairs, exact ones among all"
@@ -120,7 +123,8 @@ def remarks(selection: Selection) -> list[str]:
         wrong = measured.scores[:, 0] < measured.scores[:, 1]
         if wrong.any():
             kept = int(wrong[np.isin(measured.rows, selection.rows)].sum())
-            said.append(f"{wrong.sum():,} pairs have the lower score on the chosen side; {kept:,} of them are kept")
+            what = counted(int(wrong.sum()), "pair has", "pairs have")
+            said.append(f"{what} the lower score on the chosen side; {kept:,} of them {agreed(kept, 'is', 'are')} kept")
     return said
 
 

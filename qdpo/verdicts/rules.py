@@ -15,6 +15,7 @@ from typing import Literal
 from qdpo.data.separable import is_alarming
 from qdpo.evaluation.statistics import wilson
 from qdpo.evaluation.written import Change, Written
+from qdpo.grammar import counted
 from qdpo.verdicts.evidence import Evidence
 from qdpo.verdicts.trends import accuracy_noise, jitter, level, points, share_rising, smooth, values
 
@@ -574,8 +575,7 @@ def _accuracy(evidence: Evidence) -> str:
     if evidence.setup.pairs is None:
         return share
     low, high = _interval(evidence)
-    plural = "s" if evidence.setup.pairs != 1 else ""
-    return f"{share} [{low:.0%}, {high:.0%}] of {evidence.setup.pairs:,} pair{plural}"
+    return f"{share} [{low:.0%}, {high:.0%}] of {counted(evidence.setup.pairs, 'pair')}"
 
 
 def _interval(evidence: Evidence) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import qdpo
+from qdpo.cli.main import main
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(qdpo.__file__).parents[1]), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 
@@ -65,6 +66,26 @@ def test_mistakes_in_the_data(pairs: Path, change, code: int, parts: list[str]):
         assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_place_for_the_report_is_refused_before_the_data_is_looked_for(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = pairs.read_bytes()
+    against = tmp_path / "dev.csv"
+    against.write_text("id,text\n1,question 3\n")
+    for data, report, says in (
+        ("missing.jsonl", str(tmp_path / "no" / "report.json"), "there is no folder"),
+        ("missing.jsonl", str(tmp_path), "is a folder"),
+        ("missing.jsonl", "", "--report '' is empty"),
+        (str(pairs), str(pairs), "is read, and would be overwritten"),
+        (str(pairs), str(against), "is read, and would be overwritten"),
+    ):
+        assert main(["data", data, "--against", f"{against}#text", "--report", report]) == 73
+        said = capsys.readouterr()
+        assert says in said.err
+        assert said.out == ""
+    assert pairs.read_bytes() == before
 
 
 @pytest.mark.parametrize(

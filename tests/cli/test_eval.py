@@ -177,6 +177,29 @@ def test_mistakes(
     assert said.out == ""
 
 
+@pytest.mark.parametrize(
+    ("lines", "code", "part"),
+    [
+        (['{"prompt": "a", "chosen": "b", "rejected": null}'], 65, "cannot be used"),
+        (["not JSON"], 65, "not JSON"),
+        ([], 66, "there is no file"),
+        # a control: pairs that are sound need the model
+        (['{"prompt": "a", "chosen": "b", "rejected": "c"}'], 65, "weights"),
+    ],
+    ids=["a row at fault", "broken", "missing", "sound"],
+)
+def test_pairs_are_read_before_the_model(
+    lines: list[str], code: int, part: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny.model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    pairs = tmp_path / "pairs.jsonl"
+    if lines:
+        pairs.write_text("\n".join(lines))
+    assert main(["eval", "--model", str(tmp_path / "model"), "--pairs", str(pairs)]) == code
+    assert part in capsys.readouterr().err
+    assert main(["eval", "--model", "no-such/model-at-all", "--pairs", str(pairs)]) == (69 if lines else 66)
+
+
 def another(model: Path, folder: Path, shape: dict[str, int]) -> None:
     """The same kind of model in another shape, with the same tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -145,7 +145,7 @@ def test_wrong_options_are_answered(
     ("text", "code", "says"),
     [
         ('{"good": "a", "bad": "b"}\n', 65, "no known preference format"),
-        ('{"prompt": "a", "chosen": "b", "rejected": ""}\n', 65, "1 of 1 rows of"),
+        ('{"prompt": "a", "chosen": "b", "rejected": ""}\n', 65, "1 of 1 row of"),
         ("[1, 2]\n", 65, "2 of 2 rows of"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', 64, "by what?"),
         (

@@ -14,6 +14,7 @@ from qdpo.data.faults import KINDS, FaultyRows
 from qdpo.data.prepare import prepare
 from qdpo.data.report import MOST_REASONS, DataReport
 from qdpo.data.tokenise import Tokeniser
+from qdpo.errors import DataError
 
 SPELLED = "`chosen` contains the text of the end-of-turn token"
 
@@ -127,8 +128,8 @@ def test_duplicates_and_odd_characters_are_told_of_beside_the_faults(tmp_path: P
     rows[6] = rows[5]
     rows[7]["chosen"] += "\x00"
     said = str(refused(settings(tmp_path / "a.jsonl", rows)))
-    assert "also 1 pairs are exact duplicates of an earlier one (line 7)" in said
-    assert "also 1 pairs: NUL (line 8)" in said
+    assert "also 1 pair is an exact duplicate of an earlier one (line 7)" in said
+    assert "also 1 pair: NUL (line 8)" in said
 
 
 def test_the_way_out_depends_on_whether_a_row_is_left(tmp_path: Path):
@@ -211,3 +212,32 @@ def test_faults_of_a_long_file_are_known_at_once(tmp_path: Path):
     # 60,000 rows in less than 12 s
     assert time.process_time() - started <= 2
     assert error.reports[0].left_out["the line is not JSON"].first_rows == [10_001]
+
+
+def test_one_of_a_kind_is_spoken_of_as_one(tmp_path: Path):
+    rows = [*good(30), good()[0], {"prompt": "x", "chosen": "a", "rejected": "b"}]
+    rows += [{"prompt": "x", "chosen": "c", "rejected": "a"}, {"prompt": "y", "chosen": "a", "rejected": "b\0"}]
+    said = prepare(settings(tmp_path / "a.jsonl", rows), byte_level(), 0).train_report.remarks()
+    assert "1 pair is an exact duplicate of an earlier one (line 31)" in said
+    assert "1 pair prefers an answer that another pair rejects for the same prompt (line 32)" in said
+    assert "1 pair: NUL (line 34)" in said
+    with pytest.raises(DataError, match="1 pair has 1 different prompt: too few to hold some out"):
+        prepare(settings(tmp_path / "b.jsonl", good(1)), byte_level(), 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "assistant", "content": ""}, "`prompt` has an assistant message that is empty"),
+        ({"role": "assistant", "content": " "}, "`prompt` has an assistant message that is only white space"),
+        ({"role": "assistant"}, "`prompt` has an assistant message without content"),
+        ({"role": "assistant", "content": 3}, "`prompt` has an assistant message whose content is a number"),
+    ],
+)
+def test_a_message_at_fault_is_not_the_whole_prompt(message: dict[str, Any], says: str, tmp_path: Path):
+    turns = [{"role": "user", "content": "why?"}, message, {"role": "user", "content": "and now?"}]
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    error = refused(settings(tmp_path / "a.jsonl", [{"prompt": turns, **answers}]))
+    (reason,) = error.reports[0].left_out
+    assert reason.startswith(says)
+    assert error.message.startswith("1 of 1 row of ")

@@ -246,7 +246,7 @@ def test_split_keeps_the_rows_and_drop_leaves_them_out(tmp_path: Path):
     reports = (kept.train_report, kept.heldout_report)
     (report,) = (report for report in reports if report.special_text)
     assert report.special_text == {"count": 1, "first_rows": [6]}
-    assert any("1 pairs spell out special tokens" in line and "line 6" in line for line in report.summary())
+    assert any("1 pair spells out special tokens" in line and "line 6" in line for line in report.summary())
     assert len(kept.train) + len(kept.heldout) == 60
     dropped = prepare(settings(tmp_path / "a.jsonl", rows, special_text="drop"), byte_level(), 1)
     (left,) = dropped.train_report.left_out.values()

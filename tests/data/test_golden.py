@@ -7,10 +7,10 @@ import pytest
 from data import real_tokenizers
 from materials import MATERIAL, llama_cpp
 
-from qdpo.data.encoder import Words
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.template import load_template
 from qdpo.data.tokenise import Tokeniser
+from qdpo.data.words import sentencepiece_words
 
 CONVERSATIONS = {
     "one question": [("user", "What is the capital of France?"), ("assistant", "Paris.")],
@@ -84,7 +84,7 @@ def test_the_tokenizers_of_these_tests_are_right(name: str):
     """llama.cpp publishes texts and their ids for Llama's vocabulary; Mistral's is held to its own sample above."""
     tokenizer = real_tokenizers.load(name)
     assert tokenizer.decode(tokenizer.encode("Hello  world é🙂")[1:]) == "Hello  world é🙂"
-    words = Words.of(tokenizer)
+    words = sentencepiece_words(tokenizer)
     assert words is not None, "these are the tokenizers that are encoded word by word"
     tricky = ["a  b", " a", "</s> x\n\n y</s>", "é\u200b🙂  ", "   ", "", "▁x▁ y", "<s><s>a", "\t\n a\x00b", "x" * 300]
     for text in [*tricky, *(f"{a}</s>{b}" for a in tricky for b in tricky)]:

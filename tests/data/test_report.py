@@ -264,7 +264,8 @@ def test_winogrande_against_winogrande(tmp_path):
     assert "of the 2 items of" in found.remarks()[-1]
     assert "1 (50.0%) whole" in found.remarks()[-1]
     clean = report(tmp_path, extra, template="none", contamination=[str(tmp_path / "dev.jsonl")])
-    assert clean.remarks()[-1].startswith("none of the 2 items of")
+    assert clean.remarks()[-1].startswith("of the 2 items of")
+    assert "none occurs in the training pairs" in clean.remarks()[-1]
 
 
 def test_columns_of_evaluation_sets(tmp_path):

@@ -6,9 +6,11 @@ from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
 from qdpo.data import cache
+from qdpo.data import prepare as prepare_module
 from qdpo.data.pairs import TokenPair
 from qdpo.data.prepare import fingerprint, prepare
 from qdpo.data.store import Builder, TokenPairs
+from qdpo.errors import DataError
 
 PAIRS = [TokenPair(i, list(range(i + 1)), [7] * (i + 2), [2**31 - 1 - i]) for i in range(10)]
 
@@ -101,6 +103,45 @@ def test_whatever_decides_on_the_ids_makes_another_entry(config: DataSection, tm
     for end in ("", "!"):
         template.write_text("{% for m in messages %}{{ m.content }}" + end + "{{ eos_token }}{% endfor %}")
         fresh(config.model_copy(update={"template": str(template)}))
+
+
+MORE = "".join(f'{{"prompt": "another question {i}", "chosen": "yes", "rejected": "no"}}\n' for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "content"),
+    [("a.jsonl", "check", MORE), ("held.jsonl", "check", MORE + MORE), ("a.jsonl", "finish", None)],
+    ids=["between the passes", "the held-out file", "gone at the end"],
+)
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
+    part: str, stage: str, content: str | None, config: DataSection, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    if part == "held.jsonl":
+        (tmp_path / part).write_text(MORE)
+        config = config.model_copy(update={"eval_name": str(tmp_path / part)})
+    step = getattr(prepare_module, stage)
+
+    def step_then_change(*args):
+        result = step(*args)
+        (tmp_path / part).unlink() if content is None else (tmp_path / part).write_text(content)
+        return result
+
+    monkeypatch.setattr(prepare_module, stage, step_then_change)
+    with pytest.raises(DataError, match=f"{part} changed while it was read"):
+        prepare(config, byte_level(), 1, cache=tmp_path / "cache")
+    assert not entries(tmp_path / "cache")
+
+
+def test_a_file_that_is_written_again_as_it_was_has_not_changed(config: DataSection, tmp_path, monkeypatch):
+    path, read = tmp_path / "a.jsonl", prepare_module.check
+
+    def check_then_write(*args):
+        path.write_text(path.read_text())
+        return read(*args)
+
+    monkeypatch.setattr(prepare_module, "check", check_then_write)
+    prepare(config, byte_level(), 1, cache=tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 1
 
 
 def test_a_damaged_entry_is_not_used(config: DataSection, tmp_path, capsys: pytest.CaptureFixture[str]):

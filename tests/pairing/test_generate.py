@@ -127,7 +127,7 @@ def test_prompts_that_spell_out_special_tokens(
         data = subject.config.data.model_copy(update={"special_text": special_text})
         return replace(subject, config=subject.config.model_copy(update={"data": data}))
 
-    with pytest.raises(DataError, match=r'1 of 2 prompts spell out special tokens .*"The cat</s> was"') as caught:
+    with pytest.raises(DataError, match=r'1 of 2 prompts spells out special tokens .*"The cat</s> was"') as caught:
         answered(subject, tmp_path / "a", asked)
     assert "data.special_text=split" in str(caught.value.hint)
     done = answered(under("drop"), tmp_path / "b", asked)
@@ -170,7 +170,7 @@ def test_a_file_of_other_prompts(subject: Subject, tmp_path: Path) -> None:
     answered(subject, out, PROMPTS[:2])
     with pytest.raises(OutputError, match=r"a:1 answers another prompt"):
         answered(subject, out, PROMPTS[1:])
-    with pytest.raises(OutputError, match="has 2 prompts, 1 are asked"):
+    with pytest.raises(OutputError, match="has 2 prompts, 1 is asked"):
         answered(subject, out, PROMPTS[:1])
     # more of them are fine
     assert answered(subject, out, PROMPTS[:3]).found == 2
@@ -248,7 +248,7 @@ def test_prompts_of_text_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "prompts.txt"
     path.write_bytes('\ufeffone\r\n\r\n  two  \none\n{"not": "json"}'.encode())
     assert texts(read_prompts(str(path))) == ["user: one", "user: two", 'user: {"not": "json"}']
-    assert "1 of 4 prompts are the same as an earlier one" in capsys.readouterr().err
+    assert "1 of 4 prompts is the same as an earlier one" in capsys.readouterr().err
     assert texts(read_prompts(str(path), limit=1)) == ["user: one"]
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8"):

@@ -139,7 +139,7 @@ def test_an_answer_that_several_people_rate(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": t, "score": s} for t, s in (("a", 1), ("b", 3), ("a", 5), ("a", 6))]
     found = ranked(tmp_path, rows)
     assert found.pairs[0].scores == (4, 3)
-    assert "1 answers were rated more than once: the mean counts" in found.sentences()
+    assert "1 answer was rated more than once: the mean counts" in found.sentences()
 
 
 def test_votes_that_were_taken_back(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_files_of_other_kinds_say_where_to_go(tmp_path: Path) -> None:
         assert hint in str(error.value.hint)
     with pytest.raises(DataError, match="no rows with columns"):
         ranked(tmp_path, [1, 2])
-    with pytest.raises(DataError, match="no pair in 1 rows; 1 of 1 prompts left out: one rated answer only"):
+    with pytest.raises(DataError, match="no pair in 1 row; 1 of 1 prompt left out: one rated answer only"):
         ranked(tmp_path, GOOD[:1])
 
 

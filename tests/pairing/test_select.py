@@ -178,7 +178,7 @@ def test_words_of_the_data_are_no_markup() -> None:
 def test_what_the_numbers_hide_is_said() -> None:
     scores = np.column_stack([np.arange(N) - 2.0, np.zeros(N)])
     assert remarks(select(measured(scores=scores), ["score"], 9)) == [
-        "2 pairs have the lower score on the chosen side; 1 of them are kept"
+        "2 pairs have the lower score on the chosen side; 1 of them is kept"
     ]
     assert remarks(select(measured(looked_at=4), ["duplicates"])) == [
         "near-duplicates were looked for among the first 4 pairs, exact ones among all"

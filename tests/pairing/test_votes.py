@@ -70,7 +70,7 @@ def test_how_often_run_and_base_are_preferred(tmp_path: Path) -> None:
         vote(poll, "edit left", "better")
         assert poll.ballot.wins() == {"run": 2, "base": 1, "tie": 1}
         assert poll.summary() == [
-            "5 of 5 comparisons voted on: 4 pairs (1 of them edits), 1 ties, 0 skipped",
+            "5 of 5 comparisons voted on: 4 pairs (1 of them an edit), 1 tie, 0 skipped",
             "preferred: base 1, run 2; ties 1",
         ]
 
@@ -102,7 +102,7 @@ def test_pairs_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
         poll.undo(str(poll.ballot.last))
     before = out.read_text()
     out.write_text(before + '{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    others = pytest.raises(OutputError, match=r"has 1 lines that are not from the votes .*first: line 2")
+    others = pytest.raises(OutputError, match=r"has 1 line not from the votes .*first: line 2")
     with others, Poll.opened(file, out, 1):
         pass
     assert '"a"' in out.read_text()
@@ -147,8 +147,8 @@ def test_what_can_be_voted_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     found = read_answers(str(write_rows(tmp_path / "a.jsonl", rows)))
     assert [[answer.text for answer in entry.answers] for entry in found] == [["x"], ["x", "y"], ["x", "y"]]
     said = capsys.readouterr().err
-    assert "1 rows are the same as an earlier one" in said
-    assert "1 of 3 prompts have one answer only" in said
+    assert "1 row is the same as an earlier one" in said
+    assert "1 of 3 prompts has one answer only" in said
     # pairs that there are can be looked at again, without their names
     pairs = write_rows(tmp_path / "p.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
     assert [[(a.text, a.by) for a in entry.answers] for entry in read_answers(str(pairs))] == [

@@ -16,6 +16,7 @@ from qdpo.evaluation.statistics import Estimate
 from qdpo.export.verify.answers import Answers
 from qdpo.export.verify.checks import Check
 from qdpo.export.verify.measures import FEWEST, TOLD, Divergence, Floor, Preference, Text
+from qdpo.grammar import counted
 
 Result = Literal["passed", "lost", "cannot be told", "reported"]
 Verdict = Literal["passed", "lost", "cannot be told", "failed"]
@@ -182,7 +183,7 @@ def _figure(found: Estimate, sign: str = "") -> str:
 
 
 def _pairs(count: int) -> str:
-    return f"{count} pair" + ("s" if count != 1 else "")
+    return counted(count, "pair")
 
 
 def _rounded(count: int) -> str:
