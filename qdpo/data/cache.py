@@ -22,7 +22,7 @@ from qdpo.files import digest_of, manifest_problems, staged_folder, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 4
+VERSION = 5
 """Raised when the ids or the reports of the same input change."""
 KEPT = 16
 """Entries that are kept; the least recently used go first."""

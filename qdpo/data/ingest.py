@@ -71,6 +71,7 @@ class Ingest:
                 source=source,
                 cuts=result[1],
                 keys=keys,
+                answers=answer_keys(pair),
                 scores=pair.scores,
                 characters=(_characters(pair.chosen), _characters(pair.rejected)),
             )
@@ -103,6 +104,12 @@ def keys_of(pair: Pair) -> tuple[int, int, int, int]:
     loose = _digest([Message(m.role, _loose(m.content)) for m in pair.prompt]) if pair.prompt else prompt
     first, second, third, last = (int.from_bytes(d.digest(), "little") for d in (prompt, chosen, rejected, loose))
     return first, second, third, last
+
+
+def answer_keys(pair: Pair) -> tuple[int, int]:
+    """Hashes (64 bits) of the chosen and of the rejected answer alone."""
+    chosen, rejected = (int.from_bytes(_digest(said).digest(), "little") for said in (pair.chosen, pair.rejected))
+    return chosen, rejected
 
 
 def _loose(text: str) -> str:

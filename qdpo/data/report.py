@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qdpo.data.oddities import MENDED_BY
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
@@ -15,36 +16,48 @@ from qdpo.data.store import CUTS, SPECIAL
 FIRST_ROWS = 5
 CUT_OFTEN = 0.1
 """Share of answers without an end from which it is remarked on."""
+CONSTANT_OFTEN, ONE_SIDED = 0.1, 2
+"""Share of pairs with the same answer on one side from which it is counted, and how much more often than on the other
+side it is where it is remarked on: a `yes` may be right and wrong."""
 MOST_REASONS = 50
 """Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
-class LeftOut:
-    """Rows left out for one reason.
+class Counted:
+    """Rows that have something in common.
 
     Attributes:
         count: how many.
         first_rows: the first five by number; `source:number` for a mixture's further datasets.
-        inherent: the rows are not at fault: the limits or a tie leave them out.
-        field: the column that is at fault, where it is one, by the dataset's own name.
-        fix: what to do about them.
-        example: what the first one looks like; visible, without access tokens, and cut.
     """
 
     count: int = 0
     first_rows: list[int | str] = field(default_factory=list)
-    inherent: bool = False
-    field: str = ""
-    fix: str = ""
-    example: str = ""
 
     def add(self, row: int | str) -> None:
         """Count a row; the first five are remembered by number."""
         self.count += 1
         if len(self.first_rows) < FIRST_ROWS:
             self.first_rows.append(row)
+
+
+@dataclass
+class LeftOut(Counted):
+    """Rows left out for one reason.
+
+    Attributes:
+        inherent: the rows are not at fault: the limits or a tie leave them out.
+        field: the column that is at fault, where it is one, by the dataset's own name.
+        fix: what to do about them.
+        example: what the first one looks like; visible, without access tokens, and cut.
+    """
+
+    inherent: bool = False
+    field: str = ""
+    fix: str = ""
+    example: str = ""
 
 
 @dataclass
@@ -59,6 +72,7 @@ class DataReport:
         pairs: pairs that are used.
         left_out: by reason.
         cut: completions and prompts that were cut to length, by kind.
+        cleaned: rows that `data.clean` has changed, by mend.
         special_text: pairs whose text spells out special tokens and was encoded as text (`data.special_text: split`).
         boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
@@ -68,6 +82,8 @@ class DataReport:
         prompts: how many different ones, how many pairs have none, how many are in the other split too.
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
+        constant: the chosen and the rejected answer that most pairs have, where it is more than a tenth of them: how
+            many, the first rows, and how many have it on the other side.
         separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
         unicode: odd characters; scripts of the answers.
@@ -83,6 +99,7 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    cleaned: dict[str, Counted] = field(default_factory=dict)
     special_text: dict[str, Any] = field(default_factory=dict)
     boundary_example: str | None = None
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -91,6 +108,7 @@ class DataReport:
     prompts: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Any] = field(default_factory=dict)
+    constant: dict[str, Any] = field(default_factory=dict)
     separable: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     unicode: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +173,7 @@ class DataReport:
         self.prompts |= {"different": len(np.unique(keys)), "empty": self.prompts.get("empty", 0)}
         self.duplicates = {"exact": _exact_duplicates(records), **self.duplicates}
         self.conflicts = _conflicts(records)
+        self.constant = {side: _most_frequent(records, side) for side in ("chosen", "rejected")}
         chosen, rejected = records["chosen_score"], records["rejected_score"]
         scored = ~np.isnan(chosen)
         if scored.any():
@@ -177,7 +196,8 @@ class DataReport:
             reason: LeftOut(**{name: value for name, value in entry.items() if name in known})
             for reason, entry in values["left_out"].items()
         }
-        return cls(**{**values, "left_out": left_out})
+        cleaned = {mend: Counted(**entry) for mend, entry in values.get("cleaned", {}).items()}
+        return cls(**{**values, "left_out": left_out, "cleaned": cleaned})
 
     def summary(self, *, remarks: bool = True) -> list[str]:
         """A few lines for the terminal, the remarks among them or not."""
@@ -221,6 +241,17 @@ class DataReport:
                 f"of {self.pairs:,} pairs {without_end['chosen']:,} chosen and {without_end['rejected']:,} rejected "
                 "answers are cut and have no end: raise data.max_length"
             )
+        if system := self.cut.get("system"):
+            remarks.append(
+                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away: "
+                "raise data.max_prompt_length"
+            )
+        for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+            if (same := self.constant.get(side)) and same["count"] >= ONE_SIDED * same[other]:
+                remarks.append(
+                    f"of {self.pairs:,} pairs {same['count']:,} have one and the same {side} answer"
+                    f"{self._where(same)}; it is the {other} one of {same[other]:,}"
+                )
         if (exact := self.duplicates.get("exact", {})).get("count"):
             remarks.append(f"{exact['count']:,} pairs are exact duplicates of an earlier one{self._where(exact)}")
         near = self.duplicates.get("near", {})
@@ -239,8 +270,11 @@ class DataReport:
             remarks.append(
                 f"{both:,} of these pairs have a prompt that the training pairs have too, up to case and white space"
             )
+        for mend, rows in self.cleaned.items():
+            remarks.append(f"data.clean=[{mend}] changed {self.named(rows.first_rows, rows.count)}")
         for name, entry in self.unicode.get("unicode", {}).items():
-            remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}")
+            mend = f"; data.clean=[{MENDED_BY[name]}] mends them" if name in MENDED_BY else ""
+            remarks.append(f"{entry['count']:,} pairs: {name}{self._where(entry)}{mend}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]
 
     def warnings(self) -> list[str]:
@@ -304,6 +338,21 @@ def _conflicts(records: np.ndarray) -> dict[str, Any]:
     # The keys are of prompt and answer together.
     found = np.nonzero(np.isin(records["chosen_key"], records["rejected_key"]))[0]
     return {"count": len(found), "first_rows": _rows(records, found)}
+
+
+def _most_frequent(records: np.ndarray, side: str) -> dict[str, Any]:
+    """The answer that most pairs have on one side; empty where it is not in many."""
+    answers, counts = np.unique(records[f"{side}_answer"], return_counts=True)
+    if len(records) < FEWEST or counts.max() <= CONSTANT_OFTEN * len(records):
+        return {}
+    answer = answers[counts.argmax()]
+    found = np.nonzero(records[f"{side}_answer"] == answer)[0]
+    other = "rejected" if side == "chosen" else "chosen"
+    return {
+        "count": len(found),
+        "first_rows": _rows(records, found),
+        other: int(np.count_nonzero(records[f"{other}_answer"] == answer)),
+    }
 
 
 def _rows(records: np.ndarray, places: np.ndarray) -> list[int]:

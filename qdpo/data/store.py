@@ -1,6 +1,6 @@
 """Token pairs on disk: a sequence like any other whose memory does not grow with the ids.
 
-The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 87 bytes).
+The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 103 bytes).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ RECORD = np.dtype(
         ("chosen_key", "<u8"),
         ("rejected_key", "<u8"),
         ("loose_key", "<u8"),
+        ("chosen_answer", "<u8"),
+        ("rejected_answer", "<u8"),
         ("chosen_score", "<f8"),
         ("rejected_score", "<f8"),
         ("chosen_characters", "<i4"),
@@ -36,9 +38,10 @@ RECORD = np.dtype(
     ]
 )
 """Of one pair: number of its row, where its ids start (counted in ids), how many of each part, number of its source,
-what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, and of the prompt
-up to case, white space and form of characters, scores or NaN, characters of the answers before anything was cut."""
-CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8}
+what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, of the prompt up to
+case, white space and form of characters, and of each answer alone, scores or NaN, characters of the answers before
+anything was cut."""
+CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8, "system": 32}
 SPECIAL = 16
 """Of a pair that spells out special tokens, which were encoded as text."""
 ITEM = 4
@@ -121,6 +124,7 @@ class Builder:
         source: int = 0,
         cuts: Iterable[str] = (),
         keys: tuple[int, int, int, int] = (0, 0, 0, 0),
+        answers: tuple[int, int] = (0, 0),
         scores: tuple[float, float] | None = None,
         characters: tuple[int, int] = (0, 0),
     ) -> None:
@@ -128,7 +132,17 @@ class Builder:
         self.file.write(array.array("i", pair.prompt + pair.chosen + pair.rejected).tobytes())
         lengths = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         flags = sum(SPECIAL if kind == "special" else CUTS[kind] for kind in cuts)
-        record = (pair.row, self.start, *lengths, source, flags, *keys, *(scores or (math.nan,) * 2), *characters)
+        record = (
+            pair.row,
+            self.start,
+            *lengths,
+            source,
+            flags,
+            *keys,
+            *answers,
+            *(scores or (math.nan,) * 2),
+            *characters,
+        )
         self.packed += np.array(record, RECORD).tobytes()
         self.start += sum(lengths)
 

@@ -174,6 +174,18 @@ def test_odd_characters(tmp_path):
     assert found["scripts"] == {"Latin": 59, "Cyrillic": 1}
 
 
+@pytest.mark.parametrize(("same", "other", "said"), [(6, 0, False), (7, 0, True), (30, 15, True), (30, 16, False)])
+def test_one_answer_to_many_prompts_is_remarked_on(tmp_path, same: int, other: int, said: bool):
+    """More than a tenth of the pairs, and twice as often as on the other side: a `yes` may be right and wrong."""
+    rows = [{**r, "rejected": "I do not know."} if i < same else r for i, r in enumerate(many())]
+    rows = [{**r, "chosen": "I do not know."} if i >= 60 - other else r for i, r in enumerate(rows)]
+    found = report(tmp_path, rows)
+    expected = {"count": same, "first_rows": [1, 2, 3, 4, 5], "chosen": other} if same > 6 else {}
+    assert found.constant["rejected"] == expected
+    sentence = f"of 60 pairs {same} have one and the same rejected answer (lines 1, 2, 3, 4, 5 and {same - 5} more)"
+    assert (f"{sentence}; it is the chosen one of {other}" in found.remarks()) is said
+
+
 def test_mixtures(tmp_path):
     (tmp_path / "b.jsonl").write_text(
         "".join(json.dumps({"question": f"b {i}", "chosen": "yes", "rejected": "no"}) + "\n" for i in range(40))
