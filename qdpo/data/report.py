@@ -79,7 +79,8 @@ class DataReport:
         histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
         length_bias: share of pairs whose chosen has more characters before anything is cut, and how well length alone
             tells chosen from rejected (AUC).
-        prompts: how many different ones, how many pairs have none, how many are in the other split too.
+        prompts: how many different ones, how many pairs have none, how many pairs have one of the other split's, or one
+            that is almost the same; how many are almost the same as another (`qdpo.data.near_prompts`).
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
         constant: the chosen and the rejected answer that most pairs have, where it is more than a tenth of them: how
@@ -105,7 +106,7 @@ class DataReport:
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     histogram: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     length_bias: dict[str, float] = field(default_factory=dict)
-    prompts: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
     duplicates: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Any] = field(default_factory=dict)
     constant: dict[str, Any] = field(default_factory=dict)
@@ -270,6 +271,12 @@ class DataReport:
             remarks.append(
                 f"{both:,} of these pairs have a prompt that the training pairs have too, up to case and white space"
             )
+        if (near := self.prompts.get("near_in_other_split", 0)) > (both or 0):
+            remarks.append(
+                f"{near:,} of these pairs have a prompt that the training pairs have too, or almost the same one"
+            )
+        if (alike := self.prompts.get("near", {})).get("groups"):
+            remarks.append(_of_groups(alike))
         for mend, rows in self.cleaned.items():
             remarks.append(f"data.clean=[{mend}] changed {self.named(rows.first_rows, rows.count)}")
         for name, entry in self.unicode.get("unicode", {}).items():
@@ -283,6 +290,14 @@ class DataReport:
 
     def _where(self, entry: dict[str, Any]) -> str:
         return f" ({self.named(entry['first_rows'], entry['count'])})"
+
+
+def _of_groups(near: dict[str, int]) -> str:
+    """What there is to say of prompts that are almost the same."""
+    text = f"{near['prompts']:,} of {near['looked_at']:,} different prompts are almost the same as another one"
+    if near["largest"] > near["looked_at"] / 2:
+        text += f", {near['largest']:,} of them in one group: do they fill in one form?"
+    return text
 
 
 def contamination_sentence(entry: dict[str, Any]) -> str:
