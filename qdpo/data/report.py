@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 
 from qdpo.data.formats import names_of
+from qdpo.data.measures import (
+    FIRST_ROWS,
+    conflicts,
+    exact_duplicates,
+    first_rows,
+    histogram,
+    length_bias,
+    most_frequent,
+)
 from qdpo.data.oddities import MENDED_BY
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
 
-FIRST_ROWS = 5
 CUT_OFTEN = 0.1
 """Share of answers without an end from which it is remarked on."""
-CONSTANT_OFTEN, ONE_SIDED = 0.1, 2
-"""Share of pairs with the same answer on one side from which it is counted, and how much more often than on the other
-side it is where it is remarked on: a `yes` may be right and wrong."""
+ONE_SIDED = 2
+"""How much more often than on the other side an answer is on one, to be remarked on: a `yes` may be right or wrong."""
 MOST_REASONS = 50
 """Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
@@ -161,7 +168,7 @@ class DataReport:
         self.pairs = len(records)
         self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
         special = np.nonzero(records["cut"] & SPECIAL)[0]
-        self.special_text = {"count": len(special), "first_rows": _rows(records, special)} if len(special) else {}
+        self.special_text = {"count": len(special), "first_rows": first_rows(records, special)} if len(special) else {}
         if not len(records):
             return
         for part in PARTS:
@@ -172,7 +179,7 @@ class DataReport:
                 "p95": int(lengths[int(0.95 * (len(lengths) - 1))]),
                 "max": int(lengths[-1]),
             }
-            self.histogram[part] = _histogram(lengths)
+            self.histogram[part] = histogram(lengths)
         self.length_bias = length_bias(records["chosen_characters"], records["rejected_characters"])
         self.compare(records)
 
@@ -180,9 +187,9 @@ class DataReport:
         """Fill in what the keys and scores of pairs tell: duplicates, conflicts, ties."""
         keys = records["prompt_key"]
         self.prompts |= {"different": len(np.unique(keys)), "empty": self.prompts.get("empty", 0)}
-        self.duplicates = {"exact": _exact_duplicates(records), **self.duplicates}
-        self.conflicts = _conflicts(records)
-        self.constant = {side: _most_frequent(records, side) for side in ("chosen", "rejected")}
+        self.duplicates = {"exact": exact_duplicates(records), **self.duplicates}
+        self.conflicts = conflicts(records)
+        self.constant = {side: most_frequent(records, side) for side in ("chosen", "rejected")}
         chosen, rejected = records["chosen_score"], records["rejected_score"]
         scored = ~np.isnan(chosen)
         if scored.any():
@@ -190,7 +197,7 @@ class DataReport:
             self.scores = {
                 "scored": int(scored.sum()),
                 "ties": int(np.count_nonzero(chosen == rejected)),
-                "chosen_is_lower": {"count": len(lower), "first_rows": _rows(records, lower)},
+                "chosen_is_lower": {"count": len(lower), "first_rows": first_rows(records, lower)},
             }
 
     def as_dict(self) -> dict[str, Any]:
@@ -331,59 +338,3 @@ def contamination_sentence(entry: dict[str, Any]) -> str:
         f"of the {total:,} items of {entry['name']}, the training pairs contain {said('whole')} whole, "
         f"{said('words_13')} by 13 words in a row and {said('words_8')} by 8 words in a row"
     )
-
-
-def length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float]:
-    """How much length tells: shares of pairs whose chosen is longer or as long, and the AUC over all answers.
-
-    The AUC is the chance that a chosen answer, drawn at random, is longer than a rejected one drawn at random, ties
-    counted half (Mann and Whitney 1947).
-    """
-    ordered = np.sort(rejected)
-    below = np.searchsorted(ordered, chosen, "left").astype(float)
-    upto = np.searchsorted(ordered, chosen, "right").astype(float)
-    return {
-        "chosen_longer": float(np.mean(chosen > rejected)),
-        "as_long": float(np.mean(chosen == rejected)),
-        "auc": float(np.mean((below + upto) / 2) / len(rejected)),
-    }
-
-
-def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:
-    edges = [0, 1]
-    while edges[-1] <= lengths[-1]:
-        edges.append(edges[-1] * 2)
-    counts, _ = np.histogram(lengths, edges)
-    return {"edges": edges, "counts": counts.tolist()}
-
-
-def _exact_duplicates(records: np.ndarray) -> dict[str, Any]:
-    keys = np.stack([records["chosen_key"], records["rejected_key"]], axis=1)
-    _, first = np.unique(keys, axis=0, return_index=True)
-    again = np.setdiff1d(np.arange(len(records)), first)
-    return {"count": len(again), "first_rows": _rows(records, again)}
-
-
-def _conflicts(records: np.ndarray) -> dict[str, Any]:
-    # The keys are of prompt and answer together.
-    found = np.nonzero(np.isin(records["chosen_key"], records["rejected_key"]))[0]
-    return {"count": len(found), "first_rows": _rows(records, found)}
-
-
-def _most_frequent(records: np.ndarray, side: str) -> dict[str, Any]:
-    """The answer that most pairs have on one side; empty where it is not in many."""
-    answers, counts = np.unique(records[f"{side}_answer"], return_counts=True)
-    if len(records) < FEWEST or counts.max() <= CONSTANT_OFTEN * len(records):
-        return {}
-    answer = answers[counts.argmax()]
-    found = np.nonzero(records[f"{side}_answer"] == answer)[0]
-    other = "rejected" if side == "chosen" else "chosen"
-    return {
-        "count": len(found),
-        "first_rows": _rows(records, found),
-        other: int(np.count_nonzero(records[f"{other}_answer"] == answer)),
-    }
-
-
-def _rows(records: np.ndarray, places: np.ndarray) -> list[int]:
-    return [int(records["row"][place]) for place in places[:FIRST_ROWS]]

@@ -8,9 +8,10 @@ from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
 from qdpo.data.contamination import EvaluationSet, load_sets, words_of
+from qdpo.data.measures import length_bias
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.prepare import Prepared, prepare
-from qdpo.data.report import DataReport, length_bias
+from qdpo.data.report import DataReport
 from qdpo.errors import ConfigError, DataError
 
 
