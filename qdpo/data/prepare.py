@@ -184,10 +184,12 @@ def _read(
             held_ingest.read(rows, len(parts), held_report)
         held_report.sources.clear()
         finish(held_report, held_ingest, config)
-        whole = builder.finish(prompts.groups())
+        groups = prompts.groups()
+        whole = builder.finish(groups)
         train_order, held_order = np.arange(count), np.arange(count, len(builder))
     else:
-        whole = builder.finish(prompts.groups())
+        groups = prompts.groups()
+        whole = builder.finish(groups)
         train_order, held_order = split_by_prompt(
             split_keys(whole.records), config.eval_fraction, seed, whole.records["group"]
         )
@@ -205,7 +207,7 @@ def _read(
     train, heldout = whole.select(train_order), whole.select(held_order)
     report.measure(train.records)
     held_report.measure(heldout.records)
-    report.prompts["near"] = prompts.as_dict()
+    report.prompts["near"] = prompts.as_dict(groups)
     for name, key in (("in_other_split", "loose_key"), ("near_in_other_split", "group")):
         held_report.prompts[name] = int(np.isin(heldout.records[key], train.records[key]).sum())
     if sets:
