@@ -17,23 +17,23 @@ _LATER = "".join(sorted(character for character, number in _BYTES.items() if num
 """What the later bytes of a character were read as."""
 _QUIET = "\xa0«»‹›’”“‘…–—™®©º°ª²³¹·"
 """Those that may follow a letter by intention."""
-_BETWEEN = "\xa0«»‹’”“‘…–—"
-"""Those of them behind which another letter may follow."""
+_BETWEEN = "\xa0«»‹’”‘…–—ŠŽŒŸšžœ"
+"""Those behind which another letter may follow, and those that are letters."""
 _L, _LOUD, _INSIDE = (
     "[" + re.escape("".join(sign for sign in _LATER if sign not in without)) + "]" for without in ("", _QUIET, _BETWEEN)
 )
 _ONE = rf"(?:[Â-Þ]{_L}|[à-ï]{_L}{{2}}|ð{_L}{{3}})"
-_LOWER, _OPENING = "a-zß-öø-ÿ", "“‘«‹„\"'("
+_LOWER, _UPPER, _OPENING = "a-zß-öø-ÿ", "A-ZÀ-ÖØ-Þ", "“‘«‹„\"'("
 
 _WRONG = re.compile(
     # a quotation mark, dash, sign of money, arrow, tick; a byte order mark; an emoji
     rf"â[€‚„†ˆ‰Š‹Œœ˜™š›žŸ\x80\x82\x84\x86\x88-\x8c\x98-\x9c]{_L}|ï»¿|ð[Ÿ\x9f\x9d]{_L}{{2}}"
     # two characters in a row: other alphabets; one of three bytes with a sign that follows no letter
     rf"|(?!(?:[Â-Þ][{_BETWEEN}])+(?!{_ONE})){_ONE}{{2,}}|[à-ï](?:{_LOUD}{_L}|{_L}{_LOUD})"
-    # a capital behind a small letter, or a sign before one
-    rf"|(?<=[{_LOWER}])[Â-ÖØ-Þ]{_L}|[Â-ÖØ-Þ]{_INSIDE}(?=[{_LOWER}])"
+    # a capital behind a small letter; a sign inside of a word
+    rf"|(?<=[{_LOWER}])[Â-ÖØ-Þ]{_L}|(?:(?:[Â-ÖÙ-Þ]|[à-ï]{_L}){_INSIDE}|Å[šžœ])(?=[{_LOWER}{_UPPER}])"
     # what never follows Â or Ã; what may do so, in no word of capitals and no quotation
-    rf"|[ÂÃ]{_LOUD}|(?<![A-ZÀ-ÖØ-Þ{_OPENING}])[ÂÃ]{_L}"
+    rf"|[ÂÃ]{_LOUD}|(?<![{_UPPER}{_OPENING}])[ÂÃ]{_L}"
 )
 _POSSIBLE = re.compile(_ONE)
 _HINT = re.compile(f"[Â-ð]{_L}")

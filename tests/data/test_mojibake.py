@@ -51,6 +51,8 @@ def test_wrong_text_is_read_back_and_right_text_stays(language: str):
         ("un café et un cafÃ©", "un café et un café"),
         ("5Â\xa0km at 20Â°C for Â£3", "5\xa0km at 20°C for £3"),
         ("CAFÃ‰ “NÃO”", "CAFÉ “NÃO”"),
+        ("l’OPCIÃ“N", "l’OPCIÓN"),
+        ("“gáº·p”", "“gặp”"),
         ("ï»¿first", "\ufefffirst"),
     ],
 )
@@ -78,8 +80,26 @@ def test_wrong_parts_of_right_text_are_read_back(wrong: str, right: str):
             "SÃO PAULO, MÃE, ÂNGULO",
         ),
         *("CAFÉ’S RÉSUMÉ… “CAFÉ” CAFÉ™ CAFÉ®", "COMITÉ™", "PAPÁ’S, MAMÁ…, SOFÁ», «SOFÁ»", "¿QUÉ? ¡OLÉ!", "VOILÀ\xa0»"),
-        *("2\xa0×\xa03 cm, 2 ×“a”, 2×²", "Ø\xa05 mm, Ø², Ø°", "the letter É—an accented E—is", "Ö–Ä–Ü", "ÅÄÖ…"),
-        *("Spaß… groß” weiß»", "ĂN VÀ “UỐNG”… TÂ” VÂ»", "TÜRKÇE’DE İSTANBUL’DA", "N’É° 5", "Ã", "Â", "â€", "x = Ø°"),
+        *(
+            "2\xa0×\xa03 cm, 2 ×“a”, 2×²",
+            "Ø\xa05 mm, πØ²h, Ø°",
+            "the letter É—an accented E—is",
+            "Ö–Ä–Ü",
+            "ÅÄÖ…",
+            "PROHLÍŽEČ",
+        ),
+        *("DRÁŽÍŠ ÍŠÍŽ Ášův",),
+        *(
+            "Spaß… groß” weiß»",
+            "ĂN VÀ “UỐNG”… TÂ” VÂ»",
+            "TÜRKÇE’DE İSTANBUL’DA",
+            "PROHLÍŽEČ DRÁŽÍŠ ÍŠÍŽ Ášův",
+            "N’É° 5",
+            "Ã",
+            "Â",
+            "â€",
+            "x = Ø°",
+        ),
     ],
 )
 def test_letters_before_signs_are_no_proof(text: str):
