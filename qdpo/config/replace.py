@@ -31,8 +31,8 @@ PLACE = tuple(
     )
 )
 """What belongs to one dataset."""
-SHARE = ("data.max_rows", "data.max_eval_rows", "data.mixture", "data.ties")
-"""How much of a dataset is used."""
+SHARE = ("data.max_rows", "data.max_eval_rows", "data.mixture", "data.ties", "data.clean")
+"""How much of a dataset is used, and what of it is mended."""
 BASE = ("model.revision", "model.tokenizer", "model.adapter", "reference", "model.trust_remote_code")
 """What belongs to one base."""
 WORDS = ("about", "notes")

@@ -208,6 +208,13 @@ class DataSection(Section):
             "makes it a row that cannot be used, split encodes it as text, drop leaves the row out and counts it"
         ),
     ] = "error"
+    clean: Annotated[
+        list[Literal["entities", "mojibake", "invisible"]],
+        Field(
+            description="what is mended in every message before anything else: entities (`&amp;`), mojibake (`Ã©`), "
+            "invisible (characters that show nothing); the pairs that it changes are counted"
+        ),
+    ] = []
     contamination: Annotated[
         list[str],
         Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qdpo.data.ingest import keys_of
+from qdpo.data.ingest import answer_keys, keys_of
 from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Pair, TokenPair
 from qdpo.data.pieces import BadRow, Inherent
@@ -34,7 +34,8 @@ def check(sources: Sequence[Rows], tokeniser: Tokeniser) -> DataReport:
         for batch in rows.batches(report):
             for pair in doubts.settle(batch, rows, report):
                 oddities.observe(pair)
-                compared.add(TokenPair(pair.row, [], [], []), keys=keys_of(pair), scores=pair.scores)
+                ids = TokenPair(pair.row, [], [], [])
+                compared.add(ids, keys=keys_of(pair), answers=answer_keys(pair), scores=pair.scores)
     records = compared.finish().records
     report.pairs = len(records)
     report.compare(records)

@@ -9,6 +9,7 @@ from typing import Any
 
 from qdpo.data.contamination import EvaluationSet, texts_of
 from qdpo.data.duplicates import NearDuplicates
+from qdpo.data.near_prompts import NearPrompts
 from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow
@@ -26,10 +27,17 @@ class Ingest:
         tokeniser: makes ids.
         builder: takes the pairs.
         sets: evaluation sets to compare with.
+        prompts: finds prompts that are almost the same; None where nobody asks.
     """
 
-    def __init__(self, tokeniser: Tokeniser, builder: Builder, sets: Sequence[EvaluationSet] = ()) -> None:
-        self.tokeniser, self.builder, self.sets = tokeniser, builder, sets
+    def __init__(
+        self,
+        tokeniser: Tokeniser,
+        builder: Builder,
+        sets: Sequence[EvaluationSet] = (),
+        prompts: NearPrompts | None = None,
+    ) -> None:
+        self.tokeniser, self.builder, self.sets, self.prompts = tokeniser, builder, sets, prompts
         self.oddities, self.near, self.separable = Oddities(), NearDuplicates(), Separable()
         self.without_prompt = 0
 
@@ -71,6 +79,7 @@ class Ingest:
                 source=source,
                 cuts=result[1],
                 keys=keys,
+                answers=answer_keys(pair),
                 scores=pair.scores,
                 characters=(_characters(pair.chosen), _characters(pair.rejected)),
             )
@@ -78,6 +87,8 @@ class Ingest:
             self.oddities.observe(pair)
             self.near.observe(pair, keys[1:3])
             self.separable.observe(pair, rows.label(pair.row), keys[3])
+            if self.prompts:
+                self.prompts.observe(pair, keys[3])
             if self.sets:
                 texts = texts_of(pair)
                 for evaluation in self.sets:
@@ -103,6 +114,12 @@ def keys_of(pair: Pair) -> tuple[int, int, int, int]:
     loose = _digest([Message(m.role, _loose(m.content)) for m in pair.prompt]) if pair.prompt else prompt
     first, second, third, last = (int.from_bytes(d.digest(), "little") for d in (prompt, chosen, rejected, loose))
     return first, second, third, last
+
+
+def answer_keys(pair: Pair) -> tuple[int, int]:
+    """Hashes (64 bits) of the chosen and of the rejected answer alone."""
+    chosen, rejected = (int.from_bytes(_digest(said).digest(), "little") for said in (pair.chosen, pair.rejected))
+    return chosen, rejected
 
 
 def _loose(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import hashlib
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,16 +22,17 @@ from qdpo.data.faults import FaultyRows
 from qdpo.data.formats import check_columns
 from qdpo.data.ingest import Ingest
 from qdpo.data.kinds import check as check_file
+from qdpo.data.near_prompts import NearPrompts
 from qdpo.data.pairs import TokenPair
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
 from qdpo.data.sources import Source, find_source, has_splits
-from qdpo.data.store import Builder, TokenPairs, split_keys
+from qdpo.data.split import split_by_prompt, split_keys
+from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template
 from qdpo.data.tokenise import Tokeniser
 from qdpo.errors import DataError
 from qdpo.files import digest_of
-from qdpo.grammar import counted
 from qdpo.model.source import ASSETS, EMBEDDED
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def _read(
         refuse(config, *(check(rows, replace(tokeniser)) for rows in (training(), held_out()) if rows))
     builder = Builder()
     report = DataReport(parts[0].source.label, unit=parts[0].source.unit)
-    ingest = Ingest(tokeniser, builder, sets)
+    prompts = NearPrompts()
+    ingest = Ingest(tokeniser, builder, sets, prompts)
     for number, (part, rows) in enumerate(zip(parts, training(), strict=True)):
         ingest.read(rows, number, report)
         report.sources[-1]["weight"] = part.weight
@@ -180,17 +181,21 @@ def _read(
     if held_source is not None:
         held_report = DataReport(held_source.label, unit=held_source.unit)
         # Evaluation sets are compared with what is trained on, not with what is held out.
-        held_ingest = Ingest(tokeniser, builder)
+        held_ingest = Ingest(tokeniser, builder, prompts=prompts)
         tokeniser.merge = None
         for rows in held_out():
             held_ingest.read(rows, len(parts), held_report)
         held_report.sources.clear()
         finish(held_report, held_ingest, config)
-        whole = builder.finish()
+        groups = prompts.groups()
+        whole = builder.finish(groups)
         train_order, held_order = np.arange(count), np.arange(count, len(builder))
     else:
-        whole = builder.finish()
-        train_order, held_order = split_by_prompt(split_keys(whole.records), config.eval_fraction, seed)
+        groups = prompts.groups()
+        whole = builder.finish(groups)
+        train_order, held_order = split_by_prompt(
+            split_keys(whole.records), config.eval_fraction, seed, whole.records["group"]
+        )
         held_order = held_order[: config.max_eval_rows]
         held_report = DataReport(
             f"{report.source}, {config.eval_fraction:g} held out by prompt",
@@ -205,8 +210,9 @@ def _read(
     train, heldout = whole.select(train_order), whole.select(held_order)
     report.measure(train.records)
     held_report.measure(heldout.records)
-    shared = np.isin(heldout.records["loose_key"], train.records["loose_key"])
-    held_report.prompts["in_other_split"] = int(shared.sum())
+    report.prompts["near"] = prompts.as_dict(groups)
+    for name, key in (("in_other_split", "loose_key"), ("near_in_other_split", "group")):
+        held_report.prompts[name] = int(np.isin(heldout.records[key], train.records[key]).sum())
     if sets:
         numbers = dict(zip(train.order.tolist(), train.records["row"].tolist(), strict=True))
         report.contamination = [found.as_dict(frozenset(numbers), numbers) for found in sets]
@@ -282,33 +288,6 @@ def finish(report: DataReport, ingest: Ingest, config: DataSection) -> None:
     report.duplicates = {"near": ingest.near.as_dict()}
     report.separable = ingest.separable.as_dict()
     report.prompts = {"empty": ingest.without_prompt}
-
-
-def split_by_prompt(keys: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a held-out share so that no prompt is on both sides; seeded.
-
-    Args:
-        keys: hash of each pair's prompt.
-        fraction: share of the different prompts that is held out, at least one.
-        seed: decides which.
-
-    Returns:
-        The places of the training pairs and of the held-out pairs, ascending.
-
-    Raises:
-        DataError: there are too few different prompts to have both sides.
-    """
-    prompts = [int(key) for key in np.unique(keys)]
-    random.Random(seed).shuffle(prompts)
-    count = max(1, round(fraction * len(prompts)))
-    if count >= len(prompts):
-        pairs, different = counted(len(keys), "pair has", "pairs have"), counted(len(prompts), "different prompt")
-        raise DataError(
-            f"{pairs} {different}: too few to hold some out",
-            "give a held-out set with data.eval_name or data.eval_split",
-        )
-    held = np.isin(keys, np.array(prompts[:count], np.uint64))
-    return np.nonzero(~held)[0], np.nonzero(held)[0]
 
 
 def _weighted(order: np.ndarray, sources: np.ndarray, weights: list[float], seed: int) -> np.ndarray:

@@ -9,44 +9,64 @@ from typing import Any
 import numpy as np
 
 from qdpo.data.formats import names_of
+from qdpo.data.measures import (
+    FIRST_ROWS,
+    conflicts,
+    exact_duplicates,
+    first_rows,
+    histogram,
+    length_bias,
+    most_frequent,
+)
+from qdpo.data.oddities import MENDED_BY
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
 from qdpo.grammar import agreed, counted
 
-FIRST_ROWS = 5
 CUT_OFTEN = 0.1
 """Share of answers without an end from which it is remarked on."""
+ONE_SIDED = 2
+"""How much more often than on the other side an answer is on one, to be remarked on: a `yes` may be right or wrong."""
 MOST_REASONS = 50
 """Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
-class LeftOut:
-    """Rows left out for one reason.
+class Counted:
+    """Rows that have something in common.
 
     Attributes:
         count: how many.
         first_rows: the first five by number; `source:number` for a mixture's further datasets.
-        inherent: the rows are not at fault: the limits or a tie leave them out.
-        field: the column that is at fault, where it is one, by the dataset's own name.
-        fix: what to do about them.
-        example: what the first one looks like; visible, without access tokens, and cut.
     """
 
     count: int = 0
     first_rows: list[int | str] = field(default_factory=list)
-    inherent: bool = False
-    field: str = ""
-    fix: str = ""
-    example: str = ""
 
     def add(self, row: int | str) -> None:
         """Count a row; the first five are remembered by number."""
         self.count += 1
         if len(self.first_rows) < FIRST_ROWS:
             self.first_rows.append(row)
+
+
+@dataclass
+class LeftOut(Counted):
+    """Rows left out for one reason.
+
+    Attributes:
+        inherent: the rows are not at fault: the limits or a tie leave them out.
+        field: the column that is at fault, where it is one, by the dataset's own name.
+        fix: what to do about them.
+        example: what the first one looks like; visible, without access tokens, and cut.
+    """
+
+    inherent: bool = False
+    field: str = ""
+    fix: str = ""
+    example: str = ""
 
 
 @dataclass
@@ -61,15 +81,19 @@ class DataReport:
         pairs: pairs that are used.
         left_out: by reason.
         cut: completions and prompts that were cut to length, by kind.
+        cleaned: rows that `data.clean` has changed, by mend.
         special_text: pairs whose text spells out special tokens and was encoded as text (`data.special_text: split`).
         boundary_example: how the first merge across the boundary of prompt and answer looks.
         tokens: lengths in tokens by part: min, median, p95, max.
         histogram: lengths in tokens by part: the edges of bins that double, and how many pairs are in each.
         length_bias: share of pairs whose chosen has more characters before anything is cut, and how well length alone
             tells chosen from rejected (AUC).
-        prompts: how many different ones, how many pairs have none, how many are in the other split too.
+        prompts: how many different ones, how many pairs have none, how many pairs have one of the other split's, or one
+            that is almost the same; how many are almost the same as another (`qdpo.data.near_prompts`).
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
+        constant: the chosen and the rejected answer that most pairs have, where it is more than a tenth of them: how
+            many, the first rows, and how many have it on the other side.
         separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
         unicode: odd characters; scripts of the answers.
@@ -86,14 +110,16 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    cleaned: dict[str, Counted] = field(default_factory=dict)
     special_text: dict[str, Any] = field(default_factory=dict)
     boundary_example: str | None = None
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     histogram: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     length_bias: dict[str, float] = field(default_factory=dict)
-    prompts: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
     duplicates: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Any] = field(default_factory=dict)
+    constant: dict[str, Any] = field(default_factory=dict)
     separable: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     unicode: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +169,7 @@ class DataReport:
         self.pairs = len(records)
         self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
         special = np.nonzero(records["cut"] & SPECIAL)[0]
-        self.special_text = {"count": len(special), "first_rows": _rows(records, special)} if len(special) else {}
+        self.special_text = {"count": len(special), "first_rows": first_rows(records, special)} if len(special) else {}
         if not len(records):
             return
         for part in PARTS:
@@ -154,7 +180,7 @@ class DataReport:
                 "p95": int(lengths[int(0.95 * (len(lengths) - 1))]),
                 "max": int(lengths[-1]),
             }
-            self.histogram[part] = _histogram(lengths)
+            self.histogram[part] = histogram(lengths)
         self.length_bias = length_bias(records["chosen_characters"], records["rejected_characters"])
         self.compare(records)
 
@@ -162,8 +188,9 @@ class DataReport:
         """Fill in what the keys and scores of pairs tell: duplicates, conflicts, ties."""
         keys = records["prompt_key"]
         self.prompts |= {"different": len(np.unique(keys)), "empty": self.prompts.get("empty", 0)}
-        self.duplicates = {"exact": _exact_duplicates(records), **self.duplicates}
-        self.conflicts = _conflicts(records)
+        self.duplicates = {"exact": exact_duplicates(records), **self.duplicates}
+        self.conflicts = conflicts(records)
+        self.constant = {side: most_frequent(records, side) for side in ("chosen", "rejected")}
         chosen, rejected = records["chosen_score"], records["rejected_score"]
         scored = ~np.isnan(chosen)
         if scored.any():
@@ -171,7 +198,7 @@ class DataReport:
             self.scores = {
                 "scored": int(scored.sum()),
                 "ties": int(np.count_nonzero(chosen == rejected)),
-                "chosen_is_lower": {"count": len(lower), "first_rows": _rows(records, lower)},
+                "chosen_is_lower": {"count": len(lower), "first_rows": first_rows(records, lower)},
             }
 
     def as_dict(self) -> dict[str, Any]:
@@ -186,7 +213,8 @@ class DataReport:
             reason: LeftOut(**{name: value for name, value in entry.items() if name in known})
             for reason, entry in values["left_out"].items()
         }
-        return cls(**{**values, "left_out": left_out})
+        cleaned = {mend: Counted(**entry) for mend, entry in values.get("cleaned", {}).items()}
+        return cls(**{**values, "left_out": left_out, "cleaned": cleaned})
 
     def summary(self, *, remarks: bool = True) -> list[str]:
         """A few lines for the terminal, the remarks among them or not."""
@@ -239,6 +267,17 @@ class DataReport:
                 f"of {self.pairs:,} pairs {without_end['chosen']:,} chosen and {without_end['rejected']:,} rejected "
                 "answers are cut and have no end: raise data.max_length"
             )
+        if system := self.cut.get("system"):
+            remarks.append(
+                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away: "
+                "raise data.max_prompt_length"
+            )
+        for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+            if (same := self.constant.get(side)) and same["count"] >= ONE_SIDED * same[other]:
+                remarks.append(
+                    f"of {self.pairs:,} pairs {same['count']:,} have one and the same {side} answer"
+                    f"{self._where(same)}; it is the {other} one of {same[other]:,}"
+                )
         if (exact := self.duplicates.get("exact", {})).get("count"):
             what = counted(exact["count"], "pair is an exact duplicate", "pairs are exact duplicates")
             remarks.append(f"{what} of an earlier one{self._where(exact)}")
@@ -263,8 +302,17 @@ class DataReport:
                 f"{both:,} of these pairs {agreed(both, 'has', 'have')} a prompt that the training pairs have too, "
                 "up to case and white space"
             )
+        if (near := self.prompts.get("near_in_other_split", 0)) > (both or 0):
+            remarks.append(
+                f"{near:,} of these pairs have a prompt that the training pairs have too, or almost the same one"
+            )
+        if (alike := self.prompts.get("near", {})).get("groups"):
+            remarks.append(_of_groups(alike))
+        for mend, rows in self.cleaned.items():
+            remarks.append(f"data.clean=[{mend}] changed {self.named(rows.first_rows, rows.count)}")
         for name, entry in self.unicode.get("unicode", {}).items():
-            remarks.append(f"{counted(entry['count'], 'pair')}: {name}{self._where(entry)}")
+            mend = f"; data.clean=[{MENDED_BY[name]}] mends them" if name in MENDED_BY else ""
+            remarks.append(f"{counted(entry['count'], 'pair')}: {name}{self._where(entry)}{mend}")
         return remarks + [contamination_sentence(entry) for entry in self.contamination]
 
     def warnings(self) -> list[str]:
@@ -273,6 +321,14 @@ class DataReport:
 
     def _where(self, entry: dict[str, Any]) -> str:
         return f" ({self.named(entry['first_rows'], entry['count'])})"
+
+
+def _of_groups(near: dict[str, int]) -> str:
+    """What there is to say of prompts that are almost the same."""
+    text = f"{near['prompts']:,} of {near['looked_at']:,} different prompts are almost the same as another one"
+    if near["largest"] > near["looked_at"] / 2:
+        text += f", {near['largest']:,} of them in one group: do they fill in one form?"
+    return text
 
 
 def contamination_sentence(entry: dict[str, Any]) -> str:
@@ -291,44 +347,3 @@ def contamination_sentence(entry: dict[str, Any]) -> str:
         f"of the {counted(total, 'item')} of {entry['name']}, the training pairs contain {said('whole')} whole, "
         f"{said('words_13')} by 13 words in a row and {said('words_8')} by 8 words in a row"
     )
-
-
-def length_bias(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float]:
-    """How much length tells: shares of pairs whose chosen is longer or as long, and the AUC over all answers.
-
-    The AUC is the chance that a chosen answer, drawn at random, is longer than a rejected one drawn at random, ties
-    counted half (Mann and Whitney 1947).
-    """
-    ordered = np.sort(rejected)
-    below = np.searchsorted(ordered, chosen, "left").astype(float)
-    upto = np.searchsorted(ordered, chosen, "right").astype(float)
-    return {
-        "chosen_longer": float(np.mean(chosen > rejected)),
-        "as_long": float(np.mean(chosen == rejected)),
-        "auc": float(np.mean((below + upto) / 2) / len(rejected)),
-    }
-
-
-def _histogram(lengths: np.ndarray) -> dict[str, list[int]]:
-    edges = [0, 1]
-    while edges[-1] <= lengths[-1]:
-        edges.append(edges[-1] * 2)
-    counts, _ = np.histogram(lengths, edges)
-    return {"edges": edges, "counts": counts.tolist()}
-
-
-def _exact_duplicates(records: np.ndarray) -> dict[str, Any]:
-    keys = np.stack([records["chosen_key"], records["rejected_key"]], axis=1)
-    _, first = np.unique(keys, axis=0, return_index=True)
-    again = np.setdiff1d(np.arange(len(records)), first)
-    return {"count": len(again), "first_rows": _rows(records, again)}
-
-
-def _conflicts(records: np.ndarray) -> dict[str, Any]:
-    # The keys are of prompt and answer together.
-    found = np.nonzero(np.isin(records["chosen_key"], records["rejected_key"]))[0]
-    return {"count": len(found), "first_rows": _rows(records, found)}
-
-
-def _rows(records: np.ndarray, places: np.ndarray) -> list[int]:
-    return [int(records["row"][place]) for place in places[:FIRST_ROWS]]

@@ -7,13 +7,14 @@ from itertools import chain, islice
 from typing import Any
 
 from qdpo.config.schema import DataSection
+from qdpo.data.clean import cleaned
 from qdpo.data.formats import names_of
 from qdpo.data.named import NAMES
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, type_in_words
 from qdpo.data.reader import RowReader
 from qdpo.data.readers import Broken
-from qdpo.data.report import DataReport
+from qdpo.data.report import Counted, DataReport
 from qdpo.data.sources import Source
 from qdpo.errors import ConfigError
 from qdpo.foreign import shortened, shown, visible
@@ -101,12 +102,14 @@ class Rows:
             for place, (number, row) in batch:
                 report.rows_read += 1
                 try:
-                    pair = self._pair(row, place, number)
+                    pair, mended = cleaned(self._pair(row, place, number), self.config.clean)
                 except BadRow as bad:
                     self.leave_out(report, number, row, bad)
                     continue
                 self._check_roles(row, pair)
                 found.append((row, pair))
+                for mend in mended:
+                    report.cleaned.setdefault(mend, Counted()).add(self.label(number))
             yield found
         if self.reader:
             report.count_unread(self.reader.unread)

@@ -1,6 +1,6 @@
 """Token pairs on disk: a sequence like any other whose memory does not grow with the ids.
 
-The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 87 bytes).
+The ids lie in a file, 4 bytes each; what stays in memory is one record per pair (`RECORD`, 111 bytes).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import array
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, overload
 
 import numpy as np
@@ -29,6 +29,9 @@ RECORD = np.dtype(
         ("chosen_key", "<u8"),
         ("rejected_key", "<u8"),
         ("loose_key", "<u8"),
+        ("group", "<u8"),
+        ("chosen_answer", "<u8"),
+        ("rejected_answer", "<u8"),
         ("chosen_score", "<f8"),
         ("rejected_score", "<f8"),
         ("chosen_characters", "<i4"),
@@ -36,9 +39,10 @@ RECORD = np.dtype(
     ]
 )
 """Of one pair: number of its row, where its ids start (counted in ids), how many of each part, number of its source,
-what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, and of the prompt
-up to case, white space and form of characters, scores or NaN, characters of the answers before anything was cut."""
-CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8}
+what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, of the prompt up to
+case, white space and form of characters, of one of the prompts that are almost the same, and of each answer alone,
+scores or NaN, characters of the answers before anything was cut."""
+CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8, "system": 32}
 SPECIAL = 16
 """Of a pair that spells out special tokens, which were encoded as text."""
 ITEM = 4
@@ -98,14 +102,6 @@ class TokenPairs(Sequence[TokenPair]):
         return TokenPair(int(record["row"]), ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :])
 
 
-def split_keys(records: np.ndarray) -> np.ndarray:
-    """(n,) by which a held-out part is cut off: one for prompts that are equal up to case, white space and form."""
-    _, group = np.unique(records["loose_key"], return_inverse=True)
-    smallest = np.full(len(records), np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, group, records["prompt_key"])
-    return smallest[group]
-
-
 class Builder:
     """Writes pairs into a temporary file, which vanishes with the process."""
 
@@ -121,6 +117,7 @@ class Builder:
         source: int = 0,
         cuts: Iterable[str] = (),
         keys: tuple[int, int, int, int] = (0, 0, 0, 0),
+        answers: tuple[int, int] = (0, 0),
         scores: tuple[float, float] | None = None,
         characters: tuple[int, int] = (0, 0),
     ) -> None:
@@ -128,14 +125,26 @@ class Builder:
         self.file.write(array.array("i", pair.prompt + pair.chosen + pair.rejected).tobytes())
         lengths = len(pair.prompt), len(pair.chosen), len(pair.rejected)
         flags = sum(SPECIAL if kind == "special" else CUTS[kind] for kind in cuts)
-        record = (pair.row, self.start, *lengths, source, flags, *keys, *(scores or (math.nan,) * 2), *characters)
+        what = pair.row, self.start, *lengths, source, flags
+        record = (*what, *keys, keys[-1], *answers, *(scores or (math.nan,) * 2), *characters)
         self.packed += np.array(record, RECORD).tobytes()
         self.start += sum(lengths)
 
     def __len__(self) -> int:
         return len(self.packed) // RECORD.itemsize
 
-    def finish(self) -> TokenPairs:
-        """All pairs, in the order in which they came."""
+    def finish(self, groups: Mapping[int, int] | None = None) -> TokenPairs:
+        """All pairs, in the order in which they came.
+
+        Args:
+            groups: of prompts, by the last of their keys, what those that are almost the same have in common.
+        """
         self.file.flush()
-        return TokenPairs(self.file, np.frombuffer(bytes(self.packed), RECORD))
+        records = np.frombuffer(bytearray(self.packed), RECORD)
+        if groups:
+            keys = np.sort(np.array(list(groups), np.uint64))
+            values = np.array([groups[key] for key in keys.tolist()], np.uint64)
+            places = np.minimum(np.searchsorted(keys, records["loose_key"]), len(keys) - 1)
+            known = keys[places] == records["loose_key"]
+            records["group"][known] = values[places[known]]
+        return TokenPairs(self.file, records)

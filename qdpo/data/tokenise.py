@@ -172,7 +172,8 @@ class Tokeniser:
                 self.merge = self._describe(whole[shared:], chosen)
         if len(prompt) > self.max_prompt_length:
             counted.append("prompt")
-            prompt = self._cut_prompt(pair.prompt, prompt, merged=len(whole) - shared)
+            prompt, system = self._cut_prompt(pair.prompt, prompt, merged=len(whole) - shared)
+            counted += ["system"] * system
         room = self.max_length - len(prompt)
         counted += [name for name, ids in (("chosen", chosen), ("rejected", rejected)) if len(ids) > room]
         same = chosen == rejected
@@ -218,8 +219,11 @@ class Tokeniser:
 
         return f"{show(lost[:4])} became {show(answer[: len(lost[:4]) + 1])} before an answer"
 
-    def _cut_prompt(self, messages: tuple[Message, ...], ids: list[int], *, merged: int) -> list[int]:
+    def _cut_prompt(self, messages: tuple[Message, ...], ids: list[int], *, merged: int) -> tuple[list[int], bool]:
         """The newest `max_prompt_length` tokens of a prompt, with its beginning kept where it can be.
+
+        Returns:
+            The ids, and whether something of the system message is lost.
 
         Args:
             messages: the conversation.
@@ -236,12 +240,15 @@ class Tokeniser:
                 ids = self.encode(self.template.prompt(self.tokenizer, [*system, *turns]))
                 ids = ids[: len(ids) - merged]
             if len(ids) <= limit:
-                return ids
+                return ids, False
             # BOS, the system message and the role marker are what a prompt with another question has in common
             other = self.encode(self.template.prompt(self.tokenizer, [*system, Message(turns[-1].role, "0")]))
             header = common_prefix(ids, other)
         else:
+            header = len(ids)
+        # a beginning that would take more than half of the room is not kept: a system message is that long
+        lost = header > limit // 2
+        if lost:
             header = 1 if ids[0] == self.bos else 0
-        if header > limit // 2:
-            header = 1 if ids[0] == self.bos else 0
-        return ids[:header] + ids[len(ids) - (limit - header) :]
+        has_system = any(message.role == "system" and message.content for message in messages[:1])
+        return ids[:header] + ids[len(ids) - (limit - header) :], lost and has_system

@@ -16,7 +16,7 @@ from qdpo.data.prepare import Prepared, heldout_source, prepare
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows, has_roles
 from qdpo.data.sources import find_source
-from qdpo.data.store import split_keys
+from qdpo.data.split import split_keys
 from qdpo.errors import DataError, InputMissingError
 from qdpo.libraries import quiet_libraries
 from qdpo.model.load import load_tokenizer, refuse_quantized
@@ -59,6 +59,7 @@ class Look:
         system: how many of them bring a system message.
         thinking: how many have thinking tags in the chosen, and in the rejected answer.
         alike: the median share of tokens that chosen and rejected have in common, 0 to 1.
+        groups: (n,) what the prompts of training pairs that are almost the same have in common; None where none are.
     """
 
     model: str
@@ -78,6 +79,7 @@ class Look:
     system: int
     thinking: tuple[int, int]
     alike: float
+    groups: np.ndarray | None = None
 
     @property
     def pairs(self) -> int:
@@ -132,6 +134,7 @@ def look(config: RunConfig, template: str | None) -> Look:
         shape=f"{prepared.train_report.format} ({prepared.train_report.format_reason})",
         rows=prepared.train_report.rows_read,
         keys=split_keys(records),
+        groups=records["group"],
         lengths=np.stack([records["prompt"], np.maximum(records["chosen"], records["rejected"])], axis=1),
         eval_split=eval_split,
         own_heldout=own_heldout,

@@ -17,7 +17,7 @@ from qdpo.config.resolve import value_of
 from qdpo.config.schema import RunConfig
 from qdpo.config.steps import steps_for
 from qdpo.config.strict_yaml import dump
-from qdpo.data.prepare import split_by_prompt
+from qdpo.data.split import split_by_prompt
 from qdpo.model.source import is_local
 from qdpo.planner.looks import Look
 
@@ -94,7 +94,7 @@ def _held_out(look: Look, held: int, seed: int) -> list[Suggested]:
         return []
     # the split is by prompt, and a prompt may have any number of pairs: the share that holds enough of them
     share, count = math.ceil(1000 * held / look.pairs) / 1000, 0
-    while (count := len(split_by_prompt(look.keys, share, seed)[1])) < held and share < 0.3:
+    while (count := len(split_by_prompt(look.keys, share, seed, look.groups)[1])) < held and share < 0.3:
         share = round(share + 0.005, 3)
     few = "; under 30 pairs tell little" if count < 30 else ""
     return [Suggested("data.eval_fraction", share, f"{count} pairs held out, by prompt{few}")]

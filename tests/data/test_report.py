@@ -8,9 +8,10 @@ from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
 from qdpo.data.contamination import EvaluationSet, load_sets, words_of
+from qdpo.data.measures import length_bias
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.prepare import Prepared, prepare
-from qdpo.data.report import DataReport, length_bias
+from qdpo.data.report import DataReport
 from qdpo.errors import ConfigError, DataError
 
 
@@ -172,6 +173,18 @@ def test_odd_characters(tmp_path):
         "the answers are in different scripts": {"count": 1, "first_rows": [10]},
     }
     assert found["scripts"] == {"Latin": 59, "Cyrillic": 1}
+
+
+@pytest.mark.parametrize(("same", "other", "said"), [(6, 0, False), (7, 0, True), (30, 15, True), (30, 16, False)])
+def test_one_answer_to_many_prompts_is_remarked_on(tmp_path, same: int, other: int, said: bool):
+    """More than a tenth of the pairs, and twice as often as on the other side: a `yes` may be right and wrong."""
+    rows = [{**r, "rejected": "I do not know."} if i < same else r for i, r in enumerate(many())]
+    rows = [{**r, "chosen": "I do not know."} if i >= 60 - other else r for i, r in enumerate(rows)]
+    found = report(tmp_path, rows)
+    expected = {"count": same, "first_rows": [1, 2, 3, 4, 5], "chosen": other} if same > 6 else {}
+    assert found.constant["rejected"] == expected
+    sentence = f"of 60 pairs {same} have one and the same rejected answer (lines 1, 2, 3, 4, 5 and {same - 5} more)"
+    assert (f"{sentence}; it is the chosen one of {other}" in found.remarks()) is said
 
 
 def test_mixtures(tmp_path):

@@ -171,6 +171,26 @@ def test_a_long_header_keeps_bos_alone():
     assert t.tokenizer.decode(result.prompt).endswith("six </s>\n<|assistant|>\n")
 
 
+def test_system_messages_that_are_cut_are_counted():
+    """One that takes more than half of the room is not kept; turns that go before it are, and are no loss of it."""
+    long = "The capital of France is Paris. " * 20
+    turns = [("user", "one " * 30), ("assistant", "two " * 30), ("user", "three")]
+    for template, system, cut in (
+        ("zephyr", long, True),
+        ("zephyr", "Be brief.", False),
+        ("zephyr", "", False),
+        ("none", "Be brief.", True),
+    ):
+        t = tokeniser(template, max_prompt=64)
+        result = t(pair([("system", system), *turns]))
+        text = t.tokenizer.decode(result.prompt)
+        assert t.cuts["prompt"] == 1
+        assert (t.cuts["system"], system not in text) == (cut, cut), (template, system)
+    t = tokeniser("zephyr", max_prompt=64)
+    t(pair([("user", "The capital of France is Paris. " * 20)]))
+    assert t.cuts == {"prompt": 1}, "without a system message none is cut"
+
+
 def test_long_plain_prompts_keep_bos_and_the_newest_tokens():
     t = tokeniser("none", max_prompt=10)
     result = t(pair("one two three four five six seven eight nine ten eleven " * 3))

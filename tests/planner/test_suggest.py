@@ -11,7 +11,7 @@ import pytest
 
 import qdpo
 from qdpo.config.resolve import value_of
-from qdpo.data.prepare import split_by_prompt
+from qdpo.data.split import split_by_prompt
 from qdpo.planner.looks import Look
 from qdpo.planner.suggest import held_out, name_of, remarks, suggest, to_file
 
