@@ -157,10 +157,22 @@ def gguf_types() -> str:
     return "\n".join(lines)
 
 
+def formats() -> str:
+    """The shapes of rows that are recognised, in the order in which the more specific one of two wins."""
+    from qdpo.data.schemas import FORMATS
+
+    lines = ["| format | columns | whose rows |", "| --- | --- | --- |"]
+    for format in FORMATS:
+        columns = format.described if isinstance(format.described, str) else ""
+        lines.append(f"| `{format.name}` | {columns or ', '.join(format.columns)} | {format.used_by} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"speed": speed},
     "docs/api.md": {"api": api},
     "docs/architecture.md": {"layers": layers, "files": files},
+    "docs/data.md": {"formats": formats},
     "docs/benchmarks.md": {"benchmark": benchmark, "benchmark-details": benchmark_details},
     "docs/export.md": {"gguf-types": gguf_types},
     "docs/pairs-select.md": {"select": selected},

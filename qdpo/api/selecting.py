@@ -23,6 +23,8 @@ from qdpo.run import trained
 READS = (
     "data.columns",
     "data.format",
+    "data.ignore",
+    "data.special_text",
     "data.ties",
     "data.system",
     "data.template",

@@ -18,7 +18,17 @@ from qdpo.errors import ConfigError
 
 PLACE = tuple(
     f"data.{name}"
-    for name in ("split", "format", "columns", "contamination", "config", "revision", "eval_name", "eval_split")
+    for name in (
+        "split",
+        "format",
+        "columns",
+        "ignore",
+        "contamination",
+        "config",
+        "revision",
+        "eval_name",
+        "eval_split",
+    )
 )
 """What belongs to one dataset."""
 SHARE = ("data.max_rows", "data.max_eval_rows", "data.mixture", "data.ties")

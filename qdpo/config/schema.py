@@ -110,13 +110,34 @@ class DataSection(Section):
             "auto",
             "pairs",
             "implicit_prompt",
+            "implicit_text",
             "transcripts",
             "orca",
-            "winogrande",
+            "alpaca",
+            "alpaca_lists",
+            "llama_factory",
             "ultrafeedback",
             "ultrafeedback_binarized",
-            "llama_factory",
-            "alpaca",
+            "named_pairs",
+            "step_dpo",
+            "answer_lists",
+            "openai",
+            "vertex",
+            "nova",
+            "swift",
+            "nemo_rl",
+            "scored_answers",
+            "helpsteer",
+            "oasst",
+            "oasst_tree",
+            "summaries",
+            "webgpt",
+            "shp",
+            "rated_conversations",
+            "judged",
+            "argilla",
+            "label_studio",
+            "winogrande",
             "minimal_pairs",
         ],
         Field(description="schema of the rows; auto recognises it from columns and values"),
@@ -125,6 +146,13 @@ class DataSection(Section):
         dict[str, str],
         Field(description="column of prompt, chosen, rejected, system where they have other names"),
     ] = {}
+    ignore: Annotated[
+        list[str],
+        Field(
+            description="columns, and keys of messages, that are passed over: rows with pictures, tools, thinking "
+            "beside the text or weights are refused otherwise"
+        ),
+    ] = []
     mixture: Annotated[
         dict[str, float],
         Field(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from qdpo.data.sources import Source
 
-VERSION = 4
+VERSION = 5
 """Raised when the ids or the reports of the same input change."""
 KEPT = 16
 """Entries that are kept; the least recently used go first."""

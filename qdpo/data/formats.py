@@ -1,20 +1,25 @@
-"""Recognising the shape of a preference dataset, and bringing its rows to `Pair`."""
+"""Recognising the shape of a preference dataset by its columns."""
 
 from __future__ import annotations
 
 import difflib
-import random
-import shlex
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from qdpo.data.pairs import Message, Pair
-from qdpo.data.pieces import SCORES, Row, Tie, check_turns, same_answers
-from qdpo.data.schemas import BY_NAME, FORMATS, MADE_BY_SCORE, Format
+from qdpo.data.messages import SYSTEM
+from qdpo.data.pieces import SCORES, Row, number
+from qdpo.data.schemas import BY_NAME, FORMATS
+from qdpo.data.schemas.columns import ASKED, SIDES, TALKED
+from qdpo.data.schemas.others import what_else
+from qdpo.data.schemas.shape import Format
 from qdpo.errors import ConfigError, DataError
 from qdpo.foreign import SHORT, shortened, visible
 
-OURS = sorted({column for format in FORMATS for column in format.columns} | {"system", "input"} | set(sum(SCORES, ())))
+OURS = sorted(
+    {column for format in FORMATS for column in format.columns}
+    | {"input", "history", *SYSTEM, *ASKED, *TALKED, *sum(SIDES, ()), *sum(SCORES, ())}
+)
 """The columns that qdpo looks for; what data.columns may map."""
 
 # What people call the three columns, for a hint where nothing was recognised.
@@ -23,21 +28,15 @@ SYNONYMS = {
     "chosen": ("accepted", "good", "better", "winner", "preferred", "positive", "response_chosen", "chosen_answer"),
     "rejected": ("bad", "worse", "loser", "dispreferred", "negative", "reject", "response_rejected"),
 }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How rows are read beyond their format.
-
-    Attributes:
-        system: system message for rows that bring none; None adds none, an empty text an empty one.
-        seed: decides which answer is the rejected one where several could be.
-        keep_ties: whether rows whose two scores are equal stay.
-    """
-
-    system: str | None = None
-    seed: int = 0
-    keep_ties: bool = True
+LIKE = {
+    "prompt": re.compile("prompt|question|query|instruct|request|context"),
+    "chosen": re.compile(
+        r"^(?!.*(reject|disp|non_?pref|unpref|worse)).*(chosen|accept|prefer|better|best|good|win|posit)"
+    ),
+    "rejected": re.compile("reject|dispref|non_?pref|unpref|worse|worst|bad|lose|losing|negat"),
+}
+"""What the names of columns look like that hold these."""
+NEVER = re.compile(r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|_by$")
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -80,7 +79,7 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         The format that most of the rows have (the more specific one of two), and what it was known by.
 
     Raises:
-        DataError: no known format fits.
+        DataError: no known format fits; says what the rows are instead, or which columns they have.
     """
     if wanted != "auto":
         return BY_NAME[wanted], "set by data.format"
@@ -89,23 +88,10 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         reasons, format = max(found, key=lambda entry: len(entry[0]))
         return format, reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    raise DataError(
-        f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}",
-        _made_by(frozenset(columns), source)
-        or f"name the columns: `data.columns={{{_guess(columns)}}}`, or set data.format",
-    )
-
-
-def _made_by(columns: frozenset[str], source: str) -> str:
-    """The command that makes pairs of a file that has none yet; empty where none does."""
-    file = shlex.quote(source)
-    if {"comparison", "vote"} <= columns:
-        return f"these are votes: qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
-    if columns.isdisjoint({"chosen", "rejected"}) and columns & {"label", "score", "rating", "edited"}:
-        return f"these are ratings: qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
-    if "answers" in columns:
-        return f"these are answers that nobody has compared yet: qdpo pairs vote {file}"
-    return ""
+    message = f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}"
+    if else_ := what_else(rows, source):
+        raise DataError(f"{message}: {else_[0]}", else_[1])
+    raise DataError(message, f"name the columns: `data.columns={{{_guess(rows)}}}`, or set data.format")
 
 
 def names_of(columns: Iterable[str]) -> str:
@@ -114,51 +100,29 @@ def names_of(columns: Iterable[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _guess(columns: Sequence[str]) -> str:
-    """The most likely mapping of a dataset's own column names."""
+def _guess(rows: Sequence[Row]) -> str:
+    """The most likely mapping of a dataset's own column names; what holds no text or messages is never offered."""
+    free = list(dict.fromkeys(str(column) for row in rows for column in row if _may_be_said(column, row[column])))
     mapping = []
-    free = [column for column in columns if column not in SYNONYMS]
     for ours, names in SYNONYMS.items():
-        if ours in columns:
+        if ours in free:
+            free.remove(ours)
             continue
-        exact = [column for column in free if column.lower() in names]
-        close = exact or difflib.get_close_matches(ours, free, n=1, cutoff=0.6)
-        mapping.append(f"{ours}: {names_of(close) or 'YOUR_COLUMN'}")
+        lowered = [(column, column.lower()) for column in free]
+        close = [column for column, low in lowered if low in names]
+        close = close or [column for column, low in lowered if LIKE[ours].search(low)]
+        close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.6)
+        free = [column for column in free if column not in close[:1]]
+        mapping.append(f"{ours}: {names_of(close[:1]) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
 
 
-def to_pair(row: Row, place: int, format: Format, reading: Reading, number: int | None = None) -> Pair:
-    """One row as a `Pair`.
-
-    Args:
-        row: the row, columns already renamed.
-        place: among the rows of its source, from 0; decides what is drawn.
-        format: how to read it.
-        reading: system message, seed, ties.
-        number: what the pair is named by; its place where there is none.
-
-    Raises:
-        Tie: both answers have the same score, and ties are left out.
-        BadRow: with the reason.
-    """
-    prompt, chosen, rejected, scores = format.read(row, lambda n: _draw(reading.seed, place, n))
-    check_turns(prompt, chosen, rejected)
-    if chosen == rejected:
-        raise same_answers()
-    if scores and scores[0] == scores[1] and not reading.keep_ties:
-        raise Tie(
-            "chosen and rejected have the same score", "none is needed: nothing is preferred, see data.ties", "scores"
-        )
-    if reading.system is not None and prompt and prompt[0].role != "system":
-        prompt = [Message("system", reading.system), *prompt]
-    return Pair(place if number is None else number, tuple(prompt), tuple(chosen), tuple(rejected), scores)
-
-
-def _draw(seed: int, place: int, n: int) -> int:
-    """A choice that depends on the seed and the row alone, whatever else was read."""
-    return random.Random(f"{seed}/{place}").randrange(n)
+def _may_be_said(column: Any, value: Any) -> bool:
+    """Whether a column may hold a question or an answer: text or messages, not a score, a label or a name."""
+    said = (isinstance(value, str) and number(value) is None) or isinstance(value, list | Mapping)
+    return said and not NEVER.search(str(column).lower())
 
 
 def keeps_ties(ties: str, format: Format) -> bool:
     """Whether rows with equal scores stay: `data.ties`, whose auto leaves them out where the score makes the pair."""
-    return ties == "keep" or (ties == "auto" and format.name not in MADE_BY_SCORE)
+    return ties == "keep" or (ties == "auto" and not format.by_score)

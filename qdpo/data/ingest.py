@@ -51,8 +51,8 @@ class Ingest:
         report.sources.append(
             {
                 "source": rows.source.label,
-                "format": rows.format.name if rows.format else "",
-                "format_reason": rows.format_reason,
+                "format": rows.reader.format.name if rows.reader else "",
+                "format_reason": rows.reader.reason if rows.reader else "",
                 "rows_read": report.rows_read - before[0],
                 "pairs": len(self.builder) - before[1],
             }

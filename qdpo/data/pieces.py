@@ -1,19 +1,16 @@
-"""The pieces that rows of every schema are read with: texts, messages, scores, conversations.
+"""The pieces that rows of every schema are read with: texts, scores, and the reason why a row cannot be used.
 
 Whatever cannot be used raises `BadRow` with the reason and the column.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from qdpo.data.pairs import Message
 from qdpo.foreign import shown
-from qdpo.grammar import with_article
 
 Row = Mapping[str, Any]
 
@@ -44,22 +41,6 @@ class Tie(Inherent):
     """A row whose answers have the same score: nothing is preferred."""
 
 
-# The names that LLaMA-Factory, ShareGPT, Open Assistant and others use for the two speakers.
-SPEAKERS = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-}
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipython"})
-
-MESSAGES = "write messages: [{role: user, content: ...}]"
-"""What to do about a column that should hold a conversation."""
 KINDS = {"NoneType": "null", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
 KINDS |= {"list": "a list", "tuple": "a list", "dict": "an object"}
 AROUND = 30
@@ -110,10 +91,11 @@ def text_of(row: Row, column: str, *, empty_ok: bool = False) -> str:
         raise BadRow(f"`{column}` is null", "write a text", column)
     if not isinstance(value, str):
         raise BadRow(f"`{column}` is {type_in_words(value)}, expected text", "write a text in quotes", column)
-    return _checked(value, column, empty_ok)
+    return checked(value, column, empty_ok)
 
 
-def _checked(text: str, column: str, empty_ok: bool = False, where: str = "") -> str:
+def checked(text: str, column: str, empty_ok: bool = False, where: str = "") -> str:
+    """The text, which may only be empty if `empty_ok`, and has no half characters; `where` in the column it is from."""
     if not text:
         if empty_ok:
             return text
@@ -128,81 +110,6 @@ def _checked(text: str, column: str, empty_ok: bool = False, where: str = "") ->
             shown(around(text, LONE_SURROGATE.search(text).start())),  # type: ignore[union-attr]
         )
     return text
-
-
-def messages_of(value: Any, column: str) -> list[Message]:
-    """A list of {role, content} (or ShareGPT's {from, value}) as messages."""
-    if value is None:
-        raise BadRow(f"`{column}` is null", MESSAGES, column)
-    if not isinstance(value, list | tuple):
-        raise BadRow(f"`{column}` is {type_in_words(value)}, expected a list of messages", MESSAGES, column)
-    if not value:
-        raise BadRow(f"`{column}` is an empty list", MESSAGES, column)
-    return [message_of(item, column) for item in value]
-
-
-def message_of(item: Any, column: str) -> Message:
-    """One message; knows the role names of several tools."""
-    if not isinstance(item, Mapping):
-        raise BadRow(
-            f"`{column}` holds {type_in_words(item)}, expected messages with role and content", MESSAGES, column
-        )
-    named = item.get("role", item.get("from"))
-    role = SPEAKERS.get(str(named).lower())
-    if role is None:
-        if str(named).lower() in TOOL_ROLES:
-            raise BadRow(
-                f"`{column}` has tool calls, which are not supported",
-                "take these rows out, or write the calls as text of the assistant",
-                column,
-                f"the role {shown(named)}",
-            )
-        raise BadRow(
-            f"`{column}` has an unknown role, expected system, user or assistant",
-            "rename the role",
-            column,
-            f"the role {shown(named)}",
-        )
-    message = f"{with_article(role)} message"
-    content = item.get("content", item.get("value"))
-    if isinstance(content, list):
-        content = _joined(content, column)
-    if content is None:
-        raise BadRow(f"`{column}` has {message} without content", MESSAGES, column)
-    if not isinstance(content, str):
-        raise BadRow(
-            f"`{column}` has {message} whose content is {type_in_words(content)}, expected text",
-            "write a text in quotes",
-            column,
-        )
-    # A system message may be empty: the handbook's is.
-    return Message(role, _checked(content, column, empty_ok=role == "system", where=f"has {message} that "))
-
-
-def _joined(parts: list[Any], column: str) -> str:
-    """Content given in parts ([{type: text, text: ...}]) as one text."""
-    texts = []
-    for part in parts:
-        text = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
-        if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type", "text") != "text"):
-            raise BadRow(
-                f"`{column}` has a message with a part that is not text", "leave pictures and sound out", column
-            )
-        texts.append(text)
-    return "".join(texts)
-
-
-def system_of(row: Row) -> list[Message]:
-    """The system message, when the row brings a non-empty one."""
-    value = row.get("system")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    return [Message("system", text_of(row, "system"))]
-
-
-def answer(text: str) -> list[Message]:
-    """A completion given as text."""
-    return [Message("assistant", text)]
 
 
 def scores_of(row: Row) -> tuple[float, float] | None:
@@ -223,52 +130,3 @@ def number(value: Any) -> float | None:
     except ValueError:
         return None
     return found if math.isfinite(found) else None
-
-
-def split_conversations(
-    chosen: Sequence[Message], rejected: Sequence[Message]
-) -> tuple[list[Message], list[Message], list[Message]]:
-    """Two whole conversations -> what they share (the prompt) and what differs."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared == len(chosen) == len(rejected):
-        raise same_answers()
-    # A prompt ends with the user: what the assistant says last before the difference belongs to the answers.
-    while shared and chosen[shared - 1].role == "assistant":
-        shared -= 1
-    return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
-
-
-def check_turns(prompt: Sequence[Message], chosen: Sequence[Message], rejected: Sequence[Message]) -> None:
-    """Roles in order: system at most once and first, then user and assistant by turns; one answer on each side."""
-    for column, side in (("chosen", chosen), ("rejected", rejected)):
-        if not side:
-            raise BadRow(f"`{column}` has no answer after the prompt", "end with an assistant message", column)
-        if side[0].role != "assistant":
-            raise BadRow(
-                f"`{column}` starts with {with_article(side[0].role)} message: its prompt differs or is missing",
-                "give both answers the same prompt, word for word",
-                column,
-            )
-        if len(side) > 1:
-            raise BadRow(
-                "chosen and rejected part ways before their last answer",
-                "cut both after the first answer that differs",
-                "chosen, rejected",
-            )
-    turns = prompt[1:] if prompt and prompt[0].role == "system" else prompt
-    if prompt and not turns:
-        raise BadRow("the prompt has only a system message", "add what the user says", "prompt")
-    if turns:
-        if turns[0].role == "assistant":
-            raise BadRow("the prompt starts with an assistant message", "begin with the user", "prompt")
-        for turn, expected in zip(turns, itertools.cycle(("user", "assistant")), strict=False):
-            if turn.role != expected:
-                raise BadRow(
-                    f"`prompt` has roles out of order: {turn.role} where {expected} was expected",
-                    "let user and assistant take turns; join two messages in a row",
-                    "prompt",
-                )
-        if turns[-1].role != "user":
-            raise BadRow("the prompt ends with an assistant message", "move it into both answers", "prompt")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
+from qdpo.data.formats import names_of
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.separable import FEWEST, is_alarming, sentences
 from qdpo.data.store import CUTS, SPECIAL
@@ -72,6 +73,7 @@ class DataReport:
         separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
         unicode: odd characters; scripts of the answers.
+        unread: columns that hold something and are not read, and in how many rows; a key of messages as `column: key`.
         sources: what each dataset of a mixture gave.
         contamination: what of the evaluation sets occurs in the pairs.
     """
@@ -95,6 +97,7 @@ class DataReport:
     separable: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
     unicode: dict[str, Any] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     contamination: list[dict[str, Any]] = field(default_factory=list)
 
@@ -114,6 +117,11 @@ class DataReport:
             inherent = isinstance(bad, Inherent)
             self.left_out.setdefault(reason, LeftOut(0, [], inherent, field, bad.fix, example()))
         self.left_out[reason].add(row)
+
+    def count_unread(self, counts: Mapping[str, int]) -> None:
+        """Add what a source has beside what is read."""
+        for column, count in counts.items():
+            self.unread[column] = self.unread.get(column, 0) + count
 
     def named(self, rows: Sequence[int | str], count: int) -> str:
         """Rows in words: `lines 4, 6 and 12 more`."""
@@ -195,6 +203,8 @@ class DataReport:
             f"  left out {left.count:,}: {reason} ({self.named(left.first_rows, left.count)})"
             for reason, left in self.reasons
         ]
+        if self.unread:
+            lines.append(f"  not read: {self.unread_columns()}")
         cuts = [f"{count:,} {kind}" for kind, count in self.cut.items() if count and kind != "boundary"]
         if cuts:
             lines.append(f"  cut to length: {', '.join(cuts)}")
@@ -202,6 +212,11 @@ class DataReport:
             lengths = [f"{part} {t['median']} (max {t['max']})" for part, t in self.tokens.items()]
             lines.append(f"  median tokens: {', '.join(lengths)}")
         return lines + ([f"  {remark}" for remark in self.remarks()] if remarks else [])
+
+    def unread_columns(self) -> str:
+        """The columns that are not read, in words; those that only some rows have with the number of these rows."""
+        read = self.rows_read - sum(left.count for left in self.left_out.values())
+        return names_of(column if count >= read else f"{column} ({count:,})" for column, count in self.unread.items())
 
     def remarks(self) -> list[str]:
         """What a person should know before training on this, one sentence each."""

@@ -7,13 +7,13 @@ from itertools import chain, islice
 from typing import Any
 
 from qdpo.config.schema import DataSection
-from qdpo.data.formats import Reading, keeps_ties, names_of, recognise, rename, to_pair
+from qdpo.data.formats import names_of
 from qdpo.data.named import NAMES
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, type_in_words
+from qdpo.data.reader import RowReader
 from qdpo.data.readers import Broken
 from qdpo.data.report import DataReport
-from qdpo.data.schemas import Format
 from qdpo.data.sources import Source
 from qdpo.errors import ConfigError
 from qdpo.foreign import shortened, shown, visible
@@ -61,17 +61,23 @@ class Rows:
         mixed: bool = False,
     ) -> None:
         self.config, self.source, self.system, self.plain, self.mixed = config, source, system, plain, mixed
-        self.reading = Reading(system, seed)
-        self.format: Format | None = None
-        self.format_reason = ""
+        self.reader: RowReader | None = None
         self._rows = islice(source.numbered(), limit)
         self._head = list(islice(self._rows, RECOGNISED_BY))
         if usable := [row for _, row in self._head if isinstance(row, dict)]:
             self._check_columns(usable)
-            self.format, self.format_reason = recognise(
-                [rename(row, config.columns) for row in usable], format, source.label
+            self.reader = RowReader(
+                usable,
+                source.label,
+                format,
+                columns=config.columns,
+                ignore=config.ignore,
+                plain=plain,
+                special_text=config.special_text,
+                system=system,
+                seed=seed,
+                ties=config.ties,
             )
-            self.reading = Reading(system, seed, keeps_ties(config.ties, self.format))
 
     def label(self, number: int) -> int | str:
         """What a row is named by in a report."""
@@ -84,9 +90,10 @@ class Rows:
             DataError: the source is damaged further on.
             ConfigError: data.template is none, and a row says who speaks.
         """
-        if not report.format and self.format:
-            report.format, report.format_reason = self.format.name, self.format_reason
-        rows = enumerate(chain(self._head, self._rows))
+        if not report.format and self.reader:
+            report.format, report.format_reason = self.reader.format.name, self.reader.reason
+        numbered = chain(self._head, self._rows)
+        rows = enumerate(self.reader.items(numbered) if self.reader else numbered)
         while batch := list(islice(rows, BATCH)):
             found: Found = []
             for place, (number, row) in batch:
@@ -99,12 +106,12 @@ class Rows:
                 self._check_roles(row, pair)
                 found.append((row, pair))
             yield found
+        if self.reader:
+            report.count_unread(self.reader.unread)
 
     def leave_out(self, report: DataReport, number: int, row: Any, bad: BadRow) -> None:
         """Count a row that is none of the run's, with what it looks like where it is the first of its kind."""
         field = self.config.columns.get(bad.field, bad.field)
-        if isinstance(row, dict):
-            row = rename(row, self.config.columns)
         report.leave_out(self.label(number), bad, field, lambda: example_of(row, bad))
 
     def _check_columns(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -118,9 +125,9 @@ class Rows:
 
     def _pair(self, row: Any, place: int, number: int) -> Pair:
         row = with_columns(row, OBJECT)
-        if self.format is None:
+        if self.reader is None:
             raise BadRow("the row comes after rows of which none is an object with columns", OBJECT)
-        return to_pair(rename(row, self.config.columns), place, self.format, self.reading, number)
+        return self.reader.pair(row, place, number)
 
     def _check_roles(self, row: dict[str, Any], pair: Pair) -> None:
         """Refuse to write a conversation as plain text, where nobody can tell who says what."""
@@ -146,6 +153,8 @@ def with_columns(row: Any, fix: str) -> dict[str, Any]:
     """
     if isinstance(row, Broken):
         raise BadRow(row.reason, row.fix, example=row.example)
+    if isinstance(row, BadRow):
+        raise row
     if not isinstance(row, dict):
         raise BadRow(f"the row is {type_in_words(row)}, expected an object with columns", fix)
     return row

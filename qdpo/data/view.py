@@ -31,6 +31,8 @@ def table(title: str, report: DataReport) -> Table:
     view.add_row("pairs used", f"{report.pairs:,}")
     for reason, left in report.reasons:
         view.add_row("left out", f"{left.count:,}: {reason} ({report.named(left.first_rows, left.count)})")
+    if report.unread:
+        view.add_row("not read", report.unread_columns())
     for part in PARTS:
         if part in report.tokens:
             lengths = report.tokens[part]

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from qdpo import console
-from qdpo.data.formats import Reading, recognise, to_pair
 from qdpo.data.pieces import BadRow, Row, type_in_words
+from qdpo.data.reader import RowReader
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.sources import find_source
@@ -76,14 +76,16 @@ def read_answers(name: str, *, drop: bool = False) -> list[Answered]:
     rows = list(source.numbered())
     report = DataReport(source.label, rows_read=len(rows), unit=source.unit)
     usable = list(islice((row for _, row in rows if isinstance(row, dict)), RECOGNISED_BY))
-    as_pairs = None
+    reader = None
     if usable and not any(first_of(row, ANSWERS) for row in usable):
-        as_pairs, _ = recognise(usable, "auto", source.label)
+        reader = RowReader(usable, source.label)
+        rows = list(reader.items(rows))
+        report.rows_read = len(rows)
 
     def read(row: dict[str, Any]) -> Answered:
-        if as_pairs is None:
+        if reader is None:
             return _answered(row)
-        pair = to_pair(row, 0, as_pairs, Reading())
+        pair = reader.pair(row, 0)
         return Answered(
             pair.prompt, (Answer(pair.chosen[0].content, "chosen"), Answer(pair.rejected[0].content, "rejected"))
         )

@@ -18,7 +18,6 @@ from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import system_for
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
-from qdpo.data.schemas import MADE_BY_SCORE
 from qdpo.data.sources import EMBEDDED_SPLITS, find_source
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.errors import DataError
@@ -175,7 +174,7 @@ def _opened(data: DataSection, wording: Wording | None) -> Rows:
     system = data.system if wording is None else system_for(data, wording.template)
     plain = wording is not None and wording.template.source is None
     rows = Rows(data, find_source(data.name), data.format, None, system=system, seed=0, plain=plain)
-    if rows.format is not None and rows.format.name in MADE_BY_SCORE:
+    if rows.reader is not None and rows.reader.format.drawn:
         raise DataError(
             f"{data.name}: its rows hold several answers, and which is the rejected one is drawn by their place in the "
             "file; in a part of it other pairs would be drawn than were chosen",

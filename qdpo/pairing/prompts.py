@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from qdpo import console
-from qdpo.data.formats import names_of, recognise
-from qdpo.data.pieces import BadRow, answer, check_turns
+from qdpo.data.formats import names_of
+from qdpo.data.messages import answer, check_turns
+from qdpo.data.pieces import BadRow
+from qdpo.data.reader import RowReader
 from qdpo.data.readers import EXTENSIONS
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
@@ -38,9 +40,11 @@ def read_prompts(name: str, *, limit: int | None = None, drop: bool = False) -> 
     path = Path(name).expanduser()
     is_text = path.is_file() and not set(path.suffixes) & EXTENSIONS and path.suffix.lower() in TEXTS
     label, unit, rows = (name, "line", _lines(path)) if is_text else _rows(name)
-    read = _reader([row for _, row in rows], label)
+    reader = _reader([row for _, row in rows], label)
+    if reader is not None:
+        rows = list(reader.items(rows))
     report = DataReport(label, rows_read=len(rows), unit=unit)
-    prompts = list(understood(rows, report, read))
+    prompts = list(understood(rows, report, lambda row: _prompt(row, reader)))
     settle(report, drop)
     found = list(dict.fromkeys(prompts))
     again = len(prompts) - len(found)
@@ -69,26 +73,29 @@ def _rows(name: str) -> tuple[str, str, list[tuple[int, Any]]]:
     return source.label, source.unit, list(source.numbered())
 
 
-def _reader(rows: Sequence[Any], label: str) -> Callable[[dict[str, Any]], Prompt]:
-    """What reads a row."""
+def _reader(rows: Sequence[Any], label: str) -> RowReader | None:
+    """What reads rows of preference data; None for rows of prompts.
+
+    Raises:
+        DataError: they are neither.
+    """
     usable = [row for row in islice(rows, RECOGNISED_BY) if isinstance(row, dict)]
-    format = None
     try:
-        format = recognise(usable, "auto", label)[0] if usable else None
+        return RowReader(usable, label) if usable else None
     except DataError:
         if not any(first_of(row, PROMPT) for row in usable):
             columns = names_of(dict.fromkeys(str(column) for row in usable for column in row))
             raise DataError(
                 f"{label}: no prompts are known by the columns {columns}", "name the column `prompt` or `messages`"
             ) from None
+    return None
 
-    def read(row: dict[str, Any]) -> Prompt:
-        if format is None:
-            return asked(row)[0]
-        prompt = format.read(row, lambda n: 0)[0]
-        if not prompt:
-            raise BadRow("the pair has no prompt", "there is nothing to ask: take the row out", "prompt")
-        check_turns(prompt, answer("-"), answer("-"))
-        return tuple(prompt)
 
-    return read
+def _prompt(row: dict[str, Any], reader: RowReader | None) -> Prompt:
+    if reader is None:
+        return asked(row)[0]
+    prompt = reader.prompt(row)
+    if not prompt:
+        raise BadRow("the pair has no prompt", "there is nothing to ask: take the row out", "prompt")
+    check_turns(prompt, answer("-"), answer("-"))
+    return tuple(prompt)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qdpo.config.schema import DataSection, RunConfig
-from qdpo.data.formats import Reading, check_columns, recognise, rename, to_pair
+from qdpo.data.formats import check_columns
 from qdpo.data.pairs import Pair
-from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import Prepared, heldout_source, prepare
-from qdpo.data.rows import has_roles
+from qdpo.data.report import DataReport
+from qdpo.data.rows import Rows, has_roles
 from qdpo.data.sources import find_source
 from qdpo.data.store import split_keys
 from qdpo.errors import DataError, InputMissingError
@@ -168,15 +167,9 @@ def _peek(section: DataSection) -> Iterator[tuple[dict[str, Any], Pair]]:
     """The first rows that can be read, and the pairs that they become; the others are found when all are read."""
     check_columns(section.columns)
     source = find_source(section.name, split=section.split, config=section.config, revision=section.revision)
-    rows = [rename(row, section.columns) for row in islice(source.rows(), PEEKED) if isinstance(row, dict)]
-    if not rows:
-        return
-    format, _ = recognise(rows[:20], section.format, source.label)
-    for number, row in enumerate(rows):
-        try:
-            yield dict(row), to_pair(row, number, format, Reading())
-        except BadRow:
-            continue
+    rows = Rows(section, source, section.format, PEEKED, system=None, seed=0, plain=False)
+    for batch in rows.batches(DataReport(source.label)):
+        yield from batch
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, roles: bool) -> tuple[str, str]:

@@ -1,10 +1,12 @@
 """Every schema of the table of known datasets: recognised from its columns, and read as its authors mean it."""
 
 import pytest
+from data.published import ONE_ROW, SEVERAL_ROWS
 
-from qdpo.data.formats import Reading, check_columns, keeps_ties, recognise, rename, to_pair
+from qdpo.data.formats import check_columns, keeps_ties, recognise, rename
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Tie
+from qdpo.data.reader import RowReader
 from qdpo.data.schemas import BY_NAME, FORMATS
 from qdpo.errors import ConfigError, DataError
 
@@ -18,8 +20,11 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def read(row: dict, number: int = 0, **reading):
-    format, _ = recognise([row], "auto", "test")
-    return to_pair(row, number, format, Reading(**reading))
+    reader = RowReader([row], "test", **reading)
+    items = [item for _, item in reader.items([(number, row)])]
+    if isinstance(items[0], BadRow):
+        raise items[0]
+    return reader.pair(items[0], number)
 
 
 def said(messages) -> list[tuple[str, str]]:
@@ -219,10 +224,10 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_known_schemas(name: str):
     format_name, row, (prompt, chosen, rejected, scores) = ROWS[name]
-    format, reason = recognise([row], "auto", name)
-    assert format.name == format_name
-    assert reason.startswith("columns ")
-    pair = to_pair(row, 7, format, Reading())
+    reader = RowReader([row], name)
+    assert reader.format.name == format_name
+    assert reader.reason.startswith("columns ")
+    pair = reader.pair(row, 7)
     assert pair.row == 7
     assert said(pair.prompt) == prompt
     assert said(pair.chosen) == [("assistant", chosen)]
@@ -230,8 +235,9 @@ def test_known_schemas(name: str):
     assert pair.scores == scores
 
 
-def test_every_format_has_a_row_here():
-    assert {format_name for format_name, _, _ in ROWS.values()} == set(BY_NAME)
+def test_every_format_has_a_row_here_or_among_the_published():
+    found = {format_name for format_name, *_ in (ROWS | ONE_ROW | SEVERAL_ROWS).values()}
+    assert found == set(BY_NAME)
     assert len(BY_NAME) == len(FORMATS)
 
 
@@ -262,9 +268,9 @@ def test_ultrafeedback_draws_the_rejected_answer_by_seed_and_row():
 
 def test_ties_are_left_out_when_asked():
     row = ultrafeedback(4, 4)
-    assert read(row).scores == (4, 4)
+    assert read(row, ties="keep").scores == (4, 4)
     with pytest.raises(Tie, match="same score"):
-        read(row, keep_ties=False)
+        read(row, ties="drop")
     made, named = BY_NAME["ultrafeedback"], BY_NAME["pairs"]
     assert [keeps_ties("auto", made), keeps_ties("auto", named)] == [False, True]
     assert keeps_ties("keep", made)
@@ -297,9 +303,9 @@ BAD = {
         {"prompt": "q", "chosen": [{"role": "assistant", "content": [{"type": "image", "text": "x"}]}], "rejected": ""},
         "not text",
     ),
-    "assistant first": (
-        {"prompt": [assistant("x"), user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
-        "the prompt starts with an assistant message",
+    "assistant alone": (
+        {"prompt": [assistant("x")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        "the prompt ends with an assistant message",
     ),
     "assistant last": (
         {"prompt": [user("q"), assistant("x")], "chosen": [assistant("a")], "rejected": [assistant("b")]},

@@ -11,7 +11,8 @@ from pairing.polls import rows_of, write_rows
 
 from qdpo.api.pairing import pairs_from_ratings
 from qdpo.data.faults import FaultyRows
-from qdpo.data.formats import Reading, recognise, to_pair
+from qdpo.data.formats import recognise
+from qdpo.data.reader import RowReader
 from qdpo.errors import ConfigError, DataError, OutputError, UsageError
 from qdpo.pairing.ranked import Ranked
 
@@ -23,10 +24,10 @@ def ranked(folder: Path, rows: list[Any], **how: Any) -> Ranked:
     ratings, out = write_rows(folder / "ratings.jsonl", rows), folder / "pairs.jsonl"
     out.unlink(missing_ok=True)
     found = pairs_from_ratings(ratings, out, **how)
-    format, _ = recognise(rows_of(out), "auto", "x")
-    assert format.name == "pairs"
+    reader = RowReader(rows_of(out), "x")
+    assert reader.format.name == "pairs"
     for number, (row, pair) in enumerate(zip(rows_of(out), found.pairs, strict=True)):
-        read = to_pair(row, number, format, Reading())
+        read = reader.pair(row, number)
         assert (read.prompt, read.scores) == (pair.prompt, pair.scores)
         assert (read.chosen[0].content, read.rejected[0].content) == (pair.chosen, pair.rejected)
     return found

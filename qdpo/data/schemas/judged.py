@@ -1,0 +1,250 @@
+"""Rows with two answers, none of which is called better, and somebody's verdict on them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from qdpo.data.messages import answer, history_of, messages_of, split_conversations, system_of
+from qdpo.data.pairs import Message
+from qdpo.data.pieces import BadRow, Inherent, Row, Tie, number, text_of
+from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
+from qdpo.foreign import shown
+
+STEMS = ("conversation", "conv", "response", "answer", "output", "completion", "generation", "summary", "text")
+MARKS = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"), ("left", "right"))
+"""How the two are told apart, behind `response_` or `response`."""
+ASKED = ("prompt", "instruction", "question", "query", "input", "context", "orig_instruction")
+VERDICTS = (
+    "winner",
+    "better_response_id",
+    "overall_preference",
+    "preference_strength",
+    "preference",
+    "preferred",
+    "label",
+    "choice",
+    "comparison",
+    "better",
+    "verdict",
+    "orig_preference",
+)
+"""What the verdict is called."""
+STRENGTHS = frozenset({"overall_preference", "preference_strength"})
+"""Verdicts from -3 (the first is much better) to 3 (the second is); 0 is a tie (HelpSteer 2 and 3)."""
+TIES = frozenset(
+    {"tie", "both", "none", "neither", "equal", "same", "draw", "bothbad", "tie(bothbad)", "both_bad", "="}
+)
+
+
+def _sides(row: Row) -> tuple[str, str, tuple[str, str]] | None:
+    """The columns of the two answers, and how they are told apart."""
+    for stem in (*STEMS, *(f"orig_{stem}" for stem in STEMS)):
+        for marks in MARKS:
+            for between in ("_", "", "-"):
+                first, second = (f"{stem}{between}{mark}" for mark in marks)
+                if first in row and second in row:
+                    return first, second, marks
+    return None
+
+
+def _annotators(row: Row) -> list[str]:
+    return [column for column in row if re.fullmatch(r"annotator_?\d+", column)]
+
+
+def _known(row: Row) -> str | None:
+    sides = _sides(row)
+    if sides is None:
+        return None
+    asked = first_of(row, ASKED)
+    talks = all(isinstance(row[side], list) for side in sides[:2])
+    if asked is None and not talks:
+        return None
+    verdict = _verdict_columns(row)
+    if not verdict:
+        return None
+    return f"columns {', '.join([*([asked] if asked else []), *sides[:2], *verdict[:3]])}"
+
+
+def _verdict_columns(row: Row) -> list[str]:
+    if "winner_model_a" in row and "winner_model_b" in row:
+        return ["winner_model_a", "winner_model_b"]
+    column = first_of(row, VERDICTS)
+    return [column] if column else _annotators(row)
+
+
+def winner(value: Any, sides: tuple[str, str], marks: tuple[str, str], column: str) -> int | None:
+    """Which of two answers a verdict prefers: 0, 1, or None for a tie.
+
+    Args:
+        value: the verdict.
+        sides: the columns of the answers, each of which the verdict may name.
+        marks: how they are told apart: the verdict may be such a mark, also behind `model_` or `response_`.
+        column: of the verdict, for the message.
+
+    Raises:
+        BadRow: it names neither.
+    """
+    if column in STRENGTHS and (strength := number(value)) is not None:
+        return None if strength == 0 else int(strength > 0)
+    if isinstance(value, bool) or value is None:
+        said = ""
+    else:
+        plain = number(value)
+        said = str(int(plain)) if plain is not None and plain == int(plain) else str(value).strip()
+    low = said.lower().replace(" ", "")
+    # of answers counted from 1, 0 is a tie (PandaLM)
+    if low in TIES or (low == "0" and "0" not in marks and marks == ("1", "2")):
+        return None
+    for place, (side, mark) in enumerate(zip(sides, marks, strict=True)):
+        names = {side, mark, f"model_{mark}", f"response_{mark}", f"response{mark}", f"assistant_{mark}"}
+        names |= {f"answer_{mark}", f"answer{mark}", f"output_{mark}", f"output{mark}", f"model{mark}", f"option{mark}"}
+        names.add(("left", "right")[place])
+        if low in {name.lower().replace(" ", "") for name in names}:
+            return place
+    raise BadRow(
+        f"`{column}` names neither of the answers `{sides[0]}` and `{sides[1]}`",
+        f"write {marks[0]} or {marks[1]}, or tie",
+        column,
+        shown(value),
+    )
+
+
+def _verdict(row: Row, sides: tuple[str, str], marks: tuple[str, str]) -> int | None:
+    columns = _verdict_columns(row)
+    if columns[:1] == ["winner_model_a"]:
+        won = [number(row.get(column)) == 1 for column in columns]
+        return None if won[0] == won[1] else won.index(True)
+    if columns and columns == _annotators(row):
+        votes = Counter(winner(row[column], sides, marks, column) for column in columns if row[column] is not None)
+        return None if votes[0] == votes[1] else int(votes[1] > votes[0])
+    if not columns:
+        raise BadRow("no verdict", f"add the column `{VERDICTS[0]}`", VERDICTS[0])
+    return winner(row[columns[0]], sides, marks, columns[0])
+
+
+def ordered(sides: Sequence[list[Message]], won: int | None) -> tuple[list[Message], list[Message]]:
+    """Chosen and rejected, of the two answers and the place of the better one.
+
+    Raises:
+        Tie: neither is better.
+    """
+    if won is None:
+        raise Tie("the verdict is a tie", "none is needed: nothing is preferred")
+    return sides[won], sides[1 - won]
+
+
+def _texts(value: Any) -> list[str] | None:
+    """A list of texts, also written as JSON text (the arena's 55k)."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, list) or not value or not all(text is None or isinstance(text, str) for text in value):
+        return None
+    if not all(isinstance(text, str) and text.strip() for text in value):
+        raise BadRow("a turn of the conversation is null or empty", "write what was said, or take the row out")
+    return value
+
+
+def _read(row: Row, draw: Draw) -> Parts:
+    found = _sides(row)
+    if found is None:
+        raise BadRow("no two answers", "write the columns that the other rows have")
+    first, second, marks = found
+    won = _verdict(row, (first, second), marks)
+    if isinstance(row[first], list) and isinstance(row[second], list) and _texts(row[first]) is None:
+        return _conversations(row, first, second, won)
+    asked = first_of(row, ASKED)
+    if asked is None:
+        raise BadRow("no question", f"add the column `{ASKED[0]}`", ASKED[0])
+    if turns := _texts(row[asked]):
+        sides = [_texts(row[column]) for column in (first, second)]
+        if sides[0] and sides[1]:
+            return _by_turns([turns, *filter(None, sides)], won)
+    prompt = messages_of(row[asked], asked) if isinstance(row[asked], list) else _question(row, asked)
+    chosen, rejected = ordered([answer(text_of(row, column)) for column in (first, second)], won)
+    return prompt, chosen, rejected, None
+
+
+def _question(row: Row, column: str) -> list[Message]:
+    text = text_of(row, column)
+    if column == "instruction" and row.get("input"):
+        text = f"{text}\n{text_of(row, 'input')}"
+    return [*system_of(row), *history_of(row), Message("user", text)]
+
+
+def _conversations(row: Row, first: str, second: str, won: int | None) -> Parts:
+    talks = [messages_of(row[column], column) for column in (first, second)]
+    turn = number(row.get("turn"))
+    if row.get("question_id") is not None and turn is not None and "judge" in row:
+        # MT-Bench judges the answer of one turn; the conversations go on in any case
+        talks = [_until(talk, int(turn)) for talk in talks]
+    return _parted(talks, won, f"{first}, {second}")
+
+
+def _until(talk: list[Message], turn: int) -> list[Message]:
+    """A conversation up to the answer of a turn, counted from 1."""
+    answers = [place for place, message in enumerate(talk) if message.role == "assistant"]
+    return talk[: answers[turn - 1] + 1] if 0 < turn <= len(answers) else talk
+
+
+def _by_turns(lists: list[list[str]], won: int | None) -> Parts:
+    asked, *answers = lists
+    sides = [[message for turn in zip(asked, said, strict=False) for message in _turn(*turn)] for said in answers]
+    return _parted(sides, won, "response_a, response_b")
+
+
+def _parted(sides: list[list[Message]], won: int | None, columns: str) -> Parts:
+    """Prompt and answers of two whole conversations; none where they differ before their last answers."""
+    prompt, chosen, rejected = split_conversations(*ordered(sides, won))
+    if len(chosen) > 1 or len(rejected) > 1:
+        raise Inherent(
+            "the two conversations differ before their last answer: the verdict is on more than one answer",
+            "none is needed: a pair has one prompt",
+            columns,
+        )
+    return prompt, chosen, rejected, None
+
+
+def _turn(question: str, said: str) -> tuple[Message, Message]:
+    return Message("user", text_of({"prompt": question}, "prompt")), Message("assistant", said)
+
+
+def _read_shp(row: Row, draw: Draw) -> Parts:
+    """Reddit's answers: `labels` is 1 where the first has more votes (Stanford Human Preferences)."""
+    label = number(row.get("labels"))
+    if label not in (0, 1):
+        raise BadRow("`labels` is neither 0 nor 1", "1 prefers human_ref_A", "labels")
+    texts = [answer(text_of(row, f"human_ref_{side}")) for side in "AB"]
+    chosen, rejected = ordered(texts, 0 if label else 1)
+    scores = [number(row.get(f"score_{side}")) for side in "AB"]
+    first, second = scores
+    both = (max(first, second), min(first, second)) if first is not None and second is not None else None
+    return [Message("user", text_of(row, "history"))], chosen, rejected, both
+
+
+JUDGED_FORMATS = (
+    Format(
+        "shp",
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+        _read_shp,
+        "stanfordnlp/SHP, SHP-2",
+    ),
+    Format(
+        "judged",
+        (),
+        _read,
+        "Chatbot Arena (conversations, 55k, 100k, 140k), MT-Bench human judgments, PKU-SafeRLHF (the better answer), "
+        "HelpSteer2's preferences, HelpSteer3, LLMBar, PandaLM (its annotators' majority), AlpacaFarm, "
+        "Preference-Collection, Label Studio's JSON-MIN",
+        "a question, two answers told apart as a and b, 1 and 2 or 0 and 1 (response_a, output_1, ...), and a verdict: "
+        + ", ".join(VERDICTS),
+        known=_known,
+    ),
+)
+"""The formats of this file, the more specific one of two first."""

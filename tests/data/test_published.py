@@ -1,0 +1,173 @@
+"""The shapes in which preferences are published: each is known from its rows alone and read as its authors mean it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from data.published import BAD, GOOD, NO_PAIRS, ONE_ROW, QUESTION, SEVERAL_ROWS, arena, assistant, oasst, steered, user
+
+from qdpo.config.schema import DataSection
+from qdpo.data.pairs import Message
+from qdpo.data.report import DataReport
+from qdpo.data.rows import Rows
+from qdpo.data.schemas import BY_NAME
+from qdpo.data.sources import find_source
+from qdpo.errors import DataError
+
+
+def rows_of(path: Path, rows: list[dict], **settings) -> tuple[Rows, list, DataReport]:
+    """What becomes of a file with these rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = DataSection(name=str(path), **settings)
+    plain = section.template == "none"
+    opened = Rows(section, find_source(str(path)), section.format, None, system=None, seed=1, plain=plain)
+    report = DataReport("x")
+    return opened, [pair for batch in opened.batches(report) for _, pair in batch], report
+
+
+@pytest.mark.parametrize("name", [*ONE_ROW, *SEVERAL_ROWS])
+def test_published_shapes(name: str, tmp_path: Path):
+    format, found = (ONE_ROW | SEVERAL_ROWS)[name]
+    rows, pairs, report = rows_of(tmp_path / "a.jsonl", found if isinstance(found, list) else [found])
+    assert rows.reader is not None
+    assert rows.reader.format.name == format
+    assert not report.left_out
+    (pair,) = pairs
+    asked = "Capital of\nFrance?" if "France?" in str(found) and QUESTION not in str(found) else QUESTION
+    assert pair.prompt == (Message("user", asked),)
+    said = [" " + GOOD, " " + BAD] if format == "implicit_text" else [GOOD, BAD]
+    if format == "step_dpo":
+        said = [GOOD, "Parma."]
+    assert [pair.chosen, pair.rejected] == [(Message("assistant", text),) for text in said]
+
+
+@pytest.mark.parametrize("name", NO_PAIRS)
+def test_what_is_no_preference_data_is_named(name: str, tmp_path: Path):
+    word, row = NO_PAIRS[name]
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row, row])
+    assert word in caught.value.message
+    assert "columns=" not in str(caught.value.hint)
+
+
+def test_every_format_is_in_the_table_of_the_documentation():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    assert all(f"| `{name}` |" in page for name in BY_NAME)
+
+
+def test_a_tie_is_left_out_without_being_a_fault(tmp_path: Path):
+    ties = ["tie", "tie (bothbad)", "both_bad", "tie"]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [arena(said) for said in [*ties, "model_a"]])
+    assert [pair.row for pair in pairs] == [5]
+    assert [(left.count, left.inherent) for left in report.left_out.values()] == [(4, True)]
+    assert not report.faults
+
+
+def test_a_verdict_that_names_nobody_is_a_fault(tmp_path: Path):
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [arena("model_c"), arena("model_a"), arena("")])
+    assert len(pairs) == 1
+    assert report.faults == 2
+    assert [left.example for left in report.left_out.values()] == ['"model_c"']
+
+
+def test_conversations_that_differ_early_have_no_pair(tmp_path: Path):
+    long = arena("model_b")
+    for side in "ab":
+        long[f"conversation_{side}"] = [*long[f"conversation_{side}"], user("Why?"), assistant(side)]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [long, arena("model_b")])
+    assert len(pairs) == 1
+    assert [left.inherent for left in report.left_out.values()] == [True]
+    # MT-Bench: the second answers were judged, and the first ones differ
+    _, pairs, report = rows_of(
+        tmp_path / "b.jsonl", [long | {"judge": "x", "turn": 2}, long | {"judge": "x", "turn": 1}]
+    )
+    assert [pair.row for pair in pairs] == [2]
+
+
+@pytest.mark.parametrize(("label", "better"), [(0, None), (1, "a"), (2, "b")])
+def test_of_answers_counted_from_one_zero_is_a_tie(label: int, better: str | None, tmp_path: Path):
+    row = {"instruction": "Q?", "response1": "a", "response2": "b", "annotator1": label}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+
+
+def test_zero_and_one_are_no_verdict_on_a_and_b(tmp_path: Path):
+    row = {"prompt": "Q?", "response_a": "a", "response_b": "b", "label": 1}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    assert report.faults == 1
+
+
+def test_rows_of_one_prompt_are_one_pair_and_alone_none(tmp_path: Path):
+    alone = steered("Alone.", 3) | {"prompt": "Another?"}
+    rows = [steered(BAD, 1), steered("So so.", 2), steered(GOOD, 4), alone]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert [(pair.row, pair.chosen[0].content) for pair in pairs] == [(1, GOOD)]
+    assert pairs[0].scores is not None
+    assert [(left.count, left.inherent, left.first_rows) for left in report.left_out.values()] == [(1, True, [4])]
+
+
+def test_long_prompts_of_helpsteer_are_turns(tmp_path: Path):
+    long = "Hi\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\nCapital?"
+    _, pairs, _ = rows_of(
+        tmp_path / "a.jsonl", [steered(text, n) | {"prompt": long} for n, text in ((1, "a"), (2, "b"))]
+    )
+    assert [message.role for message in pairs[0].prompt] == ["user", "assistant", "user"]
+    assert pairs[0].prompt[1].content == "Hello!"
+
+
+def test_a_tree_has_a_pair_for_every_question_with_ranked_answers(tmp_path: Path):
+    rows = [
+        oasst("1", None, "prompter", "Q1"),
+        oasst("2", "1", "assistant", "a", 0),
+        oasst("3", "1", "assistant", "b", 1),
+        oasst("4", "2", "prompter", "Q2"),
+        oasst("5", "4", "assistant", "c", 1),
+        oasst("6", "4", "assistant", "d", 0),
+        oasst("7", None, "prompter", "Q3") | {"message_tree_id": "u"},
+    ]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert [(pair.row, pair.prompt[-1].content, pair.chosen[0].content) for pair in pairs] == [
+        (1, "Q1", "a"),
+        (1, "Q2", "d"),
+    ]
+    assert [message.content for message in pairs[1].prompt] == ["Q1", "a", "Q2"]
+    assert not report.faults
+
+
+def test_ms_swift_takes_a_system_message_and_earlier_turns(tmp_path: Path):
+    talk = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello!"), user(), assistant(GOOD)]
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [{"messages": talk, "rejected_response": BAD}])
+    assert [message.role for message in pair.prompt] == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("turns", ['["a", null]', '["a", ""]', "[null]"])
+def test_a_turn_that_is_missing_is_a_fault(turns: str, tmp_path: Path):
+    row = ONE_ROW["lmarena-ai/arena-human-preference-55k"][1] | {"response_b": turns}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    assert report.faults == 1
+
+
+def test_answers_that_begin_with_one_word_have_no_prompt(tmp_path: Path):
+    with pytest.raises(DataError, match="no known preference format"):
+        rows_of(tmp_path / "a.jsonl", [{"chosen": "The cat slept.", "rejected": "The dog ran away."}] * 3)
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}])
+    assert pair.prompt[0].content == "The sky is"
+
+
+def test_an_assistant_may_greet_first(tmp_path: Path):
+    """Together's own example begins so; a template that has no place for it says so itself."""
+    row = {"input": {"messages": [assistant("Hello!"), user()]}}
+    row |= {"preferred_output": [assistant(GOOD)], "non_preferred_output": [assistant(BAD)]}
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row])
+    assert [message.role for message in pair.prompt] == ["assistant", "user"]
+
+
+def test_a_score_is_never_offered_as_an_answer(tmp_path: Path):
+    row = {"frage": "Was?", "chosen_text": "a b", "chosen_reward": 3.0, "rejected_text": "c d", "rejected_label": "bad"}
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "chosen: chosen_text, rejected: rejected_text" in str(caught.value.hint)
+    assert "reward" not in str(caught.value.hint)
