@@ -96,6 +96,7 @@ def message_of(item: Any, column: str) -> Message:
             column,
             f"the role {shown(named)}",
         )
+    message = f"{with_article(role)} message"
     refuse_unread(item, IN_MESSAGES, column)
     message = f"{with_article(role)} message"
     content = next((item[key] for key in SAID_IN if key in item), None)

@@ -210,8 +210,8 @@ FAULTS: dict[str, tuple[Write, int, list[str]]] = {
     "no rows": (raw(b"\n\n"), 65, ["has no rows"]),
     "empty file": (raw(b""), 65, ["is empty", "0 bytes"]),
     "empty list file": (raw(b"[]", "a.json"), 65, ["has no rows"]),
-    "one row": (jsonl(GOOD[:1]), 65, ["1 different prompts: too few to hold some out", "data.eval_name"]),
-    "one prompt": (jsonl([r | {"prompt": "q"} for r in GOOD]), 65, ["40 pairs have 1 different prompts"]),
+    "one row": (jsonl(GOOD[:1]), 65, ["1 different prompt: too few to hold some out", "data.eval_name"]),
+    "one prompt": (jsonl([r | {"prompt": "q"} for r in GOOD]), 65, ["40 pairs have 1 different prompt:"]),
     "all rows bad": (
         jsonl([r | {"chosen": ""} for r in GOOD]),
         65,
