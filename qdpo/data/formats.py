@@ -11,6 +11,7 @@ from qdpo.data.messages import SYSTEM
 from qdpo.data.pieces import SCORES, Row, number
 from qdpo.data.schemas import BY_NAME, FORMATS
 from qdpo.data.schemas.columns import ASKED, SIDES, TALKED
+from qdpo.data.schemas.judged import VERDICTS
 from qdpo.data.schemas.others import what_else
 from qdpo.data.schemas.shape import Format
 from qdpo.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from qdpo.foreign import SHORT, shortened, visible
 
 OURS = sorted(
     {column for format in FORMATS for column in format.columns}
-    | {"input", "history", *SYSTEM, *ASKED, *TALKED, *sum(SIDES, ()), *sum(SCORES, ())}
+    | {"input", "history", *SYSTEM, *ASKED, *TALKED, *sum(SIDES, ()), *sum(SCORES, ()), *VERDICTS}
 )
 """The columns that qdpo looks for; what data.columns may map."""
 
@@ -36,7 +37,9 @@ LIKE = {
     "rejected": re.compile("reject|dispref|non_?pref|unpref|worse|worst|bad|lose|losing|negat"),
 }
 """What the names of columns look like that hold these."""
-NEVER = re.compile(r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|_by$")
+NEVER = re.compile(
+    r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|preference|_by$"
+)
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -111,7 +114,7 @@ def _guess(rows: Sequence[Row]) -> str:
         lowered = [(column, column.lower()) for column in free]
         close = [column for column, low in lowered if low in names]
         close = close or [column for column, low in lowered if LIKE[ours].search(low)]
-        close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.6)
+        close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.75)
         free = [column for column in free if column not in close[:1]]
         mapping.append(f"{ours}: {names_of(close[:1]) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
@@ -119,7 +122,8 @@ def _guess(rows: Sequence[Row]) -> str:
 
 def _may_be_said(column: Any, value: Any) -> bool:
     """Whether a column may hold a question or an answer: text or messages, not a score, a label or a name."""
-    said = (isinstance(value, str) and number(value) is None) or isinstance(value, list | Mapping)
+    texts = value if isinstance(value, list) else [value]
+    said = any((isinstance(t, str) and number(t) is None) or isinstance(t, Mapping) for t in texts)
     return said and not NEVER.search(str(column).lower())
 
 

@@ -29,6 +29,8 @@ TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipy
 
 SAID_IN = ("content", "value", "text", "parts")
 """The keys under which messages hold what was said."""
+OF_TEXT = ("text", "input_text", "output_text", None)
+"""Types of the parts of a message that are text."""
 
 IN_ROWS = dict.fromkeys(
     ("image", "images", "video", "videos", "audio", "audios"),
@@ -79,7 +81,7 @@ def message_of(item: Any, column: str) -> Message:
         raise BadRow(
             f"`{column}` holds {type_in_words(item)}, expected messages with role and content", MESSAGES, column
         )
-    named = item.get("role", item.get("from"))
+    named = _speaker(item)
     role = SPEAKERS.get(str(named).lower())
     if role is None:
         if str(named).lower() in TOOL_ROLES:
@@ -96,7 +98,7 @@ def message_of(item: Any, column: str) -> Message:
             f"the role {shown(named)}",
         )
     refuse_unread(item, IN_MESSAGES, column)
-    content = next((item[key] for key in SAID_IN if key in item), None)
+    content = next((item[key] for key in SAID_IN if item.get(key) is not None), None)
     if isinstance(content, list):
         content = _joined(content, column)
     if content is None:
@@ -109,6 +111,16 @@ def message_of(item: Any, column: str) -> Message:
         )
     # A system message may be empty: the handbook's is.
     return Message(role, checked(content, column, empty_ok=role == "system"))
+
+
+def _speaker(item: Row) -> Any:
+    # a key without a value is none: Parquet gives every message the keys of all
+    return item["from"] if item.get("role") is None and "from" in item else item.get("role")
+
+
+def role_of(item: Any) -> str | None:
+    """Who speaks in a message; None for anything else."""
+    return SPEAKERS.get(str(_speaker(item)).lower()) if isinstance(item, Mapping) else None
 
 
 def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "") -> None:
@@ -140,7 +152,7 @@ def _joined(parts: list[Any], column: str) -> str:
     texts = []
     for part in parts:
         text = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
-        if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type", "text") != "text"):
+        if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type") not in OF_TEXT):
             raise BadRow(
                 f"`{column}` has a message with a part that is not text", "leave pictures and sound out", column
             )

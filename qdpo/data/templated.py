@@ -79,6 +79,8 @@ FAMILIES = (
         joins=True,
     ),
     Family("`Human:` and `Assistant:`", re.compile(r"(?:^|\n)\s*(Human|Assistant): ?"), NOTHING),
+    # DeepSpeed-Chat's own data
+    Family("`Human:` and `Assistant:` in a line", re.compile(r"(?:^|\s)(Human|Assistant): ?"), NOTHING),
     Family("Vicuna", re.compile(r"(?:^|\s|</s>)(USER|ASSISTANT): ?"), END, preamble=True),
 )
 ASKS = re.compile(

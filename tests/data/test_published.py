@@ -47,7 +47,7 @@ def test_what_is_no_preference_data_is_named(name: str, tmp_path: Path):
     with pytest.raises(DataError) as caught:
         rows_of(tmp_path / "a.jsonl", [row, row])
     assert word in caught.value.message
-    assert "columns=" not in str(caught.value.hint)
+    assert "columns={chosen" not in str(caught.value.hint)
 
 
 def test_every_format_is_in_the_table_of_the_documentation():
@@ -90,6 +90,91 @@ def test_of_answers_counted_from_one_zero_is_a_tie(label: int, better: str | Non
     _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
     assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
     assert not report.faults
+
+
+@pytest.mark.parametrize(
+    ("verdict", "better"),
+    [("A>B", "a"), ("B>>A", "b"), ("A<B", "b"), ("A=B", None), ("[[A]]", "a"), ("[[A>B]]", "a"), ("Model B", "b")],
+)
+def test_verdicts_that_name_both_answers(verdict: str, better: str | None, tmp_path: Path):
+    row = {"question": "Q?", "answer_a": "a", "answer_b": "b", "verdict": verdict}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+
+
+@pytest.mark.parametrize(("verdict", "better"), [(1.2, "a"), (1.5, None), ("1.7", "b"), (2, "b")])
+def test_a_preference_between_one_and_two(verdict: object, better: str | None, tmp_path: Path):
+    row = {"instruction": "Q?", "output_1": "a", "output_2": "b", "preference": verdict}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+
+
+def test_of_answers_counted_from_one_zero_is_no_verdict(tmp_path: Path):
+    """0 and 1 would be the first and the second: read as a tie and the first, half would be lost and half swapped."""
+    rows = [{"prompt": "Q?", "response_1": "a", "response_2": "b", "label": label} for label in (0, 1)]
+    _, _, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert [(left.count, left.field) for left in report.left_out.values() if not left.inherent] == [(1, "label")]
+
+
+def test_an_answer_that_only_names_another_column_is_a_fault(tmp_path: Path):
+    row = {"prompt": QUESTION, "response_a": BAD, "response_b": GOOD, "chosen": "b", "rejected": "a"}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    ((_, left),) = report.left_out.items()
+    assert "data.columns={winner: chosen}" in left.fix
+    del row["rejected"]
+    with pytest.raises(DataError, match="which is better") as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "data.columns={winner: chosen}" in str(caught.value.hint)
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row], columns={"winner": "chosen"})
+    assert pair.chosen[0].content == GOOD
+    # a short answer beside others is an answer
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [{"prompt": QUESTION, "chosen": "b", "rejected": "a"}])
+    assert pair.chosen[0].content == "b"
+
+
+SAYS_NOTHING = {
+    "a rating": ("argilla", {"quality": [{"value": 1, "user_id": "u"}]}),
+    "a comment": ("argilla", {"comment": [{"value": "Nice.", "user_id": "u"}]}),
+    "ratings of both": ("argilla", {"rating_1": [{"value": 1}], "rating_2": [{"value": 5}]}),
+    "choices": ("label_studio", [{"result": [{"type": "choices", "value": {"choices": ["1"]}}]}]),
+}
+
+
+@pytest.mark.parametrize("name", SAYS_NOTHING)
+def test_annotations_that_compare_nothing_are_a_fault_and_no_tie(name: str, tmp_path: Path):
+    tool, said = SAYS_NOTHING[name]
+    fields = {"prompt": QUESTION, "response_1": BAD, "response_2": GOOD}
+    row = {"fields": fields, "responses": said} if tool == "argilla" else {"data": fields, "annotations": said}
+    rows, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert rows.reader.format.name == tool
+    assert not pairs
+    assert report.faults == 1
+
+
+def test_earlier_turns_stand_before_every_kind_of_question(tmp_path: Path):
+    history = {"history": [["Hi", "Hello!"]]}
+    shapes = [
+        {"query": QUESTION, "response": GOOD, "rejected_response": BAD},
+        {"instruction": QUESTION, "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"prompt": QUESTION, "response_a": GOOD, "response_b": BAD, "winner": "a"},
+        {"question": QUESTION, "chosen": GOOD, "rejected": BAD},
+    ]
+    for shape in shapes:
+        _, (pair,), report = rows_of(tmp_path / "a.jsonl", [shape | history])
+        assert [message.content for message in pair.prompt] == ["Hi", "Hello!", QUESTION]
+        assert "history" not in report.unread
+
+
+def test_two_conversations_of_ms_swift_have_one_prompt(tmp_path: Path):
+    turns = [user(), assistant("x"), user("Why?")]
+    other = [user(), assistant("y"), user("Why?")]
+    row = {"messages": [*turns, assistant(GOOD)], "rejected_messages": [*other, assistant(BAD)]}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    assert [left.field for left in report.left_out.values()] == ["rejected_messages"]
 
 
 def test_zero_and_one_are_no_verdict_on_a_and_b(tmp_path: Path):

@@ -6,17 +6,18 @@ import re
 from collections.abc import Mapping
 
 from qdpo.data.messages import (
-    SPEAKERS,
     answer,
     history_of,
     message_of,
     messages_of,
+    role_of,
     split_conversations,
     system_of,
     turns_of,
 )
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, scores_of, text_of
+from qdpo.data.schemas.judged import VERDICTS, names_an_answer
 from qdpo.data.schemas.shape import Draw, Format, Parts
 
 SIDES = (
@@ -36,6 +37,7 @@ SIDES = (
     ("response", "rejected_response"),
     ("answer", "rejected_answer"),
     ("output", "rejected_output"),
+    ("pos_resp", "neg_resp"),
 )
 """What the two answers are called; `response_j` is the better one in StackExchange's pairs."""
 ASKED = ("prompt", "question", "instruction", "query", "input", "user")
@@ -93,6 +95,12 @@ def _side(row: Row, column: str) -> list[Message]:
         return messages_of(value, column)
     if isinstance(value, Mapping):
         return [message_of(value, column)]
+    if names_an_answer(row, value):
+        raise BadRow(
+            f"`{column}` only names one of two answers that are in other columns",
+            f"take its opposite out, and set data.columns={{{VERDICTS[0]}: {column}}}",
+            column,
+        )
     return answer(text_of(row, column))
 
 
@@ -107,9 +115,8 @@ def _implicit_known(row: Row) -> str | None:
             continue
         if suffix:
             return f"columns {', '.join(sides)} with whole conversations"
-        first = row["chosen"][0] if row["chosen"] else None
-        begins = str(first.get("role", first.get("from"))).lower() if isinstance(first, Mapping) else ""
-        if "prompt" not in row and "conversations" not in row and SPEAKERS.get(begins) != "assistant":
+        begins = role_of(row["chosen"][0]) if row["chosen"] else None
+        if "prompt" not in row and "conversations" not in row and begins != "assistant":
             return "columns chosen, rejected with whole conversations and no prompt"
     return None
 
@@ -231,9 +238,11 @@ def _named(row: Row) -> tuple[str, str, str] | None:
     sides = next((sides for sides in SIDES if row.keys() >= set(sides)), None)
     if sides is None:
         return None
-    talked = (name for name in TALKED if isinstance(row.get(name), list) and row[name])
-    asked = (name for name in ASKED if isinstance(row.get(name), str) and name not in sides)
-    prompt = next(talked, None) or next(asked, None)
+    talked = [name for name in TALKED if isinstance(row.get(name), list) and row[name]]
+    asked = next((name for name in ASKED if isinstance(row.get(name), str) and name not in sides), None)
+    if asked and talked == ["history"]:
+        talked = []  # the turns before the question
+    prompt = talked[0] if talked else asked
     if prompt is None or (prompt, *sides) in OTHERS:
         return None
     return prompt, *sides
@@ -275,26 +284,6 @@ def _read_steps(row: Row, draw: Draw) -> Parts:
     return (*_with_prompt(row, "prompt", chosen, rejected), scores_of(row))
 
 
-def _read_winogrande(row: Row, draw: Draw) -> Parts:
-    sentence = text_of(row, "sentence")
-    if sentence.count("_") != 1:
-        raise BadRow(f"`sentence` has {sentence.count('_')} gaps `_`, expected 1", "mark one gap", "sentence")
-    right = str(row.get("answer"))
-    if right not in ("1", "2"):
-        raise BadRow("`answer` says of neither option that it is right, expected 1 or 2", "write 1 or 2", "answer")
-    options = [text_of(row, "option1").strip(), text_of(row, "option2").strip()]
-    before, after = sentence.split("_")
-    completions = [answer(option + after.rstrip()) for option in options]
-    if right == "2":
-        completions.reverse()
-    prompt = [Message("user", before.strip())] if before.strip() else []
-    return prompt, completions[0], completions[1], None
-
-
-def _read_minimal(row: Row, draw: Draw) -> Parts:
-    return [], answer(text_of(row, "sentence_good")), answer(text_of(row, "sentence_bad")), None
-
-
 def _describe_pairs(row: Row) -> str:
     return f"prompt, chosen, rejected ({'message lists' if isinstance(row['chosen'], list) else 'text'})"
 
@@ -331,13 +320,6 @@ COLUMNS = (
         ("question", "chosen", "rejected"),
         _read_orca,
         "Intel/orca_dpo_pairs, axolotl's chatml.intel",
-    ),
-    Format(
-        "winogrande",
-        ("sentence", "option1", "option2", "answer"),
-        _read_winogrande,
-        "Winogrande",
-        "sentence (with `_`), option1, option2, answer",
     ),
     Format(
         "ultrafeedback_binarized",
@@ -383,7 +365,7 @@ COLUMNS = (
         _read_named,
         "axolotl (chat_template.default, chatml.icr), distilabel-intel-orca-dpo-pairs, NeMo-Aligner, ms-swift's "
         "query-response, Code-Preference-Pairs, UltraInteract_pair, stack-exchange-paired, DPO-En-Zh-20k-Preference, "
-        "Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio",
+        "CValues-Comparison, Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio",
         f"a prompt by one of the names {', '.join(dict.fromkeys((*ASKED, *TALKED)))}, and two answers by other names: "
         + "; ".join(map(", ".join, SIDES[1:])),
         known=_named_known,
@@ -396,6 +378,5 @@ COLUMNS = (
         "chosen, rejected: texts that begin alike, up to the end of a word the prompt",
         known=_implicit_text_known,
     ),
-    Format("minimal_pairs", ("sentence_good", "sentence_bad"), _read_minimal, "BLiMP"),
 )
 """The formats of this file, the more specific one of two first."""

@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qdpo.data.pieces import Row
+from qdpo.data.schemas.judged import ASKED as ASKED_OF_TWO
+from qdpo.data.schemas.judged import VERDICTS, names_an_answer, sides_of
+from qdpo.data.schemas.scored import LISTED
+from qdpo.data.schemas.shape import first_of
+from qdpo.foreign import SHORT, shortened
 
 ASKED = frozenset({"prompt", "question", "instruction", "query", "input", "messages", "conversations", "conversation"})
 ANSWERED = frozenset({"completion", "response", "answer", "output", "completions", "text"})
 RATED = frozenset({"score", "rating", "reward", "stars"})
 PICTURES = frozenset({"image", "images", "video", "videos", "audio"})
+PAIRS_ARE = "two answers to one prompt are needed: prompt, chosen, rejected"
 SIDES = ("chosen", "rejected", "accepted", "preferred")
 
 
@@ -27,6 +33,8 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
     made = f"qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
     if {"comparison", "vote"} <= columns:
         return "these are votes", f"{made}"
+    if any(map(sides_of, rows)):
+        return "these are two answers to each prompt, and no column that is read says which is better", _verdict(rows)
     if any(column.startswith(SIDES) for column in columns):
         return None  # pairs, by other names
     if "answers" in columns and not columns & RATED:
@@ -37,8 +45,19 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
     if _is_steps(rows):
         return (
             "these are single steps of reasoning, each labelled (for a process reward model)",
-            "two answers to one prompt are needed: prompt, chosen, rejected",
+            PAIRS_ARE,
         )
+    listed = next((name for name in LISTED if any(isinstance(row.get(name), list) for row in rows)), None)
+    if listed and columns & ASKED:
+        return f"these are answers (`{listed}`) of which none is said to be better", (
+            f"add a column `scores` with a list of numbers, one for each of `{listed}`"
+        )
+    if "reward_model" in columns and columns & ASKED:
+        return "these are prompts with what checks an answer (for RL)", (
+            f"qdpo pairs generate --prompts {file} writes answers to compare"
+        )
+    if "label" in columns and answered and not columns & ASKED:
+        return "these are texts with a label (for a classifier)", PAIRS_ARE
     if "label" in columns and answered:
         return "these are single answers with a label (KTO), ratings of which none is compared with another", (
             f"where a prompt has both labels, {made}; else qdpo pairs generate writes further answers"
@@ -51,10 +70,19 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
         return "these are single answers (for SFT), without a worse one", (
             f"qdpo pairs generate --prompts {file} writes answers to compare with"
         )
-    texts = {str(column) for row in rows for column, value in row.items() if isinstance(value, str)}
+    texts = {str(column) for row in rows for column, value in row.items() if isinstance(value, str | list | Mapping)}
     if columns & ASKED and texts <= ASKED:
         return "these are prompts without answers", f"qdpo pairs generate --prompts {file} writes answers to compare"
     return None
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    says = next((column for row in rows for column, value in row.items() if names_an_answer(row, value)), None)
+    names = {VERDICTS[0]: shortened(says, SHORT) if says else "YOUR_COLUMN"}
+    if not any(first_of(row, ASKED_OF_TWO) for row in rows):
+        names["prompt"] = "YOUR_COLUMN"
+    mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in names.items())
+    return f"name the column that does, which may say a, b or tie: `data.columns={{{mapping}}}`"
 
 
 def _is_steps(rows: Sequence[Row]) -> bool:
