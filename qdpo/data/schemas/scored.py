@@ -315,8 +315,7 @@ SCORED_FORMATS = (
         "scored_answers",
         (),
         _read_list,
-        "distilabel (generations, ratings), berkeley-nest/Nectar, HuggingFaceH4/stack-exchange-preferences, "
-        "GPT-4-LLM",
+        "distilabel (generations, ratings), berkeley-nest/Nectar, HuggingFaceH4/stack-exchange-preferences, GPT-4-LLM",
         "a question and a list of answers (completions, answers, generations, responses) with scores or ranks: the "
         "best against one drawn by the seed",
         known=_list_known,
