@@ -15,7 +15,7 @@ from qdpo.data.schemas.judged import VERDICTS
 from qdpo.data.schemas.others import what_else
 from qdpo.data.schemas.shape import Format
 from qdpo.errors import ConfigError, DataError
-from qdpo.foreign import SHORT, shortened, visible
+from qdpo.foreign import SHORT, shortened, shown, visible
 
 OURS = sorted(
     {column for format in FORMATS for column in format.columns}
@@ -37,6 +37,8 @@ LIKE = {
     "rejected": re.compile("reject|dispref|non_?pref|unpref|worse|worst|bad|lose|losing|negat"),
 }
 """What the names of columns look like that hold these."""
+PLAIN = re.compile(r"[\w./-]+(:[\w./-]+)*")
+"""Names that need no quotes, neither for a reader nor in YAML."""
 NEVER = re.compile(
     r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|preference|_by$"
 )
@@ -91,7 +93,7 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         reasons, format = max(found, key=lambda entry: len(entry[0]))
         return format, reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    message = f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}"
+    message = f"{source}: no known preference format has the columns {names_of(map(_quoted, columns)) or '(none)'}"
     if else_ := what_else(rows, source):
         raise DataError(f"{message}: {else_[0]}", else_[1])
     raise DataError(message, f"name the columns: `data.columns={{{_guess(rows)}}}`, or set data.format")
@@ -101,6 +103,10 @@ def names_of(columns: Iterable[str]) -> str:
     """The names of columns for a message, as many and as much of each as it can hold."""
     names = [visible(shortened(str(column), SHORT)) for column in columns]
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _quoted(column: str) -> str:
+    return column if PLAIN.fullmatch(column) else shown(column)
 
 
 def _guess(rows: Sequence[Row]) -> str:
@@ -116,7 +122,7 @@ def _guess(rows: Sequence[Row]) -> str:
         close = close or [column for column, low in lowered if LIKE[ours].search(low)]
         close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.75)
         free = [column for column in free if column not in close[:1]]
-        mapping.append(f"{ours}: {names_of(close[:1]) or 'YOUR_COLUMN'}")
+        mapping.append(f"{ours}: {names_of(map(_quoted, close[:1])) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import BadRow, Row, checked, same_answers, text_of, type_in_words
+from qdpo.data.pieces import BadRow, Row, checked, number, same_answers, text_of, type_in_words
 from qdpo.foreign import shown
 
 # The names that LLaMA-Factory, ShareGPT, Open Assistant and others use for the two speakers.
@@ -135,8 +135,8 @@ def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "
         BadRow: it holds such a thing.
     """
     for key in row.keys() & keys.keys():
-        # nothing, or the weight that all have
-        if row[key] in (None, "", "[]", "{}", 1) or row[key] in ([], {}):
+        # nothing, or the weight that all have, also as CSV writes it
+        if row[key] in (None, "", "[]", "{}") or row[key] in ([], {}) or number(row[key]) == 1:
             continue
         what, fix = keys[key]
         raise BadRow(

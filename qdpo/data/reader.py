@@ -13,7 +13,7 @@ from qdpo.data.messages import IN_ROWS, SAID_IN, check_turns, refuse_unread
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, Row, Tie, same_answers
 from qdpo.data.templated import family_in, family_of, read_back, without_end
-from qdpo.data.wrapped import unwrapped, wrapped_columns
+from qdpo.data.wrapped import messages_in, unwrapped, wrapped_columns
 from qdpo.foreign import shown
 
 REPEATED = 20
@@ -110,6 +110,8 @@ class RowReader:
         self._count_unread(watched)
         prompt, chosen, rejected = self._without_wrapping(prompt, chosen, rejected)
         check_turns(prompt, chosen, rejected)
+        if self.refuses_turns:
+            _refuse_wrapped((*prompt, *chosen, *rejected))
         if chosen == rejected:
             raise same_answers()
         if scores and scores[0] == scores[1] and not self.keeps_ties:
@@ -210,6 +212,16 @@ class RowReader:
                 items = [item for item in value if isinstance(item, Mapping) and not {"role", "from"}.isdisjoint(item)]
                 others = {k for item in items for k, said in item.items() if k not in OF_MESSAGES and said is not None}
                 self.unread.update(f"{column}: {key}" for key in sorted(map(str, others)))
+
+
+def _refuse_wrapped(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if messages_in(message.content) is not None:
+            raise BadRow(
+                "the row has a list of messages written as text where other rows have text",
+                "write all rows alike, or set data.special_text=split to take it as text",
+                example=shown(message.content),
+            )
 
 
 class _Watched(dict[str, Any]):

@@ -167,6 +167,26 @@ def test_a_text_that_cannot_be_read_back_is_a_fault(tmp_path: Path):
     assert [(left.count, left.field, left.first_rows) for left in report.left_out.values()] == [(1, "chosen", [21])]
 
 
+def test_messages_as_text_among_text_are_a_fault(tmp_path: Path):
+    """Lists of messages as text behind rows of text would be learned as text."""
+    talk = {"prompt": QUESTION, **{side: json.dumps(value) for side, value in TALK.items()}}
+    rows = [*[{"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}] * 30, talk, talk]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert len(pairs) == 30
+    assert [(left.count, left.first_rows) for left in report.left_out.values()] == [(2, [31, 32])]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows, special_text="split")
+    assert len(pairs) == 32
+
+
+def test_conversations_written_as_json_twice(tmp_path: Path):
+    rows = [{"prompt": QUESTION, **{side: json.dumps(json.dumps(value)) for side, value in TALK.items()}}] * 3
+    opened, pairs, _ = rows_of(tmp_path / "a.jsonl", rows)
+    assert "messages written as text" in opened.reader.reason
+    assert pairs[0].chosen == (Message("assistant", GOOD),)
+    assert messages_in('"[yes], he said"') is None
+    assert messages_in('"[yes], he said') is None
+
+
 @pytest.mark.parametrize("text", ['{"city": "Paris"}', "[1, 2]", "[{'a': 1}]", '["a", "b"]', "{'role'}", "[{role: x}]"])
 def test_answers_that_are_data_are_text(text: str, tmp_path: Path):
     assert messages_in(text) is None
@@ -212,8 +232,8 @@ def test_what_would_be_lost_is_refused_by_name_and_passed_over_when_asked(key: s
 
 def test_nothing_and_what_all_have_is_no_loss(tmp_path: Path):
     row = {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD, "images": [], "tools": None, "weight": 1.0}
-    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
-    assert len(pairs) == 1
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row, row | {"weight": "1.0"}])
+    assert len(pairs) == 2
     assert not report.left_out
 
 
