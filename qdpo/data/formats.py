@@ -25,7 +25,7 @@ OURS = sorted(
 
 # What people call the three columns, for a hint where nothing was recognised.
 SYNONYMS = {
-    "prompt": ("question", "instruction", "query", "input", "context", "user"),
+    "prompt": ("question", "instruction", "query", "input", "context", "user", "messages", "conversation"),
     "chosen": ("accepted", "good", "better", "winner", "preferred", "positive", "response_chosen", "chosen_answer"),
     "rejected": ("bad", "worse", "loser", "dispreferred", "negative", "reject", "response_rejected"),
 }
@@ -96,7 +96,13 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
     message = f"{source}: no known preference format has the columns {names_of(map(_quoted, columns)) or '(none)'}"
     if else_ := what_else(rows, source):
         raise DataError(f"{message}: {else_[0]}", else_[1])
-    raise DataError(message, f"name the columns: `data.columns={{{_guess(rows)}}}`, or set data.format")
+    guess = _guess(rows)
+    tidy = {column: re.sub(r"\W+", "_", column.strip().lower()) for column in columns}
+    tidied = [{tidy[str(column)]: value for column, value in row.items()} for row in rows]
+    if "YOUR_COLUMN" in guess and any(format.known_by(row) for format in FORMATS for row in tidied):
+        renamed = names_of(name for column, name in tidy.items() if column != name)
+        raise DataError(message, f"write the names of columns in small letters, with _ for other signs: {renamed}")
+    raise DataError(message, f"name the columns: `data.columns={{{guess}}}`, or set data.format")
 
 
 def names_of(columns: Iterable[str]) -> str:

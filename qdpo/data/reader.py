@@ -12,7 +12,7 @@ from qdpo.data.formats import keeps_ties, recognise, rename
 from qdpo.data.messages import IN_ROWS, SAID_IN, check_turns, refuse_unread
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, Row, Tie, same_answers
-from qdpo.data.templated import family_in, family_of, read_back, without_end
+from qdpo.data.templated import family_in, family_of, read_back, with_mark, without_end
 from qdpo.data.wrapped import messages_in, unwrapped, wrapped_columns
 from qdpo.foreign import shown
 
@@ -165,7 +165,8 @@ class RowReader:
                 continue
             turns = prompt[1:] if prompt and prompt[0].role == "system" else prompt
             if len(turns) == 1 and chosen and rejected:
-                yield turns[0].content, chosen[0].content, rejected[0].content
+                asked, sides = with_mark(turns[0].content, [chosen[0].content, rejected[0].content])
+                yield asked, sides[0], sides[1]
 
     def _without_wrapping(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
@@ -176,6 +177,8 @@ class RowReader:
             return prompt, chosen, rejected
         asked, said = turns[0].content, [chosen[0].content, rejected[0].content]
         sides = said
+        if self.family:
+            asked, sides = with_mark(asked, sides)
         if self.repeats and _repeats(asked, *sides):
             sides = [side[len(asked) :] for side in sides]
         if self.family and (back := read_back(asked, self.family)):

@@ -426,6 +426,10 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
+    "answers as lists of messages": (
+        "scored_answers",
+        {"prompt": [user()], "responses": [[assistant(GOOD)], [assistant(BAD)]], "rewards": [1.0, -0.5]},
+    ),
     "distilabel, a conversation": (
         "scored_answers",
         {"conversation": [user()], "generations": [GOOD, BAD, None], "ratings": [5.0, 1.0, None]},

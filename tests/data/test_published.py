@@ -56,7 +56,7 @@ def test_every_format_is_in_the_table_of_the_documentation():
 
 
 def test_a_tie_is_left_out_without_being_a_fault(tmp_path: Path):
-    ties = ["tie", "tie (bothbad)", "both_bad", "tie"]
+    ties = ["tie", "tie (bothbad)", "both_bad", "both_good"]
     _, pairs, report = rows_of(tmp_path / "a.jsonl", [arena(said) for said in [*ties, "model_a"]])
     assert [pair.row for pair in pairs] == [5]
     assert [(left.count, left.inherent) for left in report.left_out.values()] == [(4, True)]
@@ -116,6 +116,35 @@ def test_of_answers_counted_from_one_zero_is_no_verdict(tmp_path: Path):
     rows = [{"prompt": "Q?", "response_1": "a", "response_2": "b", "label": label} for label in (0, 1)]
     _, _, report = rows_of(tmp_path / "a.jsonl", rows)
     assert [(left.count, left.field) for left in report.left_out.values() if not left.inherent] == [(1, "label")]
+
+
+@pytest.mark.parametrize(("scores", "better"), [((2, 8), "b"), (("0.5", "-1"), "a"), ((3, 3), None)])
+def test_two_answers_with_a_score_each(scores: tuple[object, object], better: str | None, tmp_path: Path):
+    row = {"prompt": "Q?", "response_1": "a", "response_2": "b", "score_1": scores[0], "score_2": scores[1]}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+    _, _, report = rows_of(tmp_path / "a.jsonl", [row, row | {"score_1": None}])
+    assert [left.field for left in report.left_out.values() if not left.inherent] == ["score_1"]
+
+
+def test_answers_of_a_question_of_fact_are_not_called_uncompared(tmp_path: Path):
+    row = {"context": "x y", "question": QUESTION, "answers": {"text": [GOOD], "answer_start": [0]}}
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "nobody" not in caught.value.message
+
+
+def test_names_of_columns_as_a_spreadsheet_has_them(tmp_path: Path):
+    row = {"Prompt": QUESTION, "Response A": GOOD, "Response B": BAD, "Winner": "A"}
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "prompt, response_a, response_b, winner" in str(caught.value.hint)
+
+
+def test_what_a_rows_group_was_read_by_is_not_listed_as_unread(tmp_path: Path):
+    _, _, report = rows_of(tmp_path / "a.jsonl", [steered(BAD, 1), steered(GOOD, 4)])
+    assert not {"response", "helpfulness"} & report.unread.keys()
 
 
 def test_an_answer_that_only_names_another_column_is_a_fault(tmp_path: Path):

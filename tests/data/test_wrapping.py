@@ -86,6 +86,47 @@ def test_text_that_begins_the_answer_stays_in_both(tmp_path: Path):
     assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [f"It is {GOOD}", f"It is {BAD}"]
 
 
+ONE_TURN = {
+    "ChatML": ("<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>"),
+    "Gemma": ("<bos><start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>"),
+    "Llama 2": ("<s>[INST] {}", " [/INST]", "</s>"),
+    "Zephyr": ("<|user|>\n{}</s>\n", "<|assistant|>\n", "</s>"),
+    "Vicuna": ("USER: {} ", "ASSISTANT:", "</s>"),
+    "Falcon": ("User: {}\n", "Assistant:", ""),
+    "DeepSpeed-Chat": ("Human: {} ", "Assistant: ", ""),
+    "OpenChat": ("GPT4 Correct User: {}<|end_of_turn|>", "GPT4 Correct Assistant:", "<|end_of_turn|>"),
+    "DeepSeek": ("<｜begin▁of▁sentence｜><｜User｜>{}", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    "Command R": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_TURN)
+def test_a_template_may_be_around_prompt_answers_or_both_in_one_text(name: str, tmp_path: Path):
+    asks, speaks, end = ONE_TURN[name]
+    asked, said = asks.format(QUESTION), {"chosen": GOOD + end, "rejected": BAD + end}
+    shapes = {
+        "prompt": {"prompt": asked + speaks, **said},
+        "answers": {"prompt": asked, **{side: speaks + text for side, text in said.items()}},
+        "whole": {side: asked + speaks + text for side, text in said.items()},
+    }
+    for place, row in shapes.items():
+        _, pairs, report = rows_of(tmp_path / "a.jsonl", [row] * 3)
+        assert not report.left_out
+        assert pairs[0].prompt == (Message("user", QUESTION),), place
+        assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [GOOD, BAD], place
+
+
+def test_answers_that_begin_like_an_assistant_without_a_template_stay(tmp_path: Path):
+    row = {"prompt": QUESTION, "chosen": f"Assistant: {GOOD}", "rejected": f"Assistant: {BAD}"}
+    _, pairs, _ = rows_of(tmp_path / "a.jsonl", [row] * 3)
+    assert pairs[0].prompt == (Message("user", QUESTION),)
+    assert pairs[0].chosen[0].content == f"Assistant: {GOOD}"
+
+
 @pytest.mark.parametrize("name", TEMPLATED)
 def test_one_row_with_a_template_among_others_is_a_fault(name: str, tmp_path: Path):
     """A template is read back where all rows have it; in one row it may be somebody's text that forges turns."""

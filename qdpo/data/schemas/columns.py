@@ -19,6 +19,7 @@ from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, scores_of, text_of
 from qdpo.data.schemas.judged import VERDICTS, names_an_answer
 from qdpo.data.schemas.shape import Draw, Format, Parts
+from qdpo.data.templated import asked_in
 
 SIDES = (
     ("chosen", "rejected"),
@@ -134,10 +135,15 @@ ASKS = 20
 """Characters that two texts begin with, from which these are a prompt; fewer where they are a third of a text."""
 
 
+def _alike(first: str, second: str) -> int:
+    """Characters that two texts begin with."""
+    shorter = min(len(first), len(second))
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shorter)
+
+
 def _shared_text(chosen: str, rejected: str) -> str:
     """What two texts begin with, up to the end of a word; neither is all of it."""
-    place = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    place = min(len(chosen), len(rejected)) if place is None else place
+    place = _alike(chosen, rejected)
     if place == min(len(chosen), len(rejected)) or not (chosen[place].isspace() and rejected[place].isspace()):
         while place and not chosen[place - 1].isspace():
             place -= 1
@@ -159,6 +165,8 @@ def _read_implicit_text(row: Row, draw: Draw) -> Parts:
     """A prompt inside both texts, as TRL's `extract_prompt` finds it, but never half a word."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     shared = _shared_text(chosen, rejected)
+    # a template's mark may end in white space, or have none before the answer
+    shared = chosen[: asked_in(chosen[: _alike(chosen, rejected)]) or len(shared)]
     prompt = [Message("user", shared)] if shared else []
     return prompt, answer(chosen[len(shared) :]), answer(rejected[len(shared) :]), scores_of(row)
 

@@ -35,12 +35,18 @@ VERDICTS = (
     "orig_preference",
 )
 """What the verdict is called."""
+RATED = ("score", "rating", "reward")
+"""What the scores of the two answers are called, where there is no verdict: `score_a` is that of `response_a`."""
 STRENGTHS = frozenset({"overall_preference", "preference_strength"})
 """Verdicts from -3 (the first is much better) to 3 (the second is); 0 is a tie (HelpSteer 2 and 3)."""
 COMPARED = re.compile(r"(\w+?)(>+|=+|<+)(\w+)")
 """A verdict that names both answers: `A>B`, `A>>B`, `B=A`."""
+BOTH = ("bothbad", "both_bad", "bothgood", "both_good")
 TIES = frozenset(
-    {"tie", "both", "none", "neither", "equal", "same", "draw", "bothbad", "tie(bothbad)", "both_bad", "="}
+    {
+        *("tie", "both", "none", "neither", "equal", "same", "draw", "="),
+        *(f"{before}{both}{after}" for before, after in (("", ""), ("tie(", ")"), ("tie_", "")) for both in BOTH),
+    }
 )
 
 
@@ -77,7 +83,14 @@ def _verdict_columns(row: Row) -> list[str]:
     if "winner_model_a" in row and "winner_model_b" in row:
         return ["winner_model_a", "winner_model_b"]
     column = first_of(row, VERDICTS)
-    return [column] if column else _annotators(row)
+    return [column] if column else _annotators(row) or _scores(row)
+
+
+def _scores(row: Row) -> list[str]:
+    """The columns with a score for each of the two answers."""
+    sides = sides_of(row)
+    pairs = ((f"{stem}_{a}", f"{stem}_{b}") for stem in RATED for a, b in ((sides[2],) if sides else ()))
+    return next((list(pair) for pair in pairs if row.keys() >= set(pair)), [])
 
 
 def names_an_answer(row: Row, value: Any) -> bool:
@@ -149,6 +162,11 @@ def _verdict(row: Row, sides: tuple[str, str], marks: tuple[str, str]) -> int | 
     if columns and columns == _annotators(row):
         votes = Counter(_annotated(row[column], sides, marks, column) for column in columns if row[column] is not None)
         return None if votes[0] == votes[1] else int(votes[1] > votes[0])
+    if len(columns) == 2 and columns == _scores(row):
+        first, second = (number(row[column]) for column in columns)
+        if first is None or second is None:
+            raise BadRow("the answers have no score each", "write two numbers", columns[0])
+        return None if first == second else int(second > first)
     if not columns:
         raise BadRow("no verdict", f"add the column `{VERDICTS[0]}`", VERDICTS[0])
     value = row[columns[0]]
@@ -279,7 +297,9 @@ JUDGED_FORMATS = (
         "HelpSteer2's preferences, HelpSteer3, LLMBar, PandaLM (its annotators' majority), AlpacaFarm, "
         "AlpacaEval, JudgeBench, Preference-Collection, Label Studio's JSON-MIN",
         "a question, two answers told apart as a and b, 1 and 2 or 0 and 1 (response_a, output_1, ...), and a verdict: "
-        + ", ".join(VERDICTS),
+        + ", ".join(VERDICTS)
+        + "; or a score of each: "
+        + ", ".join(f"{stem}_a" for stem in RATED),
         known=_known,
     ),
 )

@@ -37,7 +37,7 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
         return "these are two answers to each prompt, and no column that is read says which is better", _verdict(rows)
     if any(column.startswith(SIDES) for column in columns):
         return None  # pairs, by other names
-    if "answers" in columns and not columns & RATED:
+    if any(isinstance(row.get("answers"), list) for row in rows) and not columns & RATED:
         return "these are answers that nobody has compared yet", f"qdpo pairs vote {file}"
     if columns & PICTURES:
         return "these are rows with pictures, video or sound", "qdpo learns from text alone: take a dataset of text"

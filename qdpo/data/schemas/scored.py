@@ -110,9 +110,9 @@ def _read_list(row: Row, draw: Draw) -> Parts:
             raise BadRow(f"`{rated}` has not a score for each of `{listed}`", "null where there is none", rated)
         found = [(number(score), text) for score, text in zip(scores, texts, strict=True)]
         scored = [
-            (score, answer(text_of({listed: text}, listed)))
-            for score, text in found
-            if score is not None and isinstance(text, str) and text.strip()
+            (score, messages_of(said, listed) if isinstance(said, list) else answer(text_of({listed: said}, listed)))
+            for score, said in found
+            if score is not None and ((isinstance(said, list) and said) or (isinstance(said, str) and said.strip()))
         ]
     return _question(row), *_decided(scored, draw, listed)[1:]
 
@@ -179,7 +179,8 @@ STEERED_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 def _steered_answers(row: Row) -> list[dict[str, Any]]:
     """Of the rows of one prompt one item; HelpSteer is judged by its helpfulness, as its authors do."""
     members = row[MEMBERS]
-    return [{**members[0], "answers": [{"text": m.get("response"), "score": m.get("helpfulness")} for m in members]}]
+    said = {column: value for column, value in members[0].items() if column not in ("response", "helpfulness")}
+    return [{**said, "answers": [{"text": m.get("response"), "score": m.get("helpfulness")} for m in members]}]
 
 
 def _read_steered(row: Row, draw: Draw) -> Parts:
