@@ -18,8 +18,8 @@ STEMS = ("conversation", "conv", "response", "answer", "output", "completion", "
 MARKS = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"), ("left", "right"))
 """How the two are told apart, behind `response_` or `response`."""
 ASKED = ("prompt", "instruction", "question", "query", "input", "context", "orig_instruction")
-LONGEST_NAME = 40
-"""Characters below which a text may be the name of an answer."""
+A_NAME = re.compile(r"\s*\w{0,20}?(?:[ab012]|left|right)\s*", re.IGNORECASE)
+"""What any name of an answer looks like."""
 VERDICTS = (
     "winner",
     "better_response_id",
@@ -95,7 +95,7 @@ def _scores(row: Row) -> list[str]:
 
 def names_an_answer(row: Row, value: Any) -> bool:
     """Whether a value is no answer, but says which of two in other columns is meant."""
-    sides = sides_of(row) if isinstance(value, str) and len(value) < LONGEST_NAME else None
+    sides = sides_of(row) if isinstance(value, str) and A_NAME.fullmatch(value) else None
     return sides is not None and _place(value.strip().lower(), sides[:2], sides[2]) is not None
 
 
