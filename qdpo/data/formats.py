@@ -84,14 +84,15 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         The format that most of the rows have (the more specific one of two), and what it was known by.
 
     Raises:
-        DataError: no known format fits; says what the rows are instead, or which columns they have.
+        DataError: no known format fits, or rows of one can be read in two ways; says what the rows are instead, or
+            which columns they have.
     """
     if wanted != "auto":
-        return BY_NAME[wanted], "set by data.format"
+        return _undoubted(BY_NAME[wanted], rows, source), "set by data.format"
     found = [(reasons, format) for format in FORMATS if (reasons := [r for row in rows if (r := format.known_by(row))])]
     if found:
         reasons, format = max(found, key=lambda entry: len(entry[0]))
-        return format, reasons[0]
+        return _undoubted(format, rows, source), reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     message = f"{source}: no known preference format has the columns {names_of(map(_quoted, columns)) or '(none)'}"
     if else_ := what_else(rows, source):
@@ -103,6 +104,12 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         renamed = names_of(name for column, name in tidy.items() if column != name)
         raise DataError(message, f"write the names of columns in small letters, with _ for other signs: {renamed}")
     raise DataError(message, f"name the columns: `data.columns={{{guess}}}`, or set data.format")
+
+
+def _undoubted(format: Format, rows: Sequence[Row], source: str) -> Format:
+    if format.doubt and (doubt := format.doubt(rows)):
+        raise DataError(f"{source}: {doubt[0]}", doubt[1])
+    return format
 
 
 def names_of(columns: Iterable[str]) -> str:

@@ -111,11 +111,18 @@ def test_a_preference_between_one_and_two(verdict: object, better: str | None, t
     assert not report.faults
 
 
-def test_of_answers_counted_from_one_zero_is_no_verdict(tmp_path: Path):
-    """0 and 1 would be the first and the second: read as a tie and the first, half would be lost and half swapped."""
-    rows = [{"prompt": "Q?", "response_1": "a", "response_2": "b", "label": label} for label in (0, 1)]
-    _, _, report = rows_of(tmp_path / "a.jsonl", rows)
+@pytest.mark.parametrize(("first", "labels"), [(1, (0, 1)), (0, (1, 2)), (1, ("0", "1.0"))])
+def test_verdicts_that_count_otherwise_than_the_answers_are_refused(first: int, labels: tuple, tmp_path: Path):
+    """0 and 1 may be the first and the second, or none and the first: half would be lost and the other half swapped."""
+    answers = {f"response_{first}": "a", f"response_{first + 1}": "b"}
+    rows = [{"prompt": "Q?", **answers, "label": label} for label in labels]
+    with pytest.raises(DataError, match="1 may be either"):
+        rows_of(tmp_path / "a.jsonl", rows)
+    # one such row among others is at fault
+    others = [{"prompt": "Q?", **answers, "label": label} for label in (first, first + 1)]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [*others, *rows])
     assert [(left.count, left.field) for left in report.left_out.values() if not left.inherent] == [(1, "label")]
+    assert [pair.chosen[0].content for pair in pairs[:2]] == ["a", "b"]
 
 
 @pytest.mark.parametrize(("scores", "better"), [((2, 8), "b"), (("0.5", "-1"), "a"), ((3, 3), None)])

@@ -99,6 +99,20 @@ def names_an_answer(row: Row, value: Any) -> bool:
     return sides is not None and _place(value.strip().lower(), sides[:2], sides[2]) is not None
 
 
+def _counted_otherwise(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """Verdicts of 0 and 1 on answers 1 and 2, or of 1 and 2 on answers 0 and 1: is 1 the first or the second?"""
+    for counted, marks in (({0, 1}, ("1", "2")), ({1, 2}, ("0", "1"))):
+        judged = [row for row in rows if (sides := sides_of(row)) and sides[2] == marks]
+        column = first_of(judged[0], VERDICTS) if judged else None
+        if column and column not in STRENGTHS and {number(row.get(column)) for row in judged} == counted:
+            low, high = sorted(counted)
+            return (
+                f"`{column}` is {low} or {high} and the answers are called {' and '.join(marks)}: 1 may be either",
+                f"write {marks[0]}, {marks[1]} or tie in `{column}`",
+            )
+    return None
+
+
 def winner(value: Any, sides: tuple[str, str], marks: tuple[str, str], column: str) -> int | None:
     """Which of two answers a verdict prefers: 0, 1, or None for a tie.
 
@@ -301,6 +315,7 @@ JUDGED_FORMATS = (
         + "; or a score of each: "
         + ", ".join(f"{stem}_a" for stem in RATED),
         known=_known,
+        doubt=_counted_otherwise,
     ),
 )
 """The formats of this file, the more specific one of two first."""
