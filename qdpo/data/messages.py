@@ -136,7 +136,7 @@ def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "
     """
     for key in row.keys() & keys.keys():
         # nothing, or the weight that all have, also as CSV writes it
-        if row[key] in (None, "", "[]", "{}") or row[key] in ([], {}) or number(row[key]) == 1:
+        if _is_nothing(row[key]) or number(row[key]) == 1:
             continue
         what, fix = keys[key]
         raise BadRow(
@@ -145,6 +145,11 @@ def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "
             column or key,
             shown(row[key]),
         )
+
+
+def _is_nothing(value: Any) -> bool:
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return value in (None, "", "[]", "{}") if inside is None else all(item is None for item in inside)
 
 
 def _joined(parts: list[Any], column: str) -> str:
@@ -189,6 +194,12 @@ def history_of(row: Row) -> list[Message]:
         "write [[question, answer], ...], or set data.ignore=[history]",
         "history",
     )
+
+
+def after_history(row: Row, turns: list[Message]) -> list[Message]:
+    """A conversation with the turns before it, where the row brings some."""
+    system = turns[:1] if turns and turns[0].role == "system" else []
+    return [*system, *history_of(row), *turns[len(system) :]]
 
 
 def answer(text: str) -> list[Message]:

@@ -150,8 +150,7 @@ def read_back(text: str, family: Family) -> Templated | None:
         if end < len(text):
             said = said.strip()
         if family.joins and messages and messages[-1].role == role:
-            said = f"{messages[-1].content}\n{said}"
-            messages.pop()
+            said = f"{messages.pop().content}\n{said}".strip()
         messages.append(Message(role, said))
     messages = [message for message in messages if message.content or message.role != "system"]
     if messages[-1].role != "assistant" or not all(message.content for message in messages[:-1]):

@@ -598,6 +598,10 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
         {"question": QUESTION, "response_model": "x", "response_A": BAD, "response_B": GOOD, "label": "B>A"},
     ),
     "a judge's verdict": ("judged", {"question": QUESTION, "answer_a": BAD, "answer_b": GOOD, "verdict": "[[B]]"}),
+    "a question, and answers as messages": (
+        "judged",
+        {"prompt": [user()], "response_a": [assistant(BAD)], "response_b": [assistant(GOOD)], "winner": "b"},
+    ),
     "a model's name": (
         "judged",
         {

@@ -197,11 +197,17 @@ def test_earlier_turns_stand_before_every_kind_of_question(tmp_path: Path):
         {"instruction": QUESTION, "generations": [GOOD, BAD], "ratings": [2, 1]},
         {"prompt": QUESTION, "response_a": GOOD, "response_b": BAD, "winner": "a"},
         {"question": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"prompt": [user()], "chosen": GOOD, "rejected": BAD},
+        {"conversations": [user()], "chosen": assistant(GOOD), "rejected": assistant(BAD)},
+        {"prompt": [user()], "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"prompt": [user()], "response_a": GOOD, "response_b": BAD, "winner": "a"},
     ]
     for shape in shapes:
         _, (pair,), report = rows_of(tmp_path / "a.jsonl", [shape | history])
         assert [message.content for message in pair.prompt] == ["Hi", "Hello!", QUESTION]
         assert "history" not in report.unread
+        _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [shape | history | {"system": "Be brief."}])
+        assert [message.content for message in pair.prompt] == ["Be brief.", "Hi", "Hello!", QUESTION]
 
 
 def test_two_conversations_of_ms_swift_have_one_prompt(tmp_path: Path):

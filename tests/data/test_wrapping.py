@@ -77,6 +77,9 @@ def test_alpaca_with_its_input(tmp_path: Path):
     prompt = f"{head}### Instruction:\nName the capital.\n\n### Input:\nFrance\n\n### Response:\n"
     _, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": GOOD, "rejected": BAD}])
     assert pairs[0].prompt == (Message("user", "Name the capital.\nFrance"),)
+    prompt = prompt.replace("France", "")
+    _, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": GOOD, "rejected": BAD}])
+    assert pairs[0].prompt == (Message("user", "Name the capital."),)
 
 
 def test_text_that_begins_the_answer_stays_in_both(tmp_path: Path):
@@ -273,6 +276,7 @@ def test_what_would_be_lost_is_refused_by_name_and_passed_over_when_asked(key: s
 
 def test_nothing_and_what_all_have_is_no_loss(tmp_path: Path):
     row = {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD, "images": [], "tools": None, "weight": 1.0}
+    row |= {"image": {"bytes": None, "path": None}, "videos": [None]}
     _, pairs, report = rows_of(tmp_path / "a.jsonl", [row, row | {"weight": "1.0"}])
     assert len(pairs) == 2
     assert not report.left_out

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 
 from qdpo.data.messages import (
+    after_history,
     answer,
-    history_of,
     message_of,
     messages_of,
     role_of,
@@ -80,14 +80,15 @@ def _prompt(row: Row, column: str) -> list[Message]:
     value = row.get(column)
     if isinstance(value, list):
         # An empty list, like an empty text, is an empty prompt.
-        return messages_of(value, column) if value else []
+        turns = messages_of(value, column) if value else []
+        return after_history(row, turns) if column != "history" else turns
     if isinstance(value, Mapping):
         return [message_of(value, column)]
     text = text_of(row, column, empty_ok=True)
     if column == "instruction" and row.get("input"):
         text = f"{text}\n{text_of(row, 'input')}"
     asked = [Message("user", text)] if text else []
-    return history_of(row) + asked if column != "history" else asked
+    return after_history(row, asked) if column != "history" else asked
 
 
 def _side(row: Row, column: str) -> list[Message]:
@@ -228,7 +229,7 @@ def _read_alpaca(row: Row, draw: Draw) -> Parts:
 
 
 def _read_llama_factory(row: Row, draw: Draw) -> Parts:
-    prompt = turns_of(row, "conversations")
+    prompt = after_history(row, turns_of(row, "conversations"))
     if prompt[0].role != "system":
         prompt = system_of(row) + prompt
     return prompt, _side(row, "chosen"), _side(row, "rejected"), scores_of(row)

@@ -79,7 +79,8 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
 def _verdict(rows: Sequence[Row]) -> str:
     says = next((column for row in rows for column, value in row.items() if names_an_answer(row, value)), None)
     names = {VERDICTS[0]: shortened(says, SHORT) if says else "YOUR_COLUMN"}
-    if not any(first_of(row, ASKED_OF_TWO) for row in rows):
+    talk = any(isinstance(row[side], list) for row in rows for side in (sides_of(row) or ())[:2])
+    if not talk and not any(first_of(row, ASKED_OF_TWO) for row in rows):
         names["prompt"] = "YOUR_COLUMN"
     mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in names.items())
     return f"name the column that does, which may say a, b or tie: `data.columns={{{mapping}}}`"

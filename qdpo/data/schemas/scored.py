@@ -9,8 +9,8 @@ from typing import Any
 
 from qdpo.data.messages import (
     SPEAKERS,
+    after_history,
     answer,
-    history_of,
     message_of,
     messages_of,
     split_conversations,
@@ -48,12 +48,12 @@ def _question(row: Row) -> list[Message]:
     if column is None:
         raise BadRow("no question", f"add the column `{ASKED[1]}`", ASKED[1])
     if isinstance(row[column], list):
-        turns = messages_of(row[column], column)
+        turns = after_history(row, messages_of(row[column], column))
         return [*(system_of(row) if turns[0].role != "system" else []), *turns]
     text = text_of(row, column)
     if column == "instruction" and row.get("input"):
         text = f"{text}\n{text_of(row, 'input')}"
-    return [*system_of(row), *history_of(row), Message("user", text)]
+    return [*system_of(row), *after_history(row, [Message("user", text)])]
 
 
 def _decided(scored: list[tuple[float, list[Message]]], draw: Draw, column: str) -> Parts:
