@@ -142,6 +142,18 @@ def test_answers_of_a_question_of_fact_are_not_called_uncompared(tmp_path: Path)
     assert "nobody" not in caught.value.message
 
 
+def test_a_verdict_is_followed_where_the_scores_say_otherwise_and_both_are_kept(tmp_path: Path):
+    row = {"prompt": "Q?", "response_a": "a", "response_b": "b", "winner": "b", "score_a": 9, "score_b": 2}
+    _, (pair,), report = rows_of(tmp_path / "a.jsonl", [row])
+    assert (pair.chosen[0].content, pair.scores) == ("b", (2, 9))
+    assert not report.unread
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row | {"score_b": 9}])
+    assert pair.chosen[0].content == "b"
+    shp = {"history": "Q?", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 9, "score_B": 2}
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [shp])
+    assert (pair.chosen[0].content, pair.scores) == ("b", (2, 9))
+
+
 def test_names_of_columns_as_a_spreadsheet_has_them(tmp_path: Path):
     row = {"Prompt": QUESTION, "Response A": GOOD, "Response B": BAD, "Winner": "A"}
     with pytest.raises(DataError) as caught:

@@ -177,16 +177,21 @@ def _verdict(row: Row, sides: tuple[str, str], marks: tuple[str, str]) -> int | 
         votes = Counter(_annotated(row[column], sides, marks, column) for column in columns if row[column] is not None)
         return None if votes[0] == votes[1] else int(votes[1] > votes[0])
     if len(columns) == 2 and columns == _scores(row):
-        first, second = (number(row[column]) for column in columns)
-        if first is None or second is None:
+        scores = _scored(row)
+        if scores is None:
             raise BadRow("the answers have no score each", "write two numbers", columns[0])
-        return None if first == second else int(second > first)
+        return None if scores[0] == scores[1] else int(scores[1] > scores[0])
     if not columns:
         raise BadRow("no verdict", f"add the column `{VERDICTS[0]}`", VERDICTS[0])
     value = row[columns[0]]
     if isinstance(value, str) and (models := [row.get(f"model_{mark}") for mark in marks]).count(value) == 1:
         return models.index(value)
     return winner(value, sides, marks, columns[0])
+
+
+def _scored(row: Row) -> tuple[float, float] | None:
+    first, second = ([number(row[column]) for column in _scores(row)] + [None, None])[:2]
+    return None if first is None or second is None else (first, second)
 
 
 def _annotated(value: Any, sides: tuple[str, str], marks: tuple[str, str], column: str) -> int | None:
@@ -236,7 +241,8 @@ def _read(row: Row, draw: Draw) -> Parts:
         if sides[0] and sides[1]:
             return _by_turns([turns, *filter(None, sides)], won)
     chosen, rejected = ordered([answer(text_of(row, column)) for column in (first, second)], won)
-    return _question(row, asked), chosen, rejected, None
+    scores = _scored(row)
+    return _question(row, asked), chosen, rejected, scores[::-1] if scores and won else scores
 
 
 def _question(row: Row, column: str) -> list[Message]:
