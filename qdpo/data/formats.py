@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qdpo.data.messages import SYSTEM
-from qdpo.data.pieces import SCORES, Row, number
+from qdpo.data.pieces import SCORES, Row, number, quoted
 from qdpo.data.schemas import BY_NAME, FORMATS
 from qdpo.data.schemas.columns import ASKED, SIDES, TALKED
 from qdpo.data.schemas.judged import VERDICTS
 from qdpo.data.schemas.others import what_else
 from qdpo.data.schemas.shape import Format
 from qdpo.errors import ConfigError, DataError
-from qdpo.foreign import SHORT, shortened, shown, visible
+from qdpo.foreign import SHORT, shortened, visible
 
 OURS = sorted(
     {column for format in FORMATS for column in format.columns}
@@ -37,8 +37,6 @@ LIKE = {
     "rejected": re.compile("reject|dispref|non_?pref|unpref|worse|worst|bad|lose|losing|negat"),
 }
 """What the names of columns look like that hold these."""
-PLAIN = re.compile(r"[\w./-]+(:[\w./-]+)*")
-"""Names that need no quotes, neither for a reader nor in YAML."""
 NEVER = re.compile(
     r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|preference|_by$"
 )
@@ -94,7 +92,7 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         reasons, format = max(found, key=lambda entry: len(entry[0]))
         return _undoubted(format, rows, source), reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    message = f"{source}: no known preference format has the columns {names_of(map(_quoted, columns)) or '(none)'}"
+    message = f"{source}: no known preference format has the columns {names_of(map(quoted, columns)) or '(none)'}"
     if else_ := what_else(rows, source):
         raise DataError(f"{message}: {else_[0]}", else_[1])
     guess = _guess(rows)
@@ -118,10 +116,6 @@ def names_of(columns: Iterable[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _quoted(column: str) -> str:
-    return column if PLAIN.fullmatch(column) else shown(column)
-
-
 def _guess(rows: Sequence[Row]) -> str:
     """The most likely mapping of a dataset's own column names; what holds no text or messages is never offered."""
     free = list(dict.fromkeys(str(column) for row in rows for column in row if _may_be_said(column, row[column])))
@@ -135,7 +129,7 @@ def _guess(rows: Sequence[Row]) -> str:
         close = close or [column for column, low in lowered if LIKE[ours].search(low)]
         close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.75)
         free = [column for column in free if column not in close[:1]]
-        mapping.append(f"{ours}: {names_of(map(_quoted, close[:1])) or 'YOUR_COLUMN'}")
+        mapping.append(f"{ours}: {names_of(map(quoted, close[:1])) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
 
 

@@ -676,9 +676,10 @@ NO_PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
         {"data_source": "x", "prompt": [user()], "ability": "math", "reward_model": {"ground_truth": "1"}},
     ),
     "two answers without a verdict": (
-        "which is better",
+        "which of them is better",
         {"id": "1", "prompt": QUESTION, "response_a": GOOD, "response_b": BAD},
     ),
+    "two answers without a question": ("what was asked", {"text_1": GOOD, "text_2": BAD, "winner": "1"}),
     "answers without scores": ("none is said to be better", {"prompt": QUESTION, "responses": [GOOD, BAD], "n": 2}),
     "answers that nobody compared": ("nobody has compared", {"prompt": QUESTION, "answers": [GOOD, BAD]}),
     "pictures": ("pictures", {"image": "a.png", "question": QUESTION, "answer": GOOD}),

@@ -173,7 +173,7 @@ def test_an_answer_that_only_names_another_column_is_a_fault(tmp_path: Path):
     ((_, left),) = report.left_out.items()
     assert "data.columns={winner: chosen}" in left.fix
     del row["rejected"]
-    with pytest.raises(DataError, match="which is better") as caught:
+    with pytest.raises(DataError, match="which of them is better") as caught:
         rows_of(tmp_path / "a.jsonl", [row])
     assert "data.columns={winner: chosen}" in str(caught.value.hint)
     _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row], columns={"winner": "chosen"})

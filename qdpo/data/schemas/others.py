@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdpo.data.pieces import Row
+from qdpo.data.pieces import Row, quoted
 from qdpo.data.schemas.judged import ASKED as ASKED_OF_TWO
 from qdpo.data.schemas.judged import VERDICTS, names_an_answer, sides_of
 from qdpo.data.schemas.scored import LISTED
 from qdpo.data.schemas.shape import first_of
-from qdpo.foreign import SHORT, shortened
 
 ASKED = frozenset({"prompt", "question", "instruction", "query", "input", "messages", "conversations", "conversation"})
 ANSWERED = frozenset({"completion", "response", "answer", "output", "completions", "text"})
@@ -33,8 +32,8 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
     made = f"qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
     if {"comparison", "vote"} <= columns:
         return "these are votes", f"{made}"
-    if any(map(sides_of, rows)):
-        return "these are two answers to each prompt, and no column that is read says which is better", _verdict(rows)
+    if any(map(sides_of, rows)) and not any(column.startswith("rejected") for column in columns):
+        return _verdict(rows)
     if any(column.startswith(SIDES) for column in columns):
         return None  # pairs, by other names
     if any(isinstance(row.get("answers"), list) for row in rows) and not columns & RATED:
@@ -76,14 +75,22 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
     return None
 
 
-def _verdict(rows: Sequence[Row]) -> str:
-    says = next((column for row in rows for column, value in row.items() if names_an_answer(row, value)), None)
-    names = {VERDICTS[0]: shortened(says, SHORT) if says else "YOUR_COLUMN"}
+def _verdict(rows: Sequence[Row]) -> tuple[str, str] | None:
+    """What two answers lack: a verdict, a question, or both; None where some rows have the one, some the other."""
+    lacks = {}
+    if not any(first_of(row, VERDICTS) for row in rows):
+        says = next((column for row in rows for column, value in row.items() if names_an_answer(row, value)), None)
+        lacks[VERDICTS[0]] = "which of them is better", quoted(says) if says else "YOUR_COLUMN"
     talk = any(isinstance(row[side], list) for row in rows for side in (sides_of(row) or ())[:2])
     if not talk and not any(first_of(row, ASKED_OF_TWO) for row in rows):
-        names["prompt"] = "YOUR_COLUMN"
-    mapping = ", ".join(f"{ours}: {theirs}" for ours, theirs in names.items())
-    return f"name the column that does, which may say a, b or tie: `data.columns={{{mapping}}}`"
+        lacks["prompt"] = "what was asked", "YOUR_COLUMN"
+    if not lacks:
+        return None
+    mapping = ", ".join(f"{ours}: {theirs}" for ours, (_, theirs) in lacks.items())
+    missing = " and ".join(what for what, _ in lacks.values())
+    return f"these are two answers a row, and no column that is read says {missing}", (
+        f"name the columns that do: `data.columns={{{mapping}}}`; a verdict may say a, b or tie"
+    )
 
 
 def _is_steps(rows: Sequence[Row]) -> bool:
