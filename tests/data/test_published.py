@@ -154,6 +154,43 @@ def test_a_verdict_is_followed_where_the_scores_say_otherwise_and_both_are_kept(
     assert (pair.chosen[0].content, pair.scores) == ("b", (2, 9))
 
 
+def test_columns_that_are_null_in_all_rows_say_nothing(tmp_path: Path):
+    """As in Parquet of several datasets in one; a null where other rows have something is a fault still."""
+    null = dict.fromkeys(("prompt", "conversations", "instruction", "history", "messages"))
+    shapes = [
+        {"question": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"input": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"chosen": [user(), assistant(GOOD)], "rejected": [user(), assistant(BAD)]},
+        {"query": QUESTION, "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"question": QUESTION, "response_a": GOOD, "response_b": BAD, "winner": "a", "preference": None},
+    ]
+    for shape in shapes:
+        _, pairs, report = rows_of(tmp_path / "a.jsonl", [null | shape] * 2)
+        assert [pair.prompt[0].content for pair in pairs] == [QUESTION] * 2
+        assert not report.left_out
+    row = {"prompt": QUESTION, "chosen": None, "rejected": BAD}
+    for rows in ([row] * 2, [row | {"chosen": GOOD}, row, row]):
+        _, _, report = rows_of(tmp_path / "a.jsonl", rows)
+        assert [(left.count, left.field) for left in report.left_out.values()] == [(2, "chosen")]
+
+
+def test_why_a_format_was_recognised_is_bounded_and_visible(tmp_path: Path):
+    fields = {"prompt": QUESTION, "response_1": GOOD, "response_2": BAD, "k" * 100_000: "x", "\x1b[31m": "y"}
+    fields |= {f"field{n}": "z" for n in range(1000)}
+    for row in (
+        {"fields": fields, "responses": {"p": [{"value": "response_1"}]}},
+        {
+            "data": {name.replace("response_", "answer"): said for name, said in fields.items()},
+            "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}],
+        },
+        {"k" * 100_000: str([user()]), "prompt": QUESTION, "chosen": GOOD, "rejected": BAD},
+    ):
+        opened, pairs, _ = rows_of(tmp_path / "a.jsonl", [row])
+        assert len(pairs) == 1
+        assert len(opened.reader.reason) < 1000
+        assert "\x1b" not in opened.reader.reason
+
+
 def test_names_of_columns_as_a_spreadsheet_has_them(tmp_path: Path):
     row = {"Prompt": QUESTION, "Response A": GOOD, "Response B": BAD, "Winner": "A"}
     with pytest.raises(DataError) as caught:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, zip_longest
 from typing import Any
 
 from qdpo.data.messages import answer, messages_of, system_of
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import BadRow, Row, Tie, number, text_of
+from qdpo.data.pieces import BadRow, Row, Tie, number, quoted, text_of
 from qdpo.data.schemas.judged import ordered, sides_of, winner
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
 
 ASKED = ("prompt", "instruction", "question", "query", "input", "context", "chat", "conversation", "messages")
 ANSWERS = ("response", "answer", "completion", "generation", "reply")
 """What the names of Argilla's fields begin with that hold an answer."""
+
+
+def _names(columns: Iterable[Any]) -> str:
+    return ", ".join(quoted(str(column)) for column in islice(columns, 10))
 
 
 def _asked(fields: Row, column: str) -> list[Message]:
@@ -31,9 +35,9 @@ def _argilla_known(row: Row) -> str | None:
     if record is None or len(_answers(record["fields"])) != 2 or not first_of(record["fields"], ASKED):
         return None
     if "fields" in row:
-        return f"columns fields ({', '.join(row['fields'])}), responses: a record of Argilla"
+        return f"columns fields ({_names(row['fields'])}), responses: a record of Argilla"
     questions = (*record["responses"], *record["suggestions"])
-    return f"columns {', '.join(_answers(row))}, {questions[0]}: a record of Argilla" if questions else None
+    return f"columns {_names((*_answers(row), questions[0]))}: a record of Argilla" if questions else None
 
 
 def _record(row: Row) -> Row | None:
@@ -140,7 +144,7 @@ def _ranks(value: Any) -> dict[str, float | None]:
 def _studio_known(row: Row) -> str | None:
     data = row.get("data")
     if isinstance(data, Mapping) and isinstance(row.get("annotations"), list) and len(_studio_sides(data)) == 2:
-        return f"columns data ({', '.join(map(str, data))}), annotations: a task of Label Studio"
+        return f"columns data ({_names(data)}), annotations: a task of Label Studio"
     return None
 
 
