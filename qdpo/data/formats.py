@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qdpo.data.messages import SYSTEM
-from qdpo.data.pieces import SCORES, Row, number
+from qdpo.data.pieces import SCORES, Row, number, quoted
 from qdpo.data.schemas import BY_NAME, FORMATS
 from qdpo.data.schemas.columns import ASKED, SIDES, TALKED
+from qdpo.data.schemas.judged import VERDICTS
 from qdpo.data.schemas.others import what_else
 from qdpo.data.schemas.shape import Format
 from qdpo.errors import ConfigError, DataError
@@ -18,13 +19,13 @@ from qdpo.foreign import SHORT, shortened, visible
 
 OURS = sorted(
     {column for format in FORMATS for column in format.columns}
-    | {"input", "history", *SYSTEM, *ASKED, *TALKED, *sum(SIDES, ()), *sum(SCORES, ())}
+    | {"input", "history", *SYSTEM, *ASKED, *TALKED, *sum(SIDES, ()), *sum(SCORES, ()), *VERDICTS}
 )
 """The columns that qdpo looks for; what data.columns may map."""
 
 # What people call the three columns, for a hint where nothing was recognised.
 SYNONYMS = {
-    "prompt": ("question", "instruction", "query", "input", "context", "user"),
+    "prompt": ("question", "instruction", "query", "input", "context", "user", "messages", "conversation"),
     "chosen": ("accepted", "good", "better", "winner", "preferred", "positive", "response_chosen", "chosen_answer"),
     "rejected": ("bad", "worse", "loser", "dispreferred", "negative", "reject", "response_rejected"),
 }
@@ -36,7 +37,9 @@ LIKE = {
     "rejected": re.compile("reject|dispref|non_?pref|unpref|worse|worst|bad|lose|losing|negat"),
 }
 """What the names of columns look like that hold these."""
-NEVER = re.compile(r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|_by$")
+NEVER = re.compile(
+    r"score|rating|reward|rank|label|(^|_)id$|^id_|model|source|policy|logp|margin|reason|preference|_by$"
+)
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -79,19 +82,32 @@ def recognise(rows: Sequence[Row], wanted: str, source: str) -> tuple[Format, st
         The format that most of the rows have (the more specific one of two), and what it was known by.
 
     Raises:
-        DataError: no known format fits; says what the rows are instead, or which columns they have.
+        DataError: no known format fits, or rows of one can be read in two ways; says what the rows are instead, or
+            which columns they have.
     """
     if wanted != "auto":
-        return BY_NAME[wanted], "set by data.format"
+        return _undoubted(BY_NAME[wanted], rows, source), "set by data.format"
     found = [(reasons, format) for format in FORMATS if (reasons := [r for row in rows if (r := format.known_by(row))])]
     if found:
         reasons, format = max(found, key=lambda entry: len(entry[0]))
-        return format, reasons[0]
+        return _undoubted(format, rows, source), reasons[0]
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-    message = f"{source}: no known preference format has the columns {names_of(columns) or '(none)'}"
+    message = f"{source}: no known preference format has the columns {names_of(map(quoted, columns)) or '(none)'}"
     if else_ := what_else(rows, source):
         raise DataError(f"{message}: {else_[0]}", else_[1])
-    raise DataError(message, f"name the columns: `data.columns={{{_guess(rows)}}}`, or set data.format")
+    guess = _guess(rows)
+    tidy = {column: re.sub(r"\W+", "_", column.strip().lower()) for column in columns}
+    tidied = [{tidy[str(column)]: value for column, value in row.items()} for row in rows]
+    if "YOUR_COLUMN" in guess and any(format.known_by(row) for format in FORMATS for row in tidied):
+        renamed = names_of(name for column, name in tidy.items() if column != name)
+        raise DataError(message, f"write the names of columns in small letters, with _ for other signs: {renamed}")
+    raise DataError(message, f"name the columns: `data.columns={{{guess}}}`, or set data.format")
+
+
+def _undoubted(format: Format, rows: Sequence[Row], source: str) -> Format:
+    if format.doubt and (doubt := format.doubt(rows)):
+        raise DataError(f"{source}: {doubt[0]}", doubt[1])
+    return format
 
 
 def names_of(columns: Iterable[str]) -> str:
@@ -111,15 +127,16 @@ def _guess(rows: Sequence[Row]) -> str:
         lowered = [(column, column.lower()) for column in free]
         close = [column for column, low in lowered if low in names]
         close = close or [column for column, low in lowered if LIKE[ours].search(low)]
-        close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.6)
+        close = close or difflib.get_close_matches(ours, free, n=1, cutoff=0.75)
         free = [column for column in free if column not in close[:1]]
-        mapping.append(f"{ours}: {names_of(close[:1]) or 'YOUR_COLUMN'}")
+        mapping.append(f"{ours}: {names_of(map(quoted, close[:1])) or 'YOUR_COLUMN'}")
     return ", ".join(mapping)
 
 
 def _may_be_said(column: Any, value: Any) -> bool:
     """Whether a column may hold a question or an answer: text or messages, not a score, a label or a name."""
-    said = (isinstance(value, str) and number(value) is None) or isinstance(value, list | Mapping)
+    texts = value if isinstance(value, list) else [value]
+    said = any((isinstance(t, str) and number(t) is None) or isinstance(t, Mapping) for t in texts)
     return said and not NEVER.search(str(column).lower())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qdpo.data.pairs import Message
-from qdpo.data.pieces import BadRow, Row, checked, same_answers, text_of, type_in_words
+from qdpo.data.pieces import BadRow, Row, checked, number, same_answers, text_of, type_in_words
 from qdpo.foreign import shown
 from qdpo.grammar import with_article
 
@@ -30,6 +30,8 @@ TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "ipy
 
 SAID_IN = ("content", "value", "text", "parts")
 """The keys under which messages hold what was said."""
+OF_TEXT = ("text", "input_text", "output_text", None)
+"""Types of the parts of a message that are text."""
 
 IN_ROWS = dict.fromkeys(
     ("image", "images", "video", "videos", "audio", "audios"),
@@ -80,7 +82,7 @@ def message_of(item: Any, column: str) -> Message:
         raise BadRow(
             f"`{column}` holds {type_in_words(item)}, expected messages with role and content", MESSAGES, column
         )
-    named = item.get("role", item.get("from"))
+    named = _speaker(item)
     role = SPEAKERS.get(str(named).lower())
     if role is None:
         if str(named).lower() in TOOL_ROLES:
@@ -98,8 +100,7 @@ def message_of(item: Any, column: str) -> Message:
         )
     message = f"{with_article(role)} message"
     refuse_unread(item, IN_MESSAGES, column)
-    message = f"{with_article(role)} message"
-    content = next((item[key] for key in SAID_IN if key in item), None)
+    content = next((item[key] for key in SAID_IN if item.get(key) is not None), None)
     if isinstance(content, list):
         content = _joined(content, column)
     if content is None:
@@ -114,6 +115,16 @@ def message_of(item: Any, column: str) -> Message:
     return Message(role, checked(content, column, empty_ok=role == "system", where=f"has {message} that "))
 
 
+def _speaker(item: Row) -> Any:
+    # a key without a value is none: Parquet gives every message the keys of all
+    return item["from"] if item.get("role") is None and "from" in item else item.get("role")
+
+
+def role_of(item: Any) -> str | None:
+    """Who speaks in a message; None for anything else."""
+    return SPEAKERS.get(str(_speaker(item)).lower()) if isinstance(item, Mapping) else None
+
+
 def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "") -> None:
     """Refuse what is a part of what was said and would not be read.
 
@@ -126,8 +137,8 @@ def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "
         BadRow: it holds such a thing.
     """
     for key in row.keys() & keys.keys():
-        # nothing, or the weight that all have
-        if row[key] in (None, "", "[]", "{}", 1) or row[key] in ([], {}):
+        # nothing, or the weight that all have, also as CSV writes it
+        if _is_nothing(row[key]) or number(row[key]) == 1:
             continue
         what, fix = keys[key]
         raise BadRow(
@@ -138,12 +149,17 @@ def refuse_unread(row: Row, keys: Mapping[str, tuple[str, str]], column: str = "
         )
 
 
+def _is_nothing(value: Any) -> bool:
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    return value in (None, "", "[]", "{}") if inside is None else all(item is None for item in inside)
+
+
 def _joined(parts: list[Any], column: str) -> str:
     """Content given in parts ([{type: text, text: ...}]) as one text."""
     texts = []
     for part in parts:
         text = part.get("text", part.get("value")) if isinstance(part, Mapping) else part
-        if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type", "text") != "text"):
+        if not isinstance(text, str) or (isinstance(part, Mapping) and part.get("type") not in OF_TEXT):
             raise BadRow(
                 f"`{column}` has a message with a part that is not text", "leave pictures and sound out", column
             )
@@ -180,6 +196,12 @@ def history_of(row: Row) -> list[Message]:
         "write [[question, answer], ...], or set data.ignore=[history]",
         "history",
     )
+
+
+def after_history(row: Row, turns: list[Message]) -> list[Message]:
+    """A conversation with the turns before it, where the row brings some."""
+    system = turns[:1] if turns and turns[0].role == "system" else []
+    return [*system, *history_of(row), *turns[len(system) :]]
 
 
 def answer(text: str) -> list[Message]:

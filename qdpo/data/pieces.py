@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qdpo.foreign import shown
+from qdpo.foreign import SHORT, shortened, shown
 
 Row = Mapping[str, Any]
 
@@ -46,6 +46,9 @@ KINDS |= {"list": "a list", "tuple": "a list", "dict": "an object"}
 AROUND = 30
 """Characters on either side of what is shown of a text."""
 
+PLAIN = re.compile(r"[\w./-]+(:[\w./-]+)*")
+"""Names that need no quotes."""
+
 CUT = "\udfff"
 """Where a text is taken apart before it is encoded: half a character, so that no row's text has it."""
 
@@ -64,6 +67,11 @@ SCORES = (
 def type_in_words(value: Any) -> str:
     """What a value is, in words of the file."""
     return KINDS.get(type(value).__name__, type(value).__name__)
+
+
+def quoted(column: str) -> str:
+    """The name of a column for a hint, in quotes where YAML or a reader needs them."""
+    return shortened(column, SHORT) if PLAIN.fullmatch(column) else shown(column)
 
 
 def around(text: str, place: int) -> str:

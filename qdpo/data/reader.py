@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from qdpo.data.formats import keeps_ties, recognise, rename
+from qdpo.data.formats import keeps_ties, names_of, recognise, rename
 from qdpo.data.messages import IN_ROWS, SAID_IN, check_turns, refuse_unread
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, Row, Tie, same_answers
-from qdpo.data.templated import family_in, family_of, read_back, without_end
-from qdpo.data.wrapped import unwrapped, wrapped_columns
+from qdpo.data.templated import family_in, family_of, read_back, with_mark, without_end
+from qdpo.data.wrapped import messages_in, unwrapped, wrapped_columns
+from qdpo.errors import DataError
 from qdpo.foreign import shown
 
 REPEATED = 20
@@ -66,19 +67,29 @@ class RowReader:
         self.refuses_turns = not plain and special_text != "split"
         self.unread: Counter[str] = Counter()
         self.wrapped: frozenset[str] = frozenset()
+        self.empty: frozenset[str] = frozenset()
         self.family = None
         self.repeats = False
         head = [self._renamed(row) for row in rows]
         self.wrapped = wrapped_columns(head)
         head = [row for row in map(self._try_unwrapped, head) if row is not None] or head
-        self.format, self.reason = recognise(head, wanted, source)
+        # Parquet gives every row the columns of all: what is null in all rows says nothing
+        said_in = {column for row in head for column, said in row.items() if said is not None}
+        if wanted == "auto":
+            self.empty = frozenset(column for row in head for column in row if column not in said_in)
+        try:
+            self.format, self.reason = recognise([self._without_empty(row) for row in head], wanted, source)
+        except DataError:
+            self.empty = frozenset()
+            self.format, self.reason = recognise(head, wanted, source)
+        head = [self._without_empty(row) for row in head]
         self.keeps_ties = keeps_ties(ties, self.format)
         said = list(self._said(head))
         self.repeats = bool(said) and all(_repeats(*texts) for texts in said)
         if not plain and said:
             self.family = family_of([prompt for prompt, *_ in said])
         found = [
-            (bool(self.wrapped), f"messages written as text in {', '.join(sorted(self.wrapped))}"),
+            (bool(self.wrapped), f"messages written as text in {names_of(sorted(self.wrapped))}"),
             (self.repeats, "the answers repeat the prompt, which is taken off"),
             (
                 self.family is not None,
@@ -110,6 +121,8 @@ class RowReader:
         self._count_unread(watched)
         prompt, chosen, rejected = self._without_wrapping(prompt, chosen, rejected)
         check_turns(prompt, chosen, rejected)
+        if self.refuses_turns:
+            _refuse_wrapped((*prompt, *chosen, *rejected))
         if chosen == rejected:
             raise same_answers()
         if scores and scores[0] == scores[1] and not self.keeps_ties:
@@ -135,10 +148,13 @@ class RowReader:
         row = rename(row, self.columns)
         return _ignoring(row, self.ignore) if self.ignore else row
 
+    def _without_empty(self, row: Row) -> Row:
+        return {c: said for c, said in row.items() if said is not None or c not in self.empty} if self.empty else row
+
     def _prepared(self, row: Any) -> Any:
         if not isinstance(row, dict):
             return row
-        renamed = self._renamed(row)
+        renamed = self._without_empty(self._renamed(row))
         if not self.wrapped:
             return renamed
         try:
@@ -163,7 +179,8 @@ class RowReader:
                 continue
             turns = prompt[1:] if prompt and prompt[0].role == "system" else prompt
             if len(turns) == 1 and chosen and rejected:
-                yield turns[0].content, chosen[0].content, rejected[0].content
+                asked, sides = with_mark(turns[0].content, [chosen[0].content, rejected[0].content])
+                yield asked, sides[0], sides[1]
 
     def _without_wrapping(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
@@ -174,6 +191,8 @@ class RowReader:
             return prompt, chosen, rejected
         asked, said = turns[0].content, [chosen[0].content, rejected[0].content]
         sides = said
+        if self.family:
+            asked, sides = with_mark(asked, sides)
         if self.repeats and _repeats(asked, *sides):
             sides = [side[len(asked) :] for side in sides]
         if self.family and (back := read_back(asked, self.family)):
@@ -210,6 +229,16 @@ class RowReader:
                 items = [item for item in value if isinstance(item, Mapping) and not {"role", "from"}.isdisjoint(item)]
                 others = {k for item in items for k, said in item.items() if k not in OF_MESSAGES and said is not None}
                 self.unread.update(f"{column}: {key}" for key in sorted(map(str, others)))
+
+
+def _refuse_wrapped(messages: Sequence[Message]) -> None:
+    for message in messages:
+        if messages_in(message.content) is not None:
+            raise BadRow(
+                "the row has a list of messages written as text where other rows have text",
+                "write all rows alike, or set data.special_text=split to take it as text",
+                example=shown(message.content),
+            )
 
 
 class _Watched(dict[str, Any]):

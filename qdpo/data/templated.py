@@ -36,11 +36,14 @@ class Family:
 
 
 END = re.compile(
-    r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<end_of_turn>|<eos>|</s>|<\|end_of_turn\|>)"
+    r"\s*(?:<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<end_of_turn>|<eos>|</s>|<\|end_of_turn\|>"
+    r"|<\|END_OF_TURN_TOKEN\|>|<｜end▁of▁sentence｜>)"
     r"(?:\s*(?:</s>|<eos>|<\|endoftext\|>))?\s*$"
 )
 """What the templates write behind a message."""
-BEGIN = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\|endoftext\|>)?\s*")
+BEGIN = re.compile(
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<\|endoftext\|>|<BOS_TOKEN>|<｜begin▁of▁sentence｜>)?\s*"
+)
 NOTHING = re.compile(r"\s*$")
 ALPACA = re.compile(
     r"\s*(?:Below is an instruction that describes a task(?:, paired with an input that provides further context)?\. "
@@ -65,6 +68,17 @@ FAMILIES = (
         BEGIN,
     ),
     Family(
+        "Command R",
+        re.compile(
+            r"<\|START_OF_TURN_TOKEN\|>(?:(?P<system><\|SYSTEM_TOKEN\|>)|(?P<user><\|USER_TOKEN\|>)"
+            r"|(?P<assistant><\|CHATBOT_TOKEN\|>))"
+        ),
+        END,
+        BEGIN,
+    ),
+    Family("DeepSeek", re.compile(r"<｜(User|Assistant)｜>"), END, BEGIN, preamble=True),
+    Family("OpenChat", re.compile(r"(?:GPT4 Correct|Code) (User|Assistant): ?"), END, BEGIN),
+    Family(
         "`### Human:`",
         re.compile(r"(?:^|\n)\s*### ?(Human|User|Assistant|System): ?"),
         NOTHING,
@@ -78,14 +92,20 @@ FAMILIES = (
         preamble=True,
         joins=True,
     ),
-    Family("`Human:` and `Assistant:`", re.compile(r"(?:^|\n)\s*(Human|Assistant): ?"), NOTHING),
+    Family("`Human:` and `Assistant:`", re.compile(r"(?:^|\n)\s*(Human|User|Assistant): ?"), NOTHING),
+    # DeepSpeed-Chat's own data
+    Family("`Human:` and `Assistant:` in a line", re.compile(r"(?:^|\s)(Human|User|Assistant): ?"), NOTHING),
     Family("Vicuna", re.compile(r"(?:^|\s|</s>)(USER|ASSISTANT): ?"), END, preamble=True),
 )
-ASKS = re.compile(
+SPEAKS = (
     r"(?:<\|im_start\|>\s*assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<\|assistant\|>"
-    r"|<extra_id_1>Assistant|\[/INST\]|###\s?(?:Response|Assistant):|Assistant:|ASSISTANT:)\s*$"
+    r"|<extra_id_1>Assistant|\[/INST\]|###\s?(?:Response|Assistant):|Assistant:|ASSISTANT:|<｜Assistant｜>"
+    r"|<\|START_OF_TURN_TOKEN\|><\|CHATBOT_TOKEN\|>|GPT4 Correct Assistant:)\s*"
 )
+ASKS = re.compile(SPEAKS + "$")
 """How a prompt ends that a template was written around."""
+ANSWERS = re.compile(r"\s*" + SPEAKS)
+"""How an answer begins that a template was written around."""
 SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 
 
@@ -121,7 +141,7 @@ def read_back(text: str, family: Family) -> Templated | None:
         messages.append(Message("system", rest.strip()))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     for mark, end in zip(marks, ends, strict=True):
-        role = mark.lastgroup or SPEAKERS[mark[1].lower()]
+        role = _role(mark)
         said = text[mark.end() : end]
         if found := SYSTEM.match(said):
             messages.append(Message("system", found[1].strip()))
@@ -130,8 +150,7 @@ def read_back(text: str, family: Family) -> Templated | None:
         if end < len(text):
             said = said.strip()
         if family.joins and messages and messages[-1].role == role:
-            said = f"{messages[-1].content}\n{said}"
-            messages.pop()
+            said = f"{messages.pop().content}\n{said}".strip()
         messages.append(Message(role, said))
     messages = [message for message in messages if message.content or message.role != "system"]
     if messages[-1].role != "assistant" or not all(message.content for message in messages[:-1]):
@@ -153,6 +172,30 @@ def family_of(texts: Sequence[str]) -> Family | None:
 def family_in(text: str) -> Family | None:
     """The family in which one text is written up to where the assistant begins to speak, or none."""
     return family_of([text]) if ASKS.search(text[-80:]) else None
+
+
+def asked_in(text: str) -> int | None:
+    """Where the assistant begins to speak for the last time in a text of a family; None in any other text."""
+    for family in FAMILIES:
+        marks = [mark for mark in family.opens.finditer(text) if _role(mark) == "assistant"]
+        if marks and read_back(text[: marks[-1].end()], family):
+            return marks[-1].end()
+    return None
+
+
+def with_mark(asked: str, sides: list[str]) -> tuple[str, list[str]]:
+    """The prompt with the assistant's mark that both answers begin with, and the answers without it."""
+    found = [ANSWERS.match(side) for side in sides]
+    marks = {mark[0] if mark else "" for mark in found}
+    if len(marks) > 1 or not all(marks) or ASKS.search(asked[-80:]):
+        return asked, sides
+    mark = marks.pop()
+    asked = asked if asked[-1:].isspace() else f"{asked}\n"
+    return asked + mark, [side[len(mark) :] for side in sides]
+
+
+def _role(mark: re.Match[str]) -> str:
+    return mark.lastgroup or SPEAKERS[mark[1].lower()]
 
 
 def without_end(text: str, family: Family) -> str:

@@ -16,12 +16,21 @@ LARGEST = 1 << 20
 LOST_COMMA = re.compile(r"\}\s*\n\s*\{")
 """Between two messages of a printed NumPy array; inside of texts, Python prints a line's end as `\\n`."""
 ARRAY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=object)?\)", re.DOTALL)
+TWICE = ('"[', '"{')
+"""How a text begins that was written as JSON twice."""
 LIKE = re.compile(r"\s*(?:array\()?[\[{]\s*[\[{]?\s*['\"](?:role|from|content|value|human|text)['\"]\s*:")
 
 
 def messages_in(text: str) -> Any:
     """The message or list of messages that a text is, as JSON or as Python writes it; None if it is something else."""
-    if not LIKE.match(text) or len(text) > LARGEST:
+    if len(text) > LARGEST:
+        return None
+    if text.startswith(TWICE):
+        try:
+            text = json.loads(text)
+        except ValueError:
+            return None
+    if not LIKE.match(text):
         return None
     for attempt in (text, LOST_COMMA.sub("}, {", ARRAY.sub(r"\1", text))):
         for parse in (json.loads, ast.literal_eval):

@@ -30,6 +30,7 @@ def gpt(text: str) -> dict[str, str]:
 WHOLE = {"chosen": [user(), assistant(GOOD)], "rejected": [user(), assistant(BAD)]}
 TEXTS = {"chosen": GOOD, "rejected": BAD}
 EARLIER = [user("Hi"), assistant("Hello!")]
+EMPTY = dict.fromkeys(("role", "content", "from", "value", "name", "tool_calls"))
 PARTS = [{"type": "text", "text": QUESTION}]
 
 
@@ -197,6 +198,25 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "OpenRLHF": ("implicit_prompt", {**WHOLE, "margin": 1.0}),
+    "DeepSpeed-Chat": (
+        "pairs",
+        {"prompt": f"Human: {QUESTION} Assistant:", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
+    ),
+    "OpenAI, parts of its newer interface": (
+        "openai",
+        {
+            "input": {"messages": [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]},
+            "preferred_output": [{"role": "assistant", "content": [{"type": "output_text", "text": GOOD}]}],
+            "non_preferred_output": [{"role": "assistant", "content": [{"type": "output_text", "text": BAD}]}],
+        },
+    ),
+    "Parquet, messages with the keys of several tools": (
+        "implicit_prompt",
+        {
+            "chosen": [EMPTY | user(), EMPTY | assistant(GOOD)],
+            "rejected": [EMPTY | human(), EMPTY | gpt(BAD)],
+        },
+    ),
     "Unsloth, ORPO": (
         "named_pairs",
         {"instruction": "Capital of", "input": "France?", "accepted": GOOD, "rejected": BAD},
@@ -227,6 +247,59 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "fields": {"prompt": QUESTION, "response1": GOOD, "response2": BAD},
             "responses": [{"user_id": "u", "status": "submitted", "values": {"best": {"value": "1"}}}],
+        },
+    ),
+    "Argilla 2, a rating beside the vote, one vote discarded": (
+        "argilla",
+        {
+            "fields": {"chat": [user()], "response_1": BAD, "response_2": GOOD},
+            "responses": {
+                "preference": [
+                    {"value": "response_1", "user_id": "u", "status": "discarded"},
+                    {"value": "response_2", "user_id": "v", "status": "submitted"},
+                ],
+                "difficulty": [{"value": 1, "user_id": "v"}],
+                "comment": [{"value": "Well.", "user_id": "v"}],
+            },
+        },
+    ),
+    "Argilla 2, a ranking in order": (
+        "argilla",
+        {
+            "fields": {"prompt": QUESTION, "reply-1": BAD, "reply-2": GOOD},
+            "responses": {"rank": [{"value": ["reply-2", "reply-1"], "user_id": "u"}]},
+        },
+    ),
+    "Argilla 2, as a dataset": (
+        "argilla",
+        {
+            "id": "1",
+            "status": "completed",
+            "prompt": QUESTION,
+            "response_1": BAD,
+            "response_2": GOOD,
+            "preference.responses": ["response_1", "response_2"],
+            "preference.responses.users": ["u", "v"],
+            "preference.responses.status": ["discarded", "submitted"],
+            "preference.suggestion": "response_1",
+        },
+    ),
+    "Argilla 1, as a dataset": (
+        "argilla",
+        {
+            "prompt": QUESTION,
+            "response-1": BAD,
+            "response-2": GOOD,
+            "ranking": [
+                {
+                    "user_id": "u",
+                    "value": {"rank": [1, 2], "value": ["response-2", "response-1"]},
+                    "status": "submitted",
+                }
+            ],
+            "ranking-suggestion": None,
+            "external_id": None,
+            "metadata": "{}",
         },
     ),
     "Label Studio": (
@@ -341,7 +414,26 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
         {"prompt": QUESTION, "initial_reason_steps": "Par", "chosen": "is.", "rejected": "ma.", "answer": "x"},
     ),
     "Intel/orca_dpo_pairs": ("orca", {"system": "", "question": QUESTION, "chosen": GOOD, "rejected": f" {BAD}"}),
+    "CValues-Comparison": ("named_pairs", {"prompt": QUESTION, "pos_resp": GOOD, "neg_resp": BAD, "type": "x"}),
     # several answers
+    "GPT-4-LLM's comparison_data": (
+        "scored_answers",
+        {
+            "user_input": QUESTION,
+            "responses_and_scores": [
+                {"response": BAD, "source": "a", "score": 4.0},
+                {"response": GOOD, "source": "b", "score": 9.0},
+            ],
+        },
+    ),
+    "answers as lists of messages": (
+        "scored_answers",
+        {"prompt": [user()], "responses": [[assistant(GOOD)], [assistant(BAD)]], "rewards": [1.0, -0.5]},
+    ),
+    "distilabel, a conversation": (
+        "scored_answers",
+        {"conversation": [user()], "generations": [GOOD, BAD, None], "ratings": [5.0, 1.0, None]},
+    ),
     "openbmb/UltraFeedback": (
         "ultrafeedback",
         {
@@ -489,6 +581,38 @@ ONE_ROW: dict[str, tuple[str, dict[str, Any]]] = {
         "judged",
         {"instruction": QUESTION, "input": "", "output_1": BAD, "output_2": GOOD, "preference": 2},
     ),
+    "AlpacaEval": (
+        "judged",
+        {
+            "instruction": QUESTION,
+            "output_1": BAD,
+            "generator_1": "x",
+            "output_2": GOOD,
+            "generator_2": "y",
+            "annotator": "weighted_alpaca_eval_gpt4_turbo",
+            "preference": 1.9987,
+        },
+    ),
+    "ScalerLab/JudgeBench": (
+        "judged",
+        {"question": QUESTION, "response_model": "x", "response_A": BAD, "response_B": GOOD, "label": "B>A"},
+    ),
+    "a judge's verdict": ("judged", {"question": QUESTION, "answer_a": BAD, "answer_b": GOOD, "verdict": "[[B]]"}),
+    "a question, and answers as messages": (
+        "judged",
+        {"prompt": [user()], "response_a": [assistant(BAD)], "response_b": [assistant(GOOD)], "winner": "b"},
+    ),
+    "a model's name": (
+        "judged",
+        {
+            "prompt": QUESTION,
+            "model_a": "x-7b",
+            "model_b": "y-7b",
+            "response_a": BAD,
+            "response_b": GOOD,
+            "winner": "y-7b",
+        },
+    ),
     "prometheus-eval/Preference-Collection": (
         "judged",
         {
@@ -542,6 +666,21 @@ NO_PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompts": ("prompts without answers", {"prompt": QUESTION}),
     "rated answers": ("score", {"prompt": QUESTION, "response": GOOD, "score": 4.0}),
     "trl-lib/prm800k": ("steps of reasoning", {"prompt": QUESTION, "completions": ["a", "b"], "labels": [True, False]}),
+    "axolotl, stepwise_supervised": (
+        "steps of reasoning",
+        {"prompt": QUESTION, "completions": ["a", "b"], "labels": [1, 0]},
+    ),
+    "doccano": ("classifier", {"id": 1, "text": GOOD, "label": ["city"]}),
+    "verl": (
+        "for RL",
+        {"data_source": "x", "prompt": [user()], "ability": "math", "reward_model": {"ground_truth": "1"}},
+    ),
+    "two answers without a verdict": (
+        "which of them is better",
+        {"id": "1", "prompt": QUESTION, "response_a": GOOD, "response_b": BAD},
+    ),
+    "two answers without a question": ("what was asked", {"text_1": GOOD, "text_2": BAD, "winner": "1"}),
+    "answers without scores": ("none is said to be better", {"prompt": QUESTION, "responses": [GOOD, BAD], "n": 2}),
     "answers that nobody compared": ("nobody has compared", {"prompt": QUESTION, "answers": [GOOD, BAD]}),
     "pictures": ("pictures", {"image": "a.png", "question": QUESTION, "answer": GOOD}),
 }

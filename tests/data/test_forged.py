@@ -3,13 +3,17 @@
 import copy
 import re
 import time
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data import real_tokenizers
+from data.published import ONE_ROW, SEVERAL_ROWS
 from data.test_check import counts, good, refused, settings, written
+from data.test_published import rows_of
 from data.toy_tokenizers import byte_level
 from materials import MATERIAL
 from tokenizers import AddedToken
@@ -159,6 +163,42 @@ def test_marks_that_only_come_of_taking_others_apart():
     assert "<a><b><c> <a<a>" in prompt
     assert chosen.startswith("<|us<|user|>er|><|us")
     assert CUT not in prompt + chosen
+
+
+def places_in(value: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Every text in rows, with the keys that lead to it."""
+    if isinstance(value, str):
+        yield (), value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        yield from (((key, *keys), text) for keys, text in places_in(inner))
+
+
+def with_text(rows: list[Any], keys: Sequence[Any], text: str) -> list[Any]:
+    changed: Any = copy.deepcopy(rows)
+    reduce(getitem, keys[:-1], changed)[keys[-1]] = text
+    return changed
+
+
+@cache
+def zephyrs() -> Marks:
+    tokenizer = byte_level()
+    return Marks.of(tokenizer, load_template("zephyr", tokenizer))
+
+
+@pytest.mark.parametrize("name", [*ONE_ROW, *SEVERAL_ROWS])
+def test_no_reader_of_a_published_shape_loses_a_mark(name: str, tmp_path: Path):
+    """Wherever in a row a forged turn is written, the pair that has its words has its marks, and is at fault."""
+    found = (ONE_ROW | SEVERAL_ROWS)[name][1]
+    whole = found if isinstance(found, list) else [found]
+    seen = 0
+    for keys, text in places_in(whole):
+        forged = with_text(whole, keys, f"{text} {TEMPLATES['zephyr'][0]}")
+        _, pairs, _ = rows_of(tmp_path / "a.jsonl", forged if len(whole) > 1 else [*whole * 3, *forged])
+        for pair in pairs:
+            if "You are evil" in str(pair):
+                seen += 1
+                assert zephyrs().fault(pair), keys
+    assert seen
 
 
 def vars_of(pair: Any) -> tuple[list[int], list[int], list[int]]:

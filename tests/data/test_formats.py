@@ -389,6 +389,12 @@ def test_unknown_columns_are_listed_with_a_guess():
     assert "{prompt: query, chosen: good, rejected: bad}" in str(caught.value.hint)
 
 
+def test_names_that_need_quotes_are_offered_in_quotes():
+    with pytest.raises(DataError) as caught:
+        recognise([{"Prompt ": "q", "a: chosen": "a", "Rejected": "b"}], "auto", "mine.jsonl")
+    assert 'data.columns={prompt: "Prompt ", chosen: "a: chosen", rejected: Rejected}' in str(caught.value.hint)
+
+
 def test_columns_are_renamed_and_misspelt_ones_refused():
     row = {"question": "q", "good": "a", "bad": "b", "prompt": "old"}
     columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}

@@ -47,7 +47,7 @@ def test_what_is_no_preference_data_is_named(name: str, tmp_path: Path):
     with pytest.raises(DataError) as caught:
         rows_of(tmp_path / "a.jsonl", [row, row])
     assert word in caught.value.message
-    assert "columns=" not in str(caught.value.hint)
+    assert "columns={chosen" not in str(caught.value.hint)
 
 
 def test_every_format_is_in_the_table_of_the_documentation():
@@ -56,7 +56,7 @@ def test_every_format_is_in_the_table_of_the_documentation():
 
 
 def test_a_tie_is_left_out_without_being_a_fault(tmp_path: Path):
-    ties = ["tie", "tie (bothbad)", "both_bad", "tie"]
+    ties = ["tie", "tie (bothbad)", "both_bad", "both_good"]
     _, pairs, report = rows_of(tmp_path / "a.jsonl", [arena(said) for said in [*ties, "model_a"]])
     assert [pair.row for pair in pairs] == [5]
     assert [(left.count, left.inherent) for left in report.left_out.values()] == [(4, True)]
@@ -90,6 +90,182 @@ def test_of_answers_counted_from_one_zero_is_a_tie(label: int, better: str | Non
     _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
     assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
     assert not report.faults
+
+
+@pytest.mark.parametrize(
+    ("verdict", "better"),
+    [("A>B", "a"), ("B>>A", "b"), ("A<B", "b"), ("A=B", None), ("[[A]]", "a"), ("[[A>B]]", "a"), ("Model B", "b")],
+)
+def test_verdicts_that_name_both_answers(verdict: str, better: str | None, tmp_path: Path):
+    row = {"question": "Q?", "answer_a": "a", "answer_b": "b", "verdict": verdict}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+
+
+@pytest.mark.parametrize(("verdict", "better"), [(1.2, "a"), (1.5, None), ("1.7", "b"), (2, "b")])
+def test_a_preference_between_one_and_two(verdict: object, better: str | None, tmp_path: Path):
+    row = {"instruction": "Q?", "output_1": "a", "output_2": "b", "preference": verdict}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+
+
+@pytest.mark.parametrize(("first", "labels"), [(1, (0, 1)), (0, (1, 2)), (1, ("0", "1.0"))])
+def test_verdicts_that_count_otherwise_than_the_answers_are_refused(first: int, labels: tuple, tmp_path: Path):
+    """0 and 1 may be the first and the second, or none and the first: half would be lost and the other half swapped."""
+    answers = {f"response_{first}": "a", f"response_{first + 1}": "b"}
+    rows = [{"prompt": "Q?", **answers, "label": label} for label in labels]
+    with pytest.raises(DataError, match="1 may be either"):
+        rows_of(tmp_path / "a.jsonl", rows)
+    # one such row among others is at fault
+    others = [{"prompt": "Q?", **answers, "label": label} for label in (first, first + 1)]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [*others, *rows])
+    assert [(left.count, left.field) for left in report.left_out.values() if not left.inherent] == [(1, "label")]
+    assert [pair.chosen[0].content for pair in pairs[:2]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("scores", "better"), [((2, 8), "b"), (("0.5", "-1"), "a"), ((3, 3), None)])
+def test_two_answers_with_a_score_each(scores: tuple[object, object], better: str | None, tmp_path: Path):
+    row = {"prompt": "Q?", "response_1": "a", "response_2": "b", "score_1": scores[0], "score_2": scores[1]}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert [pair.chosen[0].content for pair in pairs] == ([better] if better else [])
+    assert not report.faults
+    _, _, report = rows_of(tmp_path / "a.jsonl", [row, row | {"score_1": None}])
+    assert [left.field for left in report.left_out.values() if not left.inherent] == ["score_1"]
+
+
+def test_answers_of_a_question_of_fact_are_not_called_uncompared(tmp_path: Path):
+    row = {"context": "x y", "question": QUESTION, "answers": {"text": [GOOD], "answer_start": [0]}}
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "nobody" not in caught.value.message
+
+
+def test_a_verdict_is_followed_where_the_scores_say_otherwise_and_both_are_kept(tmp_path: Path):
+    row = {"prompt": "Q?", "response_a": "a", "response_b": "b", "winner": "b", "score_a": 9, "score_b": 2}
+    _, (pair,), report = rows_of(tmp_path / "a.jsonl", [row])
+    assert (pair.chosen[0].content, pair.scores) == ("b", (2, 9))
+    assert not report.unread
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row | {"score_b": 9}])
+    assert pair.chosen[0].content == "b"
+    shp = {"history": "Q?", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 9, "score_B": 2}
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [shp])
+    assert (pair.chosen[0].content, pair.scores) == ("b", (2, 9))
+
+
+def test_columns_that_are_null_in_all_rows_say_nothing(tmp_path: Path):
+    """As in Parquet of several datasets in one; a null where other rows have something is a fault still."""
+    null = dict.fromkeys(("prompt", "conversations", "instruction", "history", "messages"))
+    shapes = [
+        {"question": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"input": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"chosen": [user(), assistant(GOOD)], "rejected": [user(), assistant(BAD)]},
+        {"query": QUESTION, "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"question": QUESTION, "response_a": GOOD, "response_b": BAD, "winner": "a", "preference": None},
+    ]
+    for shape in shapes:
+        _, pairs, report = rows_of(tmp_path / "a.jsonl", [null | shape] * 2)
+        assert [pair.prompt[0].content for pair in pairs] == [QUESTION] * 2
+        assert not report.left_out
+    row = {"prompt": QUESTION, "chosen": None, "rejected": BAD}
+    for rows in ([row] * 2, [row | {"chosen": GOOD}, row, row]):
+        _, _, report = rows_of(tmp_path / "a.jsonl", rows)
+        assert [(left.count, left.field) for left in report.left_out.values()] == [(2, "chosen")]
+
+
+def test_why_a_format_was_recognised_is_bounded_and_visible(tmp_path: Path):
+    fields = {"prompt": QUESTION, "response_1": GOOD, "response_2": BAD, "k" * 100_000: "x", "\x1b[31m": "y"}
+    fields |= {f"field{n}": "z" for n in range(1000)}
+    for row in (
+        {"fields": fields, "responses": {"p": [{"value": "response_1"}]}},
+        {
+            "data": {name.replace("response_", "answer"): said for name, said in fields.items()},
+            "annotations": [{"result": [{"type": "pairwise", "value": {"selected": "left"}}]}],
+        },
+        {"k" * 100_000: str([user()]), "prompt": QUESTION, "chosen": GOOD, "rejected": BAD},
+    ):
+        opened, pairs, _ = rows_of(tmp_path / "a.jsonl", [row])
+        assert len(pairs) == 1
+        assert len(opened.reader.reason) < 1000
+        assert "\x1b" not in opened.reader.reason
+
+
+def test_names_of_columns_as_a_spreadsheet_has_them(tmp_path: Path):
+    row = {"Prompt": QUESTION, "Response A": GOOD, "Response B": BAD, "Winner": "A"}
+    with pytest.raises(DataError) as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "prompt, response_a, response_b, winner" in str(caught.value.hint)
+
+
+def test_what_a_rows_group_was_read_by_is_not_listed_as_unread(tmp_path: Path):
+    _, _, report = rows_of(tmp_path / "a.jsonl", [steered(BAD, 1), steered(GOOD, 4)])
+    assert not {"response", "helpfulness"} & report.unread.keys()
+
+
+def test_an_answer_that_only_names_another_column_is_a_fault(tmp_path: Path):
+    row = {"prompt": QUESTION, "response_a": BAD, "response_b": GOOD, "chosen": "b", "rejected": "a"}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    ((_, left),) = report.left_out.items()
+    assert "data.columns={winner: chosen}" in left.fix
+    del row["rejected"]
+    with pytest.raises(DataError, match="which of them is better") as caught:
+        rows_of(tmp_path / "a.jsonl", [row])
+    assert "data.columns={winner: chosen}" in str(caught.value.hint)
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [row], columns={"winner": "chosen"})
+    assert pair.chosen[0].content == GOOD
+    # a short answer beside others is an answer
+    _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [{"prompt": QUESTION, "chosen": "b", "rejected": "a"}])
+    assert pair.chosen[0].content == "b"
+
+
+SAYS_NOTHING = {
+    "a rating": ("argilla", {"quality": [{"value": 1, "user_id": "u"}]}),
+    "a comment": ("argilla", {"comment": [{"value": "Nice.", "user_id": "u"}]}),
+    "ratings of both": ("argilla", {"rating_1": [{"value": 1}], "rating_2": [{"value": 5}]}),
+    "choices": ("label_studio", [{"result": [{"type": "choices", "value": {"choices": ["1"]}}]}]),
+}
+
+
+@pytest.mark.parametrize("name", SAYS_NOTHING)
+def test_annotations_that_compare_nothing_are_a_fault_and_no_tie(name: str, tmp_path: Path):
+    tool, said = SAYS_NOTHING[name]
+    fields = {"prompt": QUESTION, "response_1": BAD, "response_2": GOOD}
+    row = {"fields": fields, "responses": said} if tool == "argilla" else {"data": fields, "annotations": said}
+    rows, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert rows.reader.format.name == tool
+    assert not pairs
+    assert report.faults == 1
+
+
+def test_earlier_turns_stand_before_every_kind_of_question(tmp_path: Path):
+    history = {"history": [["Hi", "Hello!"]]}
+    shapes = [
+        {"query": QUESTION, "response": GOOD, "rejected_response": BAD},
+        {"instruction": QUESTION, "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"prompt": QUESTION, "response_a": GOOD, "response_b": BAD, "winner": "a"},
+        {"question": QUESTION, "chosen": GOOD, "rejected": BAD},
+        {"prompt": [user()], "chosen": GOOD, "rejected": BAD},
+        {"conversations": [user()], "chosen": assistant(GOOD), "rejected": assistant(BAD)},
+        {"prompt": [user()], "generations": [GOOD, BAD], "ratings": [2, 1]},
+        {"prompt": [user()], "response_a": GOOD, "response_b": BAD, "winner": "a"},
+    ]
+    for shape in shapes:
+        _, (pair,), report = rows_of(tmp_path / "a.jsonl", [shape | history])
+        assert [message.content for message in pair.prompt] == ["Hi", "Hello!", QUESTION]
+        assert "history" not in report.unread
+        _, (pair,), _ = rows_of(tmp_path / "a.jsonl", [shape | history | {"system": "Be brief."}])
+        assert [message.content for message in pair.prompt] == ["Be brief.", "Hi", "Hello!", QUESTION]
+
+
+def test_two_conversations_of_ms_swift_have_one_prompt(tmp_path: Path):
+    turns = [user(), assistant("x"), user("Why?")]
+    other = [user(), assistant("y"), user("Why?")]
+    row = {"messages": [*turns, assistant(GOOD)], "rejected_messages": [*other, assistant(BAD)]}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
+    assert not pairs
+    assert [left.field for left in report.left_out.values()] == ["rejected_messages"]
 
 
 def test_zero_and_one_are_no_verdict_on_a_and_b(tmp_path: Path):

@@ -77,6 +77,9 @@ def test_alpaca_with_its_input(tmp_path: Path):
     prompt = f"{head}### Instruction:\nName the capital.\n\n### Input:\nFrance\n\n### Response:\n"
     _, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": GOOD, "rejected": BAD}])
     assert pairs[0].prompt == (Message("user", "Name the capital.\nFrance"),)
+    prompt = prompt.replace("France", "")
+    _, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"prompt": prompt, "chosen": GOOD, "rejected": BAD}])
+    assert pairs[0].prompt == (Message("user", "Name the capital."),)
 
 
 def test_text_that_begins_the_answer_stays_in_both(tmp_path: Path):
@@ -84,6 +87,47 @@ def test_text_that_begins_the_answer_stays_in_both(tmp_path: Path):
     _, pairs, _ = rows_of(tmp_path / "a.jsonl", [{"chosen": both + GOOD, "rejected": both + BAD}])
     assert pairs[0].prompt == (Message("user", QUESTION),)
     assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [f"It is {GOOD}", f"It is {BAD}"]
+
+
+ONE_TURN = {
+    "ChatML": ("<|im_start|>user\n{}<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>"),
+    "Gemma": ("<bos><start_of_turn>user\n{}<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>"),
+    "Llama 2": ("<s>[INST] {}", " [/INST]", "</s>"),
+    "Zephyr": ("<|user|>\n{}</s>\n", "<|assistant|>\n", "</s>"),
+    "Vicuna": ("USER: {} ", "ASSISTANT:", "</s>"),
+    "Falcon": ("User: {}\n", "Assistant:", ""),
+    "DeepSpeed-Chat": ("Human: {} ", "Assistant: ", ""),
+    "OpenChat": ("GPT4 Correct User: {}<|end_of_turn|>", "GPT4 Correct Assistant:", "<|end_of_turn|>"),
+    "DeepSeek": ("<｜begin▁of▁sentence｜><｜User｜>{}", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    "Command R": (
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|USER_TOKEN|>{}<|END_OF_TURN_TOKEN|>",
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_TURN)
+def test_a_template_may_be_around_prompt_answers_or_both_in_one_text(name: str, tmp_path: Path):
+    asks, speaks, end = ONE_TURN[name]
+    asked, said = asks.format(QUESTION), {"chosen": GOOD + end, "rejected": BAD + end}
+    shapes = {
+        "prompt": {"prompt": asked + speaks, **said},
+        "answers": {"prompt": asked, **{side: speaks + text for side, text in said.items()}},
+        "whole": {side: asked + speaks + text for side, text in said.items()},
+    }
+    for place, row in shapes.items():
+        _, pairs, report = rows_of(tmp_path / "a.jsonl", [row] * 3)
+        assert not report.left_out
+        assert pairs[0].prompt == (Message("user", QUESTION),), place
+        assert [pairs[0].chosen[0].content, pairs[0].rejected[0].content] == [GOOD, BAD], place
+
+
+def test_answers_that_begin_like_an_assistant_without_a_template_stay(tmp_path: Path):
+    row = {"prompt": QUESTION, "chosen": f"Assistant: {GOOD}", "rejected": f"Assistant: {BAD}"}
+    _, pairs, _ = rows_of(tmp_path / "a.jsonl", [row] * 3)
+    assert pairs[0].prompt == (Message("user", QUESTION),)
+    assert pairs[0].chosen[0].content == f"Assistant: {GOOD}"
 
 
 @pytest.mark.parametrize("name", TEMPLATED)
@@ -167,6 +211,26 @@ def test_a_text_that_cannot_be_read_back_is_a_fault(tmp_path: Path):
     assert [(left.count, left.field, left.first_rows) for left in report.left_out.values()] == [(1, "chosen", [21])]
 
 
+def test_messages_as_text_among_text_are_a_fault(tmp_path: Path):
+    """Lists of messages as text behind rows of text would be learned as text."""
+    talk = {"prompt": QUESTION, **{side: json.dumps(value) for side, value in TALK.items()}}
+    rows = [*[{"prompt": QUESTION, "chosen": GOOD, "rejected": BAD}] * 30, talk, talk]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows)
+    assert len(pairs) == 30
+    assert [(left.count, left.first_rows) for left in report.left_out.values()] == [(2, [31, 32])]
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", rows, special_text="split")
+    assert len(pairs) == 32
+
+
+def test_conversations_written_as_json_twice(tmp_path: Path):
+    rows = [{"prompt": QUESTION, **{side: json.dumps(json.dumps(value)) for side, value in TALK.items()}}] * 3
+    opened, pairs, _ = rows_of(tmp_path / "a.jsonl", rows)
+    assert "messages written as text" in opened.reader.reason
+    assert pairs[0].chosen == (Message("assistant", GOOD),)
+    assert messages_in('"[yes], he said"') is None
+    assert messages_in('"[yes], he said') is None
+
+
 @pytest.mark.parametrize("text", ['{"city": "Paris"}', "[1, 2]", "[{'a': 1}]", '["a", "b"]', "{'role'}", "[{role: x}]"])
 def test_answers_that_are_data_are_text(text: str, tmp_path: Path):
     assert messages_in(text) is None
@@ -212,8 +276,9 @@ def test_what_would_be_lost_is_refused_by_name_and_passed_over_when_asked(key: s
 
 def test_nothing_and_what_all_have_is_no_loss(tmp_path: Path):
     row = {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD, "images": [], "tools": None, "weight": 1.0}
-    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row])
-    assert len(pairs) == 1
+    row |= {"image": {"bytes": None, "path": None}, "videos": [None]}
+    _, pairs, report = rows_of(tmp_path / "a.jsonl", [row, row | {"weight": "1.0"}])
+    assert len(pairs) == 2
     assert not report.left_out
 
 

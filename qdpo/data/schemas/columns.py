@@ -6,18 +6,20 @@ import re
 from collections.abc import Mapping
 
 from qdpo.data.messages import (
-    SPEAKERS,
+    after_history,
     answer,
-    history_of,
     message_of,
     messages_of,
+    role_of,
     split_conversations,
     system_of,
     turns_of,
 )
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, scores_of, text_of
+from qdpo.data.schemas.judged import VERDICTS, names_an_answer
 from qdpo.data.schemas.shape import Draw, Format, Parts
+from qdpo.data.templated import asked_in
 
 SIDES = (
     ("chosen", "rejected"),
@@ -36,6 +38,7 @@ SIDES = (
     ("response", "rejected_response"),
     ("answer", "rejected_answer"),
     ("output", "rejected_output"),
+    ("pos_resp", "neg_resp"),
 )
 """What the two answers are called; `response_j` is the better one in StackExchange's pairs."""
 ASKED = ("prompt", "question", "instruction", "query", "input", "user")
@@ -77,14 +80,15 @@ def _prompt(row: Row, column: str) -> list[Message]:
     value = row.get(column)
     if isinstance(value, list):
         # An empty list, like an empty text, is an empty prompt.
-        return messages_of(value, column) if value else []
+        turns = messages_of(value, column) if value else []
+        return after_history(row, turns) if column != "history" else turns
     if isinstance(value, Mapping):
         return [message_of(value, column)]
     text = text_of(row, column, empty_ok=True)
     if column == "instruction" and row.get("input"):
         text = f"{text}\n{text_of(row, 'input')}"
     asked = [Message("user", text)] if text else []
-    return history_of(row) + asked if column != "history" else asked
+    return after_history(row, asked) if column != "history" else asked
 
 
 def _side(row: Row, column: str) -> list[Message]:
@@ -93,6 +97,12 @@ def _side(row: Row, column: str) -> list[Message]:
         return messages_of(value, column)
     if isinstance(value, Mapping):
         return [message_of(value, column)]
+    if names_an_answer(row, value):
+        raise BadRow(
+            f"`{column}` only names one of two answers that are in other columns",
+            f"take its opposite out, and set data.columns={{{VERDICTS[0]}: {column}}}",
+            column,
+        )
     return answer(text_of(row, column))
 
 
@@ -107,9 +117,8 @@ def _implicit_known(row: Row) -> str | None:
             continue
         if suffix:
             return f"columns {', '.join(sides)} with whole conversations"
-        first = row["chosen"][0] if row["chosen"] else None
-        begins = str(first.get("role", first.get("from"))).lower() if isinstance(first, Mapping) else ""
-        if "prompt" not in row and "conversations" not in row and SPEAKERS.get(begins) != "assistant":
+        begins = role_of(row["chosen"][0]) if row["chosen"] else None
+        if "prompt" not in row and "conversations" not in row and begins != "assistant":
             return "columns chosen, rejected with whole conversations and no prompt"
     return None
 
@@ -127,10 +136,15 @@ ASKS = 20
 """Characters that two texts begin with, from which these are a prompt; fewer where they are a third of a text."""
 
 
+def _alike(first: str, second: str) -> int:
+    """Characters that two texts begin with."""
+    shorter = min(len(first), len(second))
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shorter)
+
+
 def _shared_text(chosen: str, rejected: str) -> str:
     """What two texts begin with, up to the end of a word; neither is all of it."""
-    place = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
-    place = min(len(chosen), len(rejected)) if place is None else place
+    place = _alike(chosen, rejected)
     if place == min(len(chosen), len(rejected)) or not (chosen[place].isspace() and rejected[place].isspace()):
         while place and not chosen[place - 1].isspace():
             place -= 1
@@ -152,6 +166,8 @@ def _read_implicit_text(row: Row, draw: Draw) -> Parts:
     """A prompt inside both texts, as TRL's `extract_prompt` finds it, but never half a word."""
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     shared = _shared_text(chosen, rejected)
+    # a template's mark may end in white space, or have none before the answer
+    shared = chosen[: asked_in(chosen[: _alike(chosen, rejected)]) or len(shared)]
     prompt = [Message("user", shared)] if shared else []
     return prompt, answer(chosen[len(shared) :]), answer(rejected[len(shared) :]), scores_of(row)
 
@@ -213,7 +229,7 @@ def _read_alpaca(row: Row, draw: Draw) -> Parts:
 
 
 def _read_llama_factory(row: Row, draw: Draw) -> Parts:
-    prompt = turns_of(row, "conversations")
+    prompt = after_history(row, turns_of(row, "conversations"))
     if prompt[0].role != "system":
         prompt = system_of(row) + prompt
     return prompt, _side(row, "chosen"), _side(row, "rejected"), scores_of(row)
@@ -231,9 +247,11 @@ def _named(row: Row) -> tuple[str, str, str] | None:
     sides = next((sides for sides in SIDES if row.keys() >= set(sides)), None)
     if sides is None:
         return None
-    talked = (name for name in TALKED if isinstance(row.get(name), list) and row[name])
-    asked = (name for name in ASKED if isinstance(row.get(name), str) and name not in sides)
-    prompt = next(talked, None) or next(asked, None)
+    talked = [name for name in TALKED if isinstance(row.get(name), list) and row[name]]
+    asked = next((name for name in ASKED if isinstance(row.get(name), str) and name not in sides), None)
+    if asked and talked == ["history"]:
+        talked = []  # the turns before the question
+    prompt = talked[0] if talked else asked
     if prompt is None or (prompt, *sides) in OTHERS:
         return None
     return prompt, *sides
@@ -275,26 +293,6 @@ def _read_steps(row: Row, draw: Draw) -> Parts:
     return (*_with_prompt(row, "prompt", chosen, rejected), scores_of(row))
 
 
-def _read_winogrande(row: Row, draw: Draw) -> Parts:
-    sentence = text_of(row, "sentence")
-    if sentence.count("_") != 1:
-        raise BadRow(f"`sentence` has {sentence.count('_')} gaps `_`, expected 1", "mark one gap", "sentence")
-    right = str(row.get("answer"))
-    if right not in ("1", "2"):
-        raise BadRow("`answer` says of neither option that it is right, expected 1 or 2", "write 1 or 2", "answer")
-    options = [text_of(row, "option1").strip(), text_of(row, "option2").strip()]
-    before, after = sentence.split("_")
-    completions = [answer(option + after.rstrip()) for option in options]
-    if right == "2":
-        completions.reverse()
-    prompt = [Message("user", before.strip())] if before.strip() else []
-    return prompt, completions[0], completions[1], None
-
-
-def _read_minimal(row: Row, draw: Draw) -> Parts:
-    return [], answer(text_of(row, "sentence_good")), answer(text_of(row, "sentence_bad")), None
-
-
 def _describe_pairs(row: Row) -> str:
     return f"prompt, chosen, rejected ({'message lists' if isinstance(row['chosen'], list) else 'text'})"
 
@@ -331,13 +329,6 @@ COLUMNS = (
         ("question", "chosen", "rejected"),
         _read_orca,
         "Intel/orca_dpo_pairs, axolotl's chatml.intel",
-    ),
-    Format(
-        "winogrande",
-        ("sentence", "option1", "option2", "answer"),
-        _read_winogrande,
-        "Winogrande",
-        "sentence (with `_`), option1, option2, answer",
     ),
     Format(
         "ultrafeedback_binarized",
@@ -383,7 +374,7 @@ COLUMNS = (
         _read_named,
         "axolotl (chat_template.default, chatml.icr), distilabel-intel-orca-dpo-pairs, NeMo-Aligner, ms-swift's "
         "query-response, Code-Preference-Pairs, UltraInteract_pair, stack-exchange-paired, DPO-En-Zh-20k-Preference, "
-        "Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio",
+        "CValues-Comparison, Colossal-AI, PKU's processed-hh-rlhf, H2O LLM Studio",
         f"a prompt by one of the names {', '.join(dict.fromkeys((*ASKED, *TALKED)))}, and two answers by other names: "
         + "; ".join(map(", ".join, SIDES[1:])),
         known=_named_known,
@@ -396,6 +387,5 @@ COLUMNS = (
         "chosen, rejected: texts that begin alike, up to the end of a word the prompt",
         known=_implicit_text_known,
     ),
-    Format("minimal_pairs", ("sentence_good", "sentence_bad"), _read_minimal, "BLiMP"),
 )
 """The formats of this file, the more specific one of two first."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from qdpo.data.messages import (
     SPEAKERS,
+    after_history,
     answer,
     message_of,
     messages_of,
@@ -20,11 +21,11 @@ from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Inherent, Row, number, text_of, type_in_words
 from qdpo.data.schemas.shape import MEMBERS, Draw, Format, Parts, best_and_another, first_of
 
-ASKED = ("instruction", "prompt", "question", "input", "query")
+ASKED = ("instruction", "prompt", "question", "input", "query", "user_input", "conversation", "messages")
 """What the question is called."""
-LISTED = ("completions", "answers", "generations", "responses", "candidates")
+LISTED = ("completions", "answers", "generations", "responses", "candidates", "responses_and_scores")
 """What the list of answers is called."""
-RATED = ("ratings", "scores", "labels", "all_rm_scores", "rewards")
+RATED = ("ratings", "scores", "all_rm_scores", "rewards")
 """What a list with a score for each of the answers is called."""
 SAID = ("response", "text", "answer", "completion", "content", "output")
 """What an answer is called among its scores."""
@@ -47,11 +48,12 @@ def _question(row: Row) -> list[Message]:
     if column is None:
         raise BadRow("no question", f"add the column `{ASKED[1]}`", ASKED[1])
     if isinstance(row[column], list):
-        return messages_of(row[column], column)
+        turns = after_history(row, messages_of(row[column], column))
+        return [*(system_of(row) if turns[0].role != "system" else []), *turns]
     text = text_of(row, column)
     if column == "instruction" and row.get("input"):
         text = f"{text}\n{text_of(row, 'input')}"
-    return [*system_of(row), Message("user", text)]
+    return [*system_of(row), *after_history(row, [Message("user", text)])]
 
 
 def _decided(scored: list[tuple[float, list[Message]]], draw: Draw, column: str) -> Parts:
@@ -108,9 +110,9 @@ def _read_list(row: Row, draw: Draw) -> Parts:
             raise BadRow(f"`{rated}` has not a score for each of `{listed}`", "null where there is none", rated)
         found = [(number(score), text) for score, text in zip(scores, texts, strict=True)]
         scored = [
-            (score, answer(text_of({listed: text}, listed)))
-            for score, text in found
-            if score is not None and isinstance(text, str) and text.strip()
+            (score, messages_of(said, listed) if isinstance(said, list) else answer(text_of({listed: said}, listed)))
+            for score, said in found
+            if score is not None and ((isinstance(said, list) and said) or (isinstance(said, str) and said.strip()))
         ]
     return _question(row), *_decided(scored, draw, listed)[1:]
 
@@ -177,7 +179,8 @@ STEERED_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 def _steered_answers(row: Row) -> list[dict[str, Any]]:
     """Of the rows of one prompt one item; HelpSteer is judged by its helpfulness, as its authors do."""
     members = row[MEMBERS]
-    return [{**members[0], "answers": [{"text": m.get("response"), "score": m.get("helpfulness")} for m in members]}]
+    said = {column: value for column, value in members[0].items() if column not in ("response", "helpfulness")}
+    return [{**said, "answers": [{"text": m.get("response"), "score": m.get("helpfulness")} for m in members]}]
 
 
 def _read_steered(row: Row, draw: Draw) -> Parts:
@@ -313,7 +316,7 @@ SCORED_FORMATS = (
         "scored_answers",
         (),
         _read_list,
-        "distilabel (generations, ratings), berkeley-nest/Nectar, HuggingFaceH4/stack-exchange-preferences",
+        "distilabel (generations, ratings), berkeley-nest/Nectar, HuggingFaceH4/stack-exchange-preferences, GPT-4-LLM",
         "a question and a list of answers (completions, answers, generations, responses) with scores or ranks: the "
         "best against one drawn by the seed",
         known=_list_known,

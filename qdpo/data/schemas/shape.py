@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Format:
         by_score: whether chosen and rejected are decided here, by scores: a tie then makes no pair (`data.ties: auto`).
         drawn: whether the rejected answer may be drawn, by the place of the row.
         grouped_by: rows one after another for which this is the same are one item, `{"rows": [...]}`.
+        doubt: in which way the first rows could be read in two ways, and what to do; None where they cannot.
         split: makes the items, each of which is read, of a row or a group.
     """
 
@@ -47,6 +48,7 @@ class Format:
     by_score: bool = False
     drawn: bool = False
     grouped_by: Callable[[Row], Hashable] | None = None
+    doubt: Callable[[Sequence[Row]], tuple[str, str] | None] | None = None
     split: Callable[[Row], list[dict[str, Any]]] | None = None
 
     def known_by(self, row: Row) -> str | None:
