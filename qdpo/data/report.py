@@ -264,7 +264,7 @@ class DataReport:
                 f"of {self.pairs:,} pairs {without_end['chosen']:,} chosen and {without_end['rejected']:,} rejected "
                 "answers are cut and have no end: raise data.max_length"
             )
-        if system := self.cut.get("system"):
+        if system := self.cut.get("system message"):
             remarks.append(
                 f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away: "
                 "raise data.max_prompt_length"
@@ -297,8 +297,11 @@ class DataReport:
             remarks.append(
                 f"{near:,} of these pairs have a prompt that the training pairs have too, or almost the same one"
             )
-        if (alike := self.prompts.get("near", {})).get("groups"):
-            remarks.append(_of_groups(alike))
+        if (alike := self.prompts.get("near", {})) and alike["largest"] > alike["looked_at"] / 2:
+            remarks.append(
+                f"{alike['largest']:,} of {alike['looked_at']:,} different prompts are one group of prompts that are "
+                "almost the same: do they fill in one form?"
+            )
         for mend, rows in self.cleaned.items():
             remarks.append(f"data.clean=[{mend}] changed {self.named(rows.first_rows, rows.count)}")
         for name, entry in self.unicode.get("unicode", {}).items():
@@ -312,14 +315,6 @@ class DataReport:
 
     def _where(self, entry: dict[str, Any]) -> str:
         return f" ({self.named(entry['first_rows'], entry['count'])})"
-
-
-def _of_groups(near: dict[str, int]) -> str:
-    """What there is to say of prompts that are almost the same."""
-    text = f"{near['prompts']:,} of {near['looked_at']:,} different prompts are almost the same as another one"
-    if near["largest"] > near["looked_at"] / 2:
-        text += f", {near['largest']:,} of them in one group: do they fill in one form?"
-    return text
 
 
 def contamination_sentence(entry: dict[str, Any]) -> str:
