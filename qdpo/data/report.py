@@ -79,7 +79,8 @@ class DataReport:
         unit: what the numbers of rows count, from 1: `line` of a file that has lines, else `row`.
         pairs: pairs that are used.
         left_out: by reason.
-        cut: completions and prompts that were cut to length, by kind.
+        cut: completions, prompts and system messages that were cut to length, by kind.
+        cut_rows: the first rows of each.
         cleaned: rows that `data.clean` has changed, by mend.
         special_text: pairs whose text spells out special tokens and was encoded as text (`data.special_text: split`).
         boundary_example: how the first merge across the boundary of prompt and answer looks.
@@ -95,7 +96,7 @@ class DataReport:
             many, the first rows, and how many have it on the other side.
         separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
-        unicode: odd characters; scripts of the answers.
+        unicode: what is odd in texts; scripts of the answers.
         unread: columns that hold something and are not read, and in how many rows; a key of messages as `column: key`.
         sources: what each dataset of a mixture gave.
         contamination: what of the evaluation sets occurs in the pairs.
@@ -109,6 +110,7 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    cut_rows: dict[str, list[int]] = field(default_factory=dict)
     cleaned: dict[str, Counted] = field(default_factory=dict)
     special_text: dict[str, Any] = field(default_factory=dict)
     boundary_example: str | None = None
@@ -166,7 +168,9 @@ class DataReport:
     def measure(self, records: np.ndarray) -> None:
         """Fill in what the records of the used pairs tell (`qdpo.data.store.RECORD`)."""
         self.pairs = len(records)
-        self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
+        cut = {kind: np.nonzero(records["cut"] & bit)[0] for kind, bit in CUTS.items()}
+        self.cut = {kind: len(places) for kind, places in cut.items()}
+        self.cut_rows = {kind: first_rows(records, places) for kind, places in cut.items() if len(places)}
         special = np.nonzero(records["cut"] & SPECIAL)[0]
         self.special_text = {"count": len(special), "first_rows": first_rows(records, special)} if len(special) else {}
         if not len(records):
@@ -265,9 +269,10 @@ class DataReport:
                 "answers are cut and have no end: raise data.max_length"
             )
         if system := self.cut.get("system message"):
+            where = self.named(self.cut_rows["system message"], system)
             remarks.append(
-                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away: "
-                "raise data.max_prompt_length"
+                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away ({where}): raise "
+                "data.max_prompt_length"
             )
         for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
             if (same := self.constant.get(side)) and same["count"] >= ONE_SIDED * same[other]:
