@@ -29,7 +29,7 @@ _WRONG = re.compile(
     # a quotation mark, dash, sign of money, arrow, tick; a byte order mark; an emoji
     rf"â[€‚„†ˆ‰Š‹Œœ˜™š›žŸ\x80\x82\x84\x86\x88-\x8c\x98-\x9c]{_L}|ï»¿|ð[Ÿ\x9f\x9d]{_L}{{2}}"
     # two characters in a row: other alphabets; one of three bytes with a sign that follows no letter
-    rf"|(?!(?:[Â-Þ][{_BETWEEN}])+(?!{_ONE})){_ONE}{{2,}}|[à-ï](?:{_LOUD}{_L}|{_L}{_LOUD})"
+    rf"|(?!(?:[Â-Þ][{_BETWEEN}]){{1,8}}(?!{_ONE})){_ONE}{{2,}}|[à-ï](?:{_LOUD}{_L}|{_L}{_LOUD})"
     # a capital behind a small letter; a sign inside of a word
     rf"|(?<=[{_LOWER}])[Â-ÖØ-Þ]{_L}|(?:(?:[Â-ÖÙ-Þ]|[à-ï]{_L}){_INSIDE}|Å[šžœ])(?=[{_LOWER}{_UPPER}])"
     # what never follows Â or Ã; what may do so, in no word of capitals and no quotation

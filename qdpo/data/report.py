@@ -80,7 +80,8 @@ class DataReport:
         unit: what the numbers of rows count, from 1: `line` of a file that has lines, else `row`.
         pairs: pairs that are used.
         left_out: by reason.
-        cut: completions and prompts that were cut to length, by kind.
+        cut: completions, prompts and system messages that were cut to length, by kind.
+        cut_rows: the first rows of each.
         cleaned: rows that `data.clean` has changed, by mend.
         special_text: pairs whose text spells out special tokens and was encoded as text (`data.special_text: split`).
         boundary_example: how the first merge across the boundary of prompt and answer looks.
@@ -96,7 +97,7 @@ class DataReport:
             many, the first rows, and how many have it on the other side.
         separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
-        unicode: odd characters; scripts of the answers.
+        unicode: what is odd in texts; scripts of the answers.
         unread: columns that hold something and are not read, and in how many rows; a key of messages as `column: key`.
         sources: what each dataset of a mixture gave.
         contamination: what of the evaluation sets occurs in the pairs.
@@ -110,6 +111,7 @@ class DataReport:
     pairs: int = 0
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    cut_rows: dict[str, list[int]] = field(default_factory=dict)
     cleaned: dict[str, Counted] = field(default_factory=dict)
     special_text: dict[str, Any] = field(default_factory=dict)
     boundary_example: str | None = None
@@ -167,7 +169,9 @@ class DataReport:
     def measure(self, records: np.ndarray) -> None:
         """Fill in what the records of the used pairs tell (`qdpo.data.store.RECORD`)."""
         self.pairs = len(records)
-        self.cut = {kind: int(np.count_nonzero(records["cut"] & bit)) for kind, bit in CUTS.items()}
+        cut = {kind: np.nonzero(records["cut"] & bit)[0] for kind, bit in CUTS.items()}
+        self.cut = {kind: len(places) for kind, places in cut.items()}
+        self.cut_rows = {kind: first_rows(records, places) for kind, places in cut.items() if len(places)}
         special = np.nonzero(records["cut"] & SPECIAL)[0]
         self.special_text = {"count": len(special), "first_rows": first_rows(records, special)} if len(special) else {}
         if not len(records):
@@ -267,10 +271,11 @@ class DataReport:
                 f"of {self.pairs:,} pairs {without_end['chosen']:,} chosen and {without_end['rejected']:,} rejected "
                 "answers are cut and have no end: raise data.max_length"
             )
-        if system := self.cut.get("system"):
+        if system := self.cut.get("system message"):
+            where = self.named(self.cut_rows["system message"], system)
             remarks.append(
-                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away: "
-                "raise data.max_prompt_length"
+                f"of {self.pairs:,} pairs {system:,} have a system message that is cut, or cut away ({where}): raise "
+                "data.max_prompt_length"
             )
         for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
             if (same := self.constant.get(side)) and same["count"] >= ONE_SIDED * same[other]:
@@ -306,8 +311,11 @@ class DataReport:
             remarks.append(
                 f"{near:,} of these pairs have a prompt that the training pairs have too, or almost the same one"
             )
-        if (alike := self.prompts.get("near", {})).get("groups"):
-            remarks.append(_of_groups(alike))
+        if (alike := self.prompts.get("near", {})) and alike["largest"] > alike["looked_at"] / 2:
+            remarks.append(
+                f"{alike['largest']:,} of {alike['looked_at']:,} different prompts are one group of prompts that are "
+                "almost the same: do they fill in one form?"
+            )
         for mend, rows in self.cleaned.items():
             remarks.append(f"data.clean=[{mend}] changed {self.named(rows.first_rows, rows.count)}")
         for name, entry in self.unicode.get("unicode", {}).items():
@@ -321,14 +329,6 @@ class DataReport:
 
     def _where(self, entry: dict[str, Any]) -> str:
         return f" ({self.named(entry['first_rows'], entry['count'])})"
-
-
-def _of_groups(near: dict[str, int]) -> str:
-    """What there is to say of prompts that are almost the same."""
-    text = f"{near['prompts']:,} of {near['looked_at']:,} different prompts are almost the same as another one"
-    if near["largest"] > near["looked_at"] / 2:
-        text += f", {near['largest']:,} of them in one group: do they fill in one form?"
-    return text
 
 
 def contamination_sentence(entry: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ RECORD = np.dtype(
 what was cut (bits, see `CUTS` and `SPECIAL`), hashes of the prompt, of the prompt with each answer, of the prompt up to
 case, white space and form of characters, of one of the prompts that are almost the same, and of each answer alone,
 scores or NaN, characters of the answers before anything was cut."""
-CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8, "system": 32}
+CUTS = {"prompt": 1, "chosen": 2, "rejected": 4, "boundary": 8, "system message": 32}
 SPECIAL = 16
 """Of a pair that spells out special tokens, which were encoded as text."""
 ITEM = 4

@@ -173,7 +173,7 @@ class Tokeniser:
         if len(prompt) > self.max_prompt_length:
             counted.append("prompt")
             prompt, system = self._cut_prompt(pair.prompt, prompt, merged=len(whole) - shared)
-            counted += ["system"] * system
+            counted += ["system message"] * system
         room = self.max_length - len(prompt)
         counted += [name for name, ids in (("chosen", chosen), ("rejected", rejected)) if len(ids) > room]
         same = chosen == rejected

@@ -58,7 +58,12 @@ def table(title: str, report: DataReport) -> Table:
             f"[{100 * alone['low']:.1f}, {100 * alone['high']:.1f}]",
         )
     prompts = report.prompts
-    view.add_row("prompts", f"{prompts.get('different', 0):,} different, {prompts.get('empty', 0):,} empty")
+    alike = (
+        f"; {near['prompts']:,} of all {near['looked_at']:,} almost the same as another"
+        if (near := prompts.get("near"))
+        else ""
+    )
+    view.add_row("prompts", f"{prompts.get('different', 0):,} different, {prompts.get('empty', 0):,} empty{alike}")
     near = report.duplicates.get("near")
     also = f", {near['count']:,} near among the first {near['looked_at']:,}" if near else ""
     view.add_row("duplicates", f"{report.duplicates.get('exact', {}).get('count', 0):,} exact{also}")

@@ -2,6 +2,7 @@
 
 import base64
 import random
+import time
 
 import pytest
 
@@ -96,3 +97,34 @@ def test_a_question_about_errors_is_answered_with_them():
 
 def test_a_row_may_be_in_several_counts():
     assert odd("Tom &amp; Jerry<br>cafÃ©", rejected="nan") == {ENTITIES, HTML, MOJIBAKE, MISSING}
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "É»",
+            "Ã©",
+            "é…»",
+            "Ä‘",
+            "ðŸ",
+            "&amp;",
+            "&#",
+            "amp;&",
+            "`",
+            "`a",
+            "<pre>",
+            "<code>a</pre>",
+            "<br",
+            "|",
+            "|\n",
+        ),
+        *("a", "aB3" * 23 + "\n", "data:a/", "an ", "\u200b", "\u200d", "\ufe0f", "\U000e0041", "\U0001f3f4\U000e0067"),
+    ],
+)
+def test_no_text_takes_long(piece: str):
+    """A text of 100,000 characters that some pattern nearly matches, everywhere."""
+    text = piece * (100_000 // len(piece)) + "&amp;<br>"
+    started = time.process_time()
+    odd(text)
+    assert time.process_time() - started < 2

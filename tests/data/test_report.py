@@ -137,6 +137,15 @@ def test_answers_that_are_often_cut_are_remarked_on(tmp_path, long: int, said: b
     assert (sentence in found.remarks()) is said
 
 
+def test_system_messages_that_are_cut_are_remarked_on(tmp_path):
+    rows = [{**r, "system": "Be brief. " * (30 if i in (3, 5) else 1)} for i, r in enumerate(many())]
+    found = report(tmp_path, rows, max_length=256, max_prompt_length=128)
+    assert (found.cut["system message"], found.cut_rows["system message"]) == (2, [4, 6])
+    said = "of 60 pairs 2 have a system message that is cut, or cut away (lines 4, 6): raise data.max_prompt_length"
+    assert said in found.remarks()
+    assert not any("system message" in remark for remark in report(tmp_path, rows).remarks())
+
+
 def test_length_is_measured_before_cutting(tmp_path):
     rows = [row(r["prompt"], f"{i} " + "yes " * 90, f"{i} " + "no, " * 70) for i, r in enumerate(many())]
     found = report(tmp_path, rows, max_length=96, max_prompt_length=64)

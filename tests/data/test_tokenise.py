@@ -185,7 +185,7 @@ def test_system_messages_that_are_cut_are_counted():
         result = t(pair([("system", system), *turns]))
         text = t.tokenizer.decode(result.prompt)
         assert t.cuts["prompt"] == 1
-        assert (t.cuts["system"], system not in text) == (cut, cut), (template, system)
+        assert (t.cuts["system message"], system not in text) == (cut, cut), (template, system)
     t = tokeniser("zephyr", max_prompt=64)
     t(pair([("user", "The capital of France is Paris. " * 20)]))
     assert t.cuts == {"prompt": 1}, "without a system message none is cut"
