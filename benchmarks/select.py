@@ -32,7 +32,7 @@ import numpy as np
 
 import qdpo
 from qdpo.api.selecting import READS, select_pairs
-from qdpo.data import readers
+from qdpo.data.files import readers
 from qdpo.evaluation.statistics import bootstrap_ratios
 from qdpo.files import write_json
 from qdpo.hardware import cpu_name

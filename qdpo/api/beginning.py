@@ -11,7 +11,7 @@ from qdpo.api.process import borrowed
 from qdpo.config.overrides import Override, parse_override
 from qdpo.config.presets import NEUTRAL
 from qdpo.config.strict_yaml import dump
-from qdpo.data import pipes
+from qdpo.data.files import pipes
 from qdpo.errors import OutputError
 from qdpo.paths import output_path
 from qdpo.planner.looks import Look, look

@@ -10,7 +10,7 @@ from typing import Any
 from qdpo.api.config import Config, Overrides, texts_of
 from qdpo.api.process import borrowed
 from qdpo.config.replace import elsewhere
-from qdpo.data import subset
+from qdpo.data.files import subset
 from qdpo.errors import OutputError, UsageError
 from qdpo.files import write_json
 from qdpo.pairing.measure import Measured, file_of, measure

@@ -176,7 +176,7 @@ def prepare(
     from qdpo import cuda
     from qdpo.api.config import settled, texts_of
     from qdpo.config.replace import elsewhere
-    from qdpo.data import pipes
+    from qdpo.data.files import pipes
     from qdpo.run import folder as run_folder
 
     copy = None if mirror is None else output_path(os.fspath(mirror), "--mirror")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from qdpo.data.sources import Source
+    from qdpo.data.files.sources import Source
 
 VERSION = 5
 """Raised when the ids or the reports of the same input change."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qdpo.data.ingest import answer_keys, keys_of
-from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Pair, TokenPair
 from qdpo.data.pieces import BadRow, Inherent
+from qdpo.data.quality.oddities import Oddities
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Found, Rows
 from qdpo.data.store import Builder

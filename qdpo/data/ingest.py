@@ -7,15 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from qdpo.data.contamination import EvaluationSet, texts_of
-from qdpo.data.duplicates import NearDuplicates
-from qdpo.data.near_prompts import NearPrompts
-from qdpo.data.oddities import Oddities
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow
+from qdpo.data.quality.contamination import EvaluationSet, texts_of
+from qdpo.data.quality.duplicates import NearDuplicates
+from qdpo.data.quality.near_prompts import NearPrompts
+from qdpo.data.quality.oddities import Oddities
+from qdpo.data.quality.separable import Separable
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Found, Rows
-from qdpo.data.separable import Separable
 from qdpo.data.store import Builder
 from qdpo.data.tokenise import Tokeniser
 

@@ -15,18 +15,18 @@ import numpy as np
 from qdpo import console
 from qdpo.config.schema import DataSection
 from qdpo.data import cache as caching
-from qdpo.data import readers
 from qdpo.data.check import check
-from qdpo.data.contamination import EvaluationSet, load_sets
 from qdpo.data.faults import FaultyRows
-from qdpo.data.formats import check_columns
+from qdpo.data.files import readers
+from qdpo.data.files.kinds import check as check_file
+from qdpo.data.files.sources import Source, find_source, has_splits
 from qdpo.data.ingest import Ingest
-from qdpo.data.kinds import check as check_file
-from qdpo.data.near_prompts import NearPrompts
 from qdpo.data.pairs import TokenPair
+from qdpo.data.quality.contamination import EvaluationSet, load_sets
+from qdpo.data.quality.near_prompts import NearPrompts
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
-from qdpo.data.sources import Source, find_source, has_splits
+from qdpo.data.schemas.formats import check_columns
 from qdpo.data.split import split_by_prompt, split_keys
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.data.template import Template, load_template

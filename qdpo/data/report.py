@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qdpo.data.formats import names_of
-from qdpo.data.measures import (
+from qdpo.data.pieces import BadRow, Inherent
+from qdpo.data.quality.measures import (
     FIRST_ROWS,
     conflicts,
     exact_duplicates,
@@ -18,9 +18,9 @@ from qdpo.data.measures import (
     length_bias,
     most_frequent,
 )
-from qdpo.data.oddities import MENDED_BY
-from qdpo.data.pieces import BadRow, Inherent
-from qdpo.data.separable import FEWEST, is_alarming, sentences
+from qdpo.data.quality.oddities import MENDED_BY
+from qdpo.data.quality.separable import FEWEST, is_alarming, sentences
+from qdpo.data.schemas.formats import names_of
 from qdpo.data.store import CUTS, SPECIAL
 from qdpo.grammar import agreed, counted
 
@@ -90,12 +90,12 @@ class DataReport:
         length_bias: share of pairs whose chosen has more characters before anything is cut, and how well length alone
             tells chosen from rejected (AUC).
         prompts: how many different ones, how many pairs have none, how many pairs have one of the other split's, or one
-            that is almost the same; how many are almost the same as another (`qdpo.data.near_prompts`).
+            that is almost the same; how many are almost the same as another (`qdpo.data.quality.near_prompts`).
         duplicates: exact ones by row, near ones by MinHash.
         conflicts: pairs whose chosen answer is another pair's rejected answer to the same prompt.
         constant: the chosen and the rejected answer that most pairs have, where it is more than a tenth of them: how
             many, the first rows, and how many have it on the other side.
-        separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.separable`).
+        separable: how well the answers alone tell chosen from rejected, and by what (`qdpo.data.quality.separable`).
         scores: pairs with scores, ties among them, and pairs whose chosen has the lower score.
         unicode: what is odd in texts; scripts of the answers.
         unread: columns that hold something and are not read, and in how many rows; a key of messages as `column: key`.

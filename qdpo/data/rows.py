@@ -7,15 +7,15 @@ from itertools import chain, islice
 from typing import Any
 
 from qdpo.config.schema import DataSection
-from qdpo.data.clean import cleaned
-from qdpo.data.formats import names_of
+from qdpo.data.files.readers import Broken
+from qdpo.data.files.sources import Source
 from qdpo.data.named import NAMES
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, type_in_words
-from qdpo.data.reader import RowReader
-from qdpo.data.readers import Broken
+from qdpo.data.quality.clean import cleaned
 from qdpo.data.report import Counted, DataReport
-from qdpo.data.sources import Source
+from qdpo.data.schemas.formats import names_of
+from qdpo.data.schemas.reader import RowReader
 from qdpo.errors import ConfigError
 from qdpo.foreign import shortened, shown, visible
 from qdpo.redact import redact

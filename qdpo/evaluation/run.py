@@ -8,8 +8,8 @@ from typing import Any
 
 from qdpo import __version__, console
 from qdpo.config.schema import RunConfig
-from qdpo.data.readers import is_file_name
-from qdpo.data.sources import find_source
+from qdpo.data.files.readers import is_file_name
+from qdpo.data.files.sources import find_source
 from qdpo.evaluation import subject as subjects
 from qdpo.evaluation.pairs import Chosen, heldout_pairs, pairs_of
 from qdpo.evaluation.scoring import score_pairs

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qdpo.data.oddities import script_of
+from qdpo.data.quality.oddities import script_of
 from qdpo.evaluation.statistics import mcnemar_exact, wilson
 
 GRAM = 4

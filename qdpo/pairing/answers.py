@@ -8,11 +8,11 @@ from itertools import islice
 from typing import Any
 
 from qdpo import console
+from qdpo.data.files.sources import find_source
 from qdpo.data.pieces import BadRow, Row, type_in_words
-from qdpo.data.reader import RowReader
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
-from qdpo.data.sources import find_source
+from qdpo.data.schemas.reader import RowReader
 from qdpo.errors import DataError
 from qdpo.grammar import agreed, counted
 from qdpo.pairing.pieces import ANSWERS, Prompt, answer_of, asked, first_of

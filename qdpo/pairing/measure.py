@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdpo.config.schema import DataSection, RunConfig
-from qdpo.data import duplicates, readers
 from qdpo.data.faults import ALL_BAD, FaultyRows
-from qdpo.data.formats import check_columns
+from qdpo.data.files import readers
+from qdpo.data.files.kinds import check
+from qdpo.data.files.sources import EMBEDDED_SPLITS, find_source
 from qdpo.data.ingest import keys_of
-from qdpo.data.kinds import check
 from qdpo.data.pieces import BadRow
 from qdpo.data.prepare import system_for
+from qdpo.data.quality import duplicates
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows
-from qdpo.data.sources import EMBEDDED_SPLITS, find_source
+from qdpo.data.schemas.formats import check_columns
 from qdpo.data.store import Builder, TokenPairs
 from qdpo.errors import DataError
 from qdpo.model.source import ASSETS, EMBEDDED

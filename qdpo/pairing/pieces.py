@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdpo.data.formats import SYNONYMS
 from qdpo.data.messages import answer, check_turns, message_of, messages_of, system_of
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, text_of
+from qdpo.data.schemas.formats import SYNONYMS
 from qdpo.foreign import visible
 from qdpo.grammar import with_article
 

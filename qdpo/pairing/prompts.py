@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from qdpo import console
-from qdpo.data.formats import names_of
-from qdpo.data.kinds import EXTENSIONS
+from qdpo.data.files.kinds import EXTENSIONS
+from qdpo.data.files.sources import find_source
 from qdpo.data.messages import answer, check_turns
 from qdpo.data.pieces import BadRow
-from qdpo.data.reader import RowReader
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
-from qdpo.data.sources import find_source
+from qdpo.data.schemas.formats import names_of
+from qdpo.data.schemas.reader import RowReader
 from qdpo.errors import DataError, InputMissingError
 from qdpo.grammar import agreed, counted
 from qdpo.pairing.pieces import PROMPT, Prompt, asked, first_of

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdpo.data.formats import names_of, rename
+from qdpo.data.files.sources import find_source
 from qdpo.data.pieces import BadRow
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
-from qdpo.data.sources import find_source
+from qdpo.data.schemas.formats import names_of, rename
 from qdpo.errors import ConfigError, DataError, UsageError
 from qdpo.grammar import counted
 from qdpo.pairing.pairs_file import Preferred

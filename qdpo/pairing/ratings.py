@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdpo.data.formats import names_of
 from qdpo.data.pieces import BadRow, Row, Tie, number, type_in_words
+from qdpo.data.schemas.formats import names_of
 from qdpo.errors import DataError
 from qdpo.pairing.pieces import ANSWER, ANSWERS, PROMPT, Prompt, answer_of, asked, first_of
 from qdpo.pairing.votes import UNDO, Vote

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qdpo.config.schema import DataSection, RunConfig
-from qdpo.data.formats import check_columns
+from qdpo.data.files.sources import find_source
 from qdpo.data.pairs import Pair
 from qdpo.data.prepare import Prepared, heldout_source, prepare
 from qdpo.data.report import DataReport
 from qdpo.data.rows import Rows, has_roles
-from qdpo.data.sources import find_source
+from qdpo.data.schemas.formats import check_columns
 from qdpo.data.split import split_keys
 from qdpo.errors import DataError, InputMissingError
 from qdpo.libraries import quiet_libraries

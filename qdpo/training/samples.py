@@ -123,7 +123,7 @@ def read_answer_key(name: str) -> dict[str, dict[str, str]]:
         DataError: a row is not as it should be.
         InputMissingError: there is no such file.
     """
-    from qdpo.data import kinds, readers
+    from qdpo.data.files import kinds, readers
     from qdpo.model.source import ASSETS, EMBEDDED
 
     path = ASSETS / "pairs" / "answer_key.jsonl" if name == EMBEDDED else Path(name).expanduser()

@@ -67,7 +67,7 @@ class Evidence:
         setup: the configuration.
         answers: the samples at each evaluation, if there are any.
         lengths: held-out accuracy by length, if it was measured.
-        separable: how well the training pairs' answers alone tell chosen from rejected (`qdpo.data.separable`).
+        separable: how well the training pairs' answers alone tell chosen from rejected (`qdpo.data.quality.separable`).
     """
 
     train: Sequence[Mapping[str, Any]]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from qdpo.data.separable import is_alarming
+from qdpo.data.quality.separable import is_alarming
 from qdpo.evaluation.statistics import wilson
 from qdpo.evaluation.written import Change, Written
 from qdpo.grammar import counted

@@ -10,7 +10,7 @@ import pytest
 from training.tiny import Tiny, TinyRun, make_rows, train_tiny, write_rows
 
 from qdpo.cli.main import main
-from qdpo.data import readers
+from qdpo.data.files import readers
 from qdpo.pairing.select import TWIN
 
 

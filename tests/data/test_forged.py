@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from data import real_tokenizers
-from data.published import ONE_ROW, SEVERAL_ROWS
+from data.schemas.published import ONE_ROW, SEVERAL_ROWS
+from data.schemas.test_published import rows_of
 from data.test_check import counts, good, refused, settings, written
-from data.test_published import rows_of
 from data.toy_tokenizers import byte_level
 from materials import MATERIAL
 from tokenizers import AddedToken

@@ -7,10 +7,10 @@ import pytest
 from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
-from qdpo.data.contamination import EvaluationSet, load_sets, words_of
-from qdpo.data.measures import length_bias
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.prepare import Prepared, prepare
+from qdpo.data.quality.contamination import EvaluationSet, load_sets, words_of
+from qdpo.data.quality.measures import length_bias
 from qdpo.data.report import DataReport
 from qdpo.errors import ConfigError, DataError
 
@@ -256,7 +256,7 @@ def test_what_touches_an_item(where: str, text: str, whole: int, by_13: int, by_
     pair = Pair(
         5, (Message("user", texts["prompt"]),), *((Message("assistant", texts[s]),) for s in ("chosen", "rejected"))
     )
-    from qdpo.data.contamination import texts_of
+    from qdpo.data.quality.contamination import texts_of
 
     found.observe(texts_of(pair), 0)
     described = found.as_dict(frozenset([0]), {0: 5})

@@ -8,11 +8,11 @@ import pytest
 from data.toy_tokenizers import byte_level
 
 from qdpo.config.schema import DataSection
-from qdpo.data import near_prompts
 from qdpo.data.ingest import keys_of
-from qdpo.data.near_prompts import NearPrompts
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.prepare import Prepared, prepare
+from qdpo.data.quality import near_prompts
+from qdpo.data.quality.near_prompts import NearPrompts
 from qdpo.data.split import split_by_prompt, split_keys
 from qdpo.data.view import table
 from qdpo.model.source import ASSETS

@@ -124,7 +124,7 @@ def test_no_hub_at_all(here: Hub, environment: dict[str, str]) -> None:
 
 ROWS = (
     "import json, sys\n"
-    "from qdpo.data.hub import commit_of, load\n"
+    "from qdpo.data.files.hub import commit_of, load\n"
     "from qdpo.errors import QdpoError\n"
     "print(json.dumps(commit_of(sys.argv[1], None)))\n"
     "try:\n"
@@ -135,7 +135,7 @@ ROWS = (
 
 
 def load_rows(environment: dict[str, str]) -> list[Any]:
-    """What `qdpo.data.hub` says of a dataset: its commit, and the error of loading it."""
+    """What `qdpo.data.files.hub` says of a dataset: its commit, and the error of loading it."""
     command = [sys.executable, "-c", ROWS, NAME]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdpo.api.config import Config
-from qdpo.data import duplicates
+from qdpo.data.quality import duplicates
 from qdpo.errors import DataError, InputMissingError
 from qdpo.pairing.measure import Measured, file_of, measure
 

@@ -11,8 +11,8 @@ from pairing.polls import rows_of, write_rows
 
 from qdpo.api.pairing import pairs_from_ratings
 from qdpo.data.faults import FaultyRows
-from qdpo.data.formats import recognise
-from qdpo.data.reader import RowReader
+from qdpo.data.schemas.formats import recognise
+from qdpo.data.schemas.reader import RowReader
 from qdpo.errors import ConfigError, DataError, OutputError, UsageError
 from qdpo.pairing.ranked import Ranked
 

@@ -19,7 +19,7 @@ from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, scores_of, text_of
 from qdpo.data.schemas.judged import VERDICTS, names_an_answer
 from qdpo.data.schemas.shape import Draw, Format, Parts
-from qdpo.data.templated import asked_in
+from qdpo.data.schemas.templated import asked_in
 
 SIDES = (
     ("chosen", "rejected"),

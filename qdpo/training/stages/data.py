@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def prepare_data(run: RunState) -> tuple[PreTrainedTokenizerBase, Prepared]:
     """Read, check and tokenise the data, before the base is loaded."""
     from qdpo.data.cache import tokenizer_digest
-    from qdpo.data.hub import commit_of
+    from qdpo.data.files.hub import commit_of
     from qdpo.data.prepare import fingerprint, prepare
     from qdpo.model.load import load_tokenizer
     from qdpo.paths import cache_folder

@@ -291,7 +291,7 @@ def told(error: QdpoError) -> str:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faulty_dataset(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("qdpo.data.pipes.WRITER", 0.2)
+    monkeypatch.setattr("qdpo.data.files.pipes.WRITER", 0.2)
     write, code, parts = FAULTS[name]
     config = DataSection(name=write(tmp_path), template="zephyr", max_length=40, max_prompt_length=20)
     with pytest.raises(QdpoError) as caught:

@@ -1,0 +1,1 @@
+"""What is odd about pairs: counted, remarked on, and mended where that is wanted."""
