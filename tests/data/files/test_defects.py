@@ -207,7 +207,7 @@ DEFECTS: dict[str, tuple[str, bytes, int, list[str]]] = {
         65,
         ["after 3 rows", "cut off"],
     ),
-    "table that is cut off": ("a.json", json.dumps({"data": ROWS})[:-99].encode(), 65, ["1 of 1 rows", "cut off"]),
+    "table that is cut off": ("a.json", json.dumps({"data": ROWS})[:-99].encode(), 65, ["1 of 1 row", "cut off"]),
     "pretty table that is cut off": ("a.json", json.dumps({"data": ROWS}, indent=1)[:-99].encode(), 65, ["cut off"]),
     "pretty table with damage": (
         "a.json",
