@@ -204,6 +204,20 @@ def after_history(row: Row, turns: list[Message]) -> list[Message]:
     return [*system, *history_of(row), *turns[len(system) :]]
 
 
+def question_in(row: Row, column: str, *, empty_ok: bool = False) -> str:
+    """A question given as text; Alpaca's instructions come with an input."""
+    text = text_of(row, column, empty_ok=empty_ok)
+    return f"{text}\n{text_of(row, 'input')}" if column == "instruction" and row.get("input") else text
+
+
+def asked_in(row: Row, column: str) -> list[Message]:
+    """What was asked, messages or a text, with the turns before it and the system message that the row brings."""
+    if isinstance(row[column], list):
+        turns = after_history(row, messages_of(row[column], column))
+        return [*(system_of(row) if turns[0].role != "system" else []), *turns]
+    return [*system_of(row), *after_history(row, [Message("user", question_in(row, column))])]
+
+
 def answer(text: str) -> list[Message]:
     """A completion given as text."""
     return [Message("assistant", text)]

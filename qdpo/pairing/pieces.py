@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qdpo.data.messages import answer, check_turns, message_of, messages_of, system_of
+from qdpo.data.messages import answer, check_turns, message_of, messages_of, question_in, system_of
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, text_of
 from qdpo.data.schemas.formats import SYNONYMS
@@ -34,7 +34,8 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
     if column is None:
         raise BadRow("no prompt", "add the column `prompt`, or `messages`", "prompt")
     value, said = row[column], None
-    turns = messages_of(value, column) if isinstance(value, list | tuple) else [Message("user", _question(row, column))]
+    talks = isinstance(value, list | tuple)
+    turns = messages_of(value, column) if talks else [Message("user", question_in(row, column))]
     if turns[-1].role == "assistant":
         said = turns.pop().content
     if not turns or turns[0].role != "system":
@@ -43,12 +44,6 @@ def asked(row: Row) -> tuple[Prompt, str | None]:
         raise BadRow(f"`{column}` has an answer and no question", "begin with what the user says", column)
     check_turns(turns, *[answer(said or "-")] * 2)
     return tuple(turns), said
-
-
-def _question(row: Row, column: str) -> str:
-    """A question given as text; Alpaca's instructions come with an input."""
-    question = text_of(row, column)
-    return f"{question}\n{text_of(row, 'input')}" if column == "instruction" and row.get("input") else question
 
 
 def answer_of(value: Any, column: str) -> str:

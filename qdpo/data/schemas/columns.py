@@ -10,6 +10,7 @@ from qdpo.data.messages import (
     answer,
     message_of,
     messages_of,
+    question_in,
     role_of,
     split_conversations,
     system_of,
@@ -84,9 +85,7 @@ def _prompt(row: Row, column: str) -> list[Message]:
         return after_history(row, turns) if column != "history" else turns
     if isinstance(value, Mapping):
         return [message_of(value, column)]
-    text = text_of(row, column, empty_ok=True)
-    if column == "instruction" and row.get("input"):
-        text = f"{text}\n{text_of(row, 'input')}"
+    text = question_in(row, column, empty_ok=True)
     asked = [Message("user", text)] if text else []
     return after_history(row, asked) if column != "history" else asked
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from qdpo.data.messages import after_history, answer, messages_of, split_conversations, system_of
+from qdpo.data.messages import answer, asked_in, messages_of, split_conversations
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Inherent, Row, Tie, number, text_of
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
@@ -233,7 +233,7 @@ def _read(row: Row, draw: Draw) -> Parts:
     asked = first_of(row, ASKED)
     if isinstance(row[first], list) and isinstance(row[second], list) and _texts(row[first]) is None:
         prompt, chosen, rejected, scores = _conversations(row, first, second, won)
-        return prompt if prompt or asked is None else _question(row, asked), chosen, rejected, scores
+        return prompt if prompt or asked is None else asked_in(row, asked), chosen, rejected, scores
     if asked is None:
         raise BadRow("no question", f"add the column `{ASKED[0]}`", ASKED[0])
     if turns := _texts(row[asked]):
@@ -242,17 +242,7 @@ def _read(row: Row, draw: Draw) -> Parts:
             return _by_turns([turns, *filter(None, sides)], won)
     chosen, rejected = ordered([answer(text_of(row, column)) for column in (first, second)], won)
     scores = _scored(row)
-    return _question(row, asked), chosen, rejected, scores[::-1] if scores and won else scores
-
-
-def _question(row: Row, column: str) -> list[Message]:
-    if isinstance(row[column], list):
-        turns = after_history(row, messages_of(row[column], column))
-        return [*(system_of(row) if turns[0].role != "system" else []), *turns]
-    text = text_of(row, column)
-    if column == "instruction" and row.get("input"):
-        text = f"{text}\n{text_of(row, 'input')}"
-    return [*system_of(row), *after_history(row, [Message("user", text)])]
+    return asked_in(row, asked), chosen, rejected, scores[::-1] if scores and won else scores
 
 
 def _conversations(row: Row, first: str, second: str, won: int | None) -> Parts:

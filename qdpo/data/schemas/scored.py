@@ -9,12 +9,11 @@ from typing import Any
 
 from qdpo.data.messages import (
     SPEAKERS,
-    after_history,
     answer,
+    asked_in,
     message_of,
     messages_of,
     split_conversations,
-    system_of,
     turns_of,
 )
 from qdpo.data.pairs import Message
@@ -47,13 +46,7 @@ def _question(row: Row) -> list[Message]:
     column = first_of(row, ASKED)
     if column is None:
         raise BadRow("no question", f"add the column `{ASKED[1]}`", ASKED[1])
-    if isinstance(row[column], list):
-        turns = after_history(row, messages_of(row[column], column))
-        return [*(system_of(row) if turns[0].role != "system" else []), *turns]
-    text = text_of(row, column)
-    if column == "instruction" and row.get("input"):
-        text = f"{text}\n{text_of(row, 'input')}"
-    return [*system_of(row), *after_history(row, [Message("user", text)])]
+    return asked_in(row, column)
 
 
 def _decided(scored: list[tuple[float, list[Message]]], draw: Draw, column: str) -> Parts:
