@@ -55,8 +55,7 @@ def take_moments(run: TrainedRun, tokens: int = TOKENS) -> Moments:
     model, device = run.merged("trained"), find_device().torch
     try:
         streamed = Streamed(skeleton(model.config, computing_dtype()), device)
-        stored = set(model.names)
-        if unknown := [name for names in streamed.parts.values() for name in names if name not in stored]:
+        if unknown := [name for names in streamed.parts.values() for name in names if not model.has(name)]:
             # experts are one tensor in memory, and one each in the file
             raise NotStreamableError(f"the base's file has no tensor {unknown[0]} and {len(unknown) - 1:,} others")
         moments, places = _taken(streamed, model.read, texts, Adapter(run.adapter))

@@ -136,6 +136,10 @@ class MergedModel:
         replaced = self._adapter.replaced if self._adapter else {}
         return next((one for one in ((EMBEDDING, HEAD) if tied else (name,)) if one in replaced), None)
 
+    def has(self, name: str) -> bool:
+        """Whether the base's files have what a tensor is made of."""
+        return self._source(name) in self._base
+
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds numbers that a format may round (buffers of integers are kept as they are)."""
         return self._base.places[self._source(name)].dtype.is_floating_point

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from training.tiny import Tiny, make_model, make_tokenizer, train_tiny
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from qdpo.errors import UnavailableError
 from qdpo.export import moments
@@ -42,6 +42,17 @@ def test_a_run_is_finished_though_they_cannot_be_taken(
     run = train_tiny(tiny, tmp_path / "run")
     assert run.record["state"] == "finished"
     assert "no moments of the layers' inputs are kept" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_head_that_is_the_embedding_has_no_tensor_of_its_own(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "FEWEST", 16)
+    shape = make_model("llama").config.to_dict() | {"tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(tmp_path / "tied")
+    make_tokenizer().save_pretrained(tmp_path / "tied")
+    train_tiny(tiny, tmp_path / "run", f"model.name={tmp_path / 'tied'}", "train.max_steps=2")
+    assert Moments(tmp_path / "run" / MOMENTS).names
 
 
 def test_a_base_whose_file_names_its_experts_one_by_one_has_no_moments(
