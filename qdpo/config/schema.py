@@ -7,6 +7,7 @@ module of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -77,6 +78,11 @@ class ModelSection(Section):
     trust_remote_code: Annotated[
         bool, Field(description="run Python code that comes with the model; needs a 40-hex revision")
     ] = False
+
+
+def is_target(name: str, targets: Sequence[str] | str) -> bool:
+    """Whether a linear layer of a decoder gets an adapter, by its last name and `lora.target_modules`."""
+    return name not in ROUTERS if targets == ALL_LINEAR else name in targets
 
 
 class LoraSection(Section):

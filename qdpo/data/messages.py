@@ -223,6 +223,14 @@ def answer(text: str) -> list[Message]:
     return [Message("assistant", text)]
 
 
+def said_in(row: Row, column: str) -> list[Message]:
+    """What was said in a column: messages, one message, or an answer given as text."""
+    value = row.get(column)
+    if isinstance(value, list):
+        return messages_of(value, column)
+    return [message_of(value, column)] if isinstance(value, Mapping) else answer(text_of(row, column))
+
+
 def split_conversations(
     chosen: Sequence[Message], rejected: Sequence[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from qdpo.data.counts import Counted
 from qdpo.data.pieces import BadRow, Inherent
 from qdpo.data.quality.measures import (
-    FIRST_ROWS,
     conflicts,
     exact_duplicates,
     first_rows,
@@ -31,25 +31,6 @@ ONE_SIDED = 2
 MOST_REASONS = 50
 """Reasons that are told apart: a template may refuse in words that are different for every row."""
 PARTS = ("prompt", "chosen", "rejected")
-
-
-@dataclass
-class Counted:
-    """Rows that have something in common.
-
-    Attributes:
-        count: how many.
-        first_rows: the first five by number; `source:number` for a mixture's further datasets.
-    """
-
-    count: int = 0
-    first_rows: list[int | str] = field(default_factory=list)
-
-    def add(self, row: int | str) -> None:
-        """Count a row; the first five are remembered by number."""
-        self.count += 1
-        if len(self.first_rows) < FIRST_ROWS:
-            self.first_rows.append(row)
 
 
 @dataclass

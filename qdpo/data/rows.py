@@ -7,13 +7,14 @@ from itertools import chain, islice
 from typing import Any
 
 from qdpo.config.schema import DataSection
+from qdpo.data.counts import Counted
 from qdpo.data.files.readers import Broken
 from qdpo.data.files.sources import Source
 from qdpo.data.named import NAMES
 from qdpo.data.pairs import Message, Pair
 from qdpo.data.pieces import BadRow, type_in_words
 from qdpo.data.quality.clean import cleaned
-from qdpo.data.report import Counted, DataReport
+from qdpo.data.report import DataReport
 from qdpo.data.schemas.formats import names_of
 from qdpo.data.schemas.reader import RowReader
 from qdpo.errors import ConfigError

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from qdpo.errors import ConfigError
+from qdpo.grammar import counted
 from qdpo.model.targets import EXPERTS
 
 NF4_BYTES = 0.516
@@ -70,7 +71,7 @@ def stored(model: nn.Module) -> Stored:
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if weight is None or id(weight) in seen or (weight.requires_grad and "lora_" in path):
+            if weight is None or id(weight) in seen:
                 continue
             seen.add(id(weight))
             state: Any = getattr(weight, "quant_state", None)
@@ -123,8 +124,7 @@ def check_stored(model: nn.Module, name: str, allowed: Collection[str] = ()) -> 
 
 
 def _described(kind: str, left: Left) -> str:
-    many = f"{left.tensors:,} tensors" if left.tensors > 1 else "1 tensor"
-    return f"{kind} ({many}, {_gigabytes(left.bytes)}, first {left.first})"
+    return f"{kind} ({counted(left.tensors, 'tensor')}, {_gigabytes(left.bytes)}, first {left.first})"
 
 
 def _gigabytes(size: float) -> str:

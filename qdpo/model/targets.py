@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from qdpo.config.schema import ALL_LINEAR, ROUTERS
+from qdpo.config.schema import ALL_LINEAR, ROUTERS, is_target
 from qdpo.errors import ConfigError
 
 EXPERTS = "experts"
@@ -29,7 +29,7 @@ def targets_of(model: Any, wanted: Sequence[str] | str) -> list[str]:
     """
     linear, heads = _linear_names(model)
     if wanted == ALL_LINEAR:
-        return sorted(linear - heads - ROUTERS)
+        return sorted(name for name in linear - heads if is_target(name, wanted))
     for target in wanted:
         if target in heads:
             raise ConfigError(f"lora.target_modules names the output head {target}", "leave it out: it stays frozen")
@@ -51,10 +51,8 @@ def targets_of(model: Any, wanted: Sequence[str] | str) -> list[str]:
 def _linear_names(model: Any) -> tuple[set[str], set[str]]:
     """The last names of all linear layers, and of the head."""
     head = model.get_output_embeddings()
-    names = {False: set[str](), True: set[str]()}
-    for name, module in linear_layers(model):
-        names[module is head].add(name.rsplit(".", 1)[-1])
-    return names[False] | names[True], names[True]
+    names = [(name.rsplit(".", 1)[-1], module is head) for name, module in linear_layers(model)]
+    return {name for name, _ in names}, {name for name, is_head in names if is_head}
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

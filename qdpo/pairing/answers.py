@@ -13,9 +13,10 @@ from qdpo.data.pieces import BadRow, Row, type_in_words
 from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.schemas.reader import RowReader
+from qdpo.data.schemas.shape import first_of
 from qdpo.errors import DataError
 from qdpo.grammar import agreed, counted
-from qdpo.pairing.pieces import ANSWERS, Prompt, answer_of, asked, first_of
+from qdpo.pairing.pieces import ANSWERS, Prompt, answer_of, asked
 from qdpo.pairing.reading import settle, understood
 
 TEXT = ("text", "content", "completion", "response", "answer")

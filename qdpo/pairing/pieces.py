@@ -9,6 +9,7 @@ from qdpo.data.messages import answer, check_turns, message_of, messages_of, que
 from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, text_of
 from qdpo.data.schemas.formats import SYNONYMS
+from qdpo.data.schemas.shape import first_of
 from qdpo.foreign import visible
 from qdpo.grammar import with_article
 
@@ -17,11 +18,6 @@ ANSWERS = ("answers", "completions", "responses", "candidates", "generations")
 """Columns that hold several answers."""
 ANSWER = ("completion", "response", "answer", "output", "generation")
 Prompt = tuple[Message, ...]
-
-
-def first_of(row: Row, names: Sequence[str]) -> str | None:
-    """The first of some columns that a row has."""
-    return next((name for name in names if name in row), None)
 
 
 def asked(row: Row) -> tuple[Prompt, str | None]:

@@ -16,9 +16,10 @@ from qdpo.data.report import DataReport
 from qdpo.data.rows import RECOGNISED_BY
 from qdpo.data.schemas.formats import names_of
 from qdpo.data.schemas.reader import RowReader
+from qdpo.data.schemas.shape import first_of
 from qdpo.errors import DataError, InputMissingError
 from qdpo.grammar import agreed, counted
-from qdpo.pairing.pieces import PROMPT, Prompt, asked, first_of
+from qdpo.pairing.pieces import PROMPT, Prompt, asked
 from qdpo.pairing.reading import settle, understood
 
 TEXTS = frozenset({".txt", ".text", ".md", ""})

@@ -8,8 +8,9 @@ from typing import Any
 
 from qdpo.data.pieces import BadRow, Row, Tie, number, type_in_words
 from qdpo.data.schemas.formats import names_of
+from qdpo.data.schemas.shape import first_of
 from qdpo.errors import DataError
-from qdpo.pairing.pieces import ANSWER, ANSWERS, PROMPT, Prompt, answer_of, asked, first_of
+from qdpo.pairing.pieces import ANSWER, ANSWERS, PROMPT, Prompt, answer_of, asked
 from qdpo.pairing.votes import UNDO, Vote
 
 TEXT = (*ANSWER, "text", "content")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qdpo.config.schema import ROUTERS
+from qdpo.config.schema import is_target
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,13 @@ class Shape:
     def lora(self, rank: int, targets: list[str] | str) -> int:
         """Weights of an adapter on the layers of these names; a text takes all but those that choose experts."""
         parts = ((path.rsplit(".", 1)[-1], part) for layer in self.matrices for path, part in layer.items())
-        return sum(rank * (rows + columns) for name, (rows, columns) in parts if _is_target(name, targets))
+        return sum(rank * (rows + columns) for name, (rows, columns) in parts if is_target(name, targets))
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Shape:
         """From what `dataclasses.asdict` made of one, by way of JSON."""
         matrices = tuple({name: (part[0], part[1]) for name, part in layer.items()} for layer in stored["matrices"])
         return cls(**{**stored, "matrices": matrices})
-
-
-def _is_target(name: str, targets: list[str] | str) -> bool:
-    return name not in ROUTERS if isinstance(targets, str) else name in targets
 
 
 def _mistral(**changes: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from qdpo.data.pairs import Pair
 
@@ -15,6 +16,11 @@ THRESHOLD = 0.8
 LOOKED_AT = 20_000
 """Pairs that are compared: the first ones, so that time and memory have a bound."""
 WORD = re.compile(r"\w+")
+
+
+def shingles(words: Sequence[str]) -> list[str]:
+    """What of a text is compared: all words that follow each other, SHINGLE at a time; fewer words are one."""
+    return [" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))]
 
 
 class NearDuplicates:
@@ -42,7 +48,7 @@ class NearDuplicates:
 
         words = WORD.findall(" ".join(m.content for m in (*pair.prompt, *pair.chosen, *pair.rejected)).lower())
         sketch = RMinHash(num_perm=PERMUTATIONS, seed=1)
-        sketch.update([" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))])
+        sketch.update(shingles(words))
         for other in self.index.query(sketch):
             if self.keys[other] != key and sketch.jaccard(self.sketches[other]) >= THRESHOLD:
                 self.found.append((pair.row, self.rows[other]))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from qdpo.data.counts import FIRST_ROWS
 from qdpo.data.quality.separable import FEWEST
 
-FIRST_ROWS = 5
 CONSTANT_OFTEN = 0.1
 """Share of pairs with the same answer on one side from which it is counted."""
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from qdpo.data.pairs import Pair
+from qdpo.data.quality.duplicates import shingles
 
 BANDS, ROWS = 12, 12
 """Of the MinHash (Broder 1997) by which prompts are found that are worth comparing, as they agree in a band: 98 % of
 those at the threshold, 15 % of those that have 70 % in common."""
 NEIGHBOURS = 10
 """Prompts that one is compared with for each band; only those that fill in one form have more."""
-SHINGLE = 3
-"""Words that are compared together."""
 THRESHOLD = 0.9
 """Share of common shingles from which two prompts are almost the same."""
 LOOKED_AT = 20_000
@@ -52,12 +51,12 @@ class NearPrompts:
         from rensa import RMinHash
 
         words = WORD.findall(" ".join(said.content for said in pair.prompt if said.role != "system").lower())
-        shingles = [" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))]
+        compared = shingles(words)
         sketch = RMinHash(num_perm=BANDS * ROWS, seed=1)
-        sketch.update(shingles)
+        sketch.update(compared)
         bands = np.array(sketch.digest(), np.uint64).reshape(BANDS, ROWS) @ MULTIPLIERS
         self.bands.frombytes((bands >> np.uint64(32)).astype(np.uint32).tobytes())
-        smallest = sorted({zlib.crc32(shingle.encode()) for shingle in shingles})[:KEPT]
+        smallest = sorted({zlib.crc32(shingle.encode()) for shingle in compared})[:KEPT]
         self.shingles.extend(smallest)
         self.ends.append(len(self.shingles))
         self.places[key] = len(self.places)
@@ -65,8 +64,8 @@ class NearPrompts:
     def groups(self) -> dict[int, int]:
         """Of each prompt that is almost the same as another one, or hangs together with it by others, the key that
         stands for its group."""
-        shingles = np.frombuffer(self.shingles, np.uint32)
-        sets = [shingles[start:end] for start, end in zip(self.ends, self.ends[1:], strict=False)]
+        kept = np.frombuffer(self.shingles, np.uint32)
+        sets = [kept[start:end] for start, end in zip(self.ends, self.ends[1:], strict=False)]
         parent = list(range(len(sets)))
 
         def first(place: int) -> int:

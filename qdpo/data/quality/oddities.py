@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import asdict
 
+from qdpo.data.counts import Counted
 from qdpo.data.pairs import Pair
 from qdpo.data.quality import mojibake
 from qdpo.data.quality.clean import INVISIBLE, entities, invisible_kinds
@@ -17,7 +19,6 @@ ENTITIES = "HTML entities such as `&amp;`"
 MOJIBAKE = "text that was decoded wrongly (mojibake, such as `Ã©`)"
 MENDED_BY = {ENTITIES: "entities", MOJIBAKE: "mojibake", **dict.fromkeys(INVISIBLE.values(), "invisible")}
 """What `data.clean` calls the mend of what is odd."""
-FIRST_ROWS = 5
 LOOKED_AT = 200
 """Characters that decide on a text's script."""
 
@@ -26,8 +27,7 @@ class Oddities:
     """Counts rows by what is odd in them; a row may be in several counts."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, list[int]] = {}
+        self.found: dict[str, Counted] = {}
         self.scripts: Counter[str] = Counter()
 
     def observe(self, pair: Pair) -> None:
@@ -41,15 +41,13 @@ class Oddities:
         if scripts[0] != scripts[1]:
             found.add("the answers are in different scripts")
         for name in found:
-            self.counts[name] += 1
-            first = self.first.setdefault(name, [])
-            if len(first) < FIRST_ROWS:
-                first.append(pair.row)
+            self.found.setdefault(name, Counted()).add(pair.row)
 
     def as_dict(self) -> dict[str, object]:
         """For data_report.json."""
+        most_first = sorted(self.found.items(), key=lambda item: -item[1].count)
         return {
-            "unicode": {name: {"count": n, "first_rows": self.first[name]} for name, n in self.counts.most_common()},
+            "unicode": {name: asdict(rows) for name, rows in most_first},
             "scripts": dict(self.scripts.most_common()),
         }
 

@@ -12,6 +12,7 @@ from qdpo.data.messages import (
     messages_of,
     question_in,
     role_of,
+    said_in,
     split_conversations,
     system_of,
     turns_of,
@@ -20,7 +21,7 @@ from qdpo.data.pairs import Message
 from qdpo.data.pieces import BadRow, Row, scores_of, text_of
 from qdpo.data.schemas.judged import VERDICTS, names_an_answer
 from qdpo.data.schemas.shape import Draw, Format, Parts
-from qdpo.data.schemas.templated import asked_in
+from qdpo.data.schemas.templated import answer_begins
 
 SIDES = (
     ("chosen", "rejected"),
@@ -91,18 +92,13 @@ def _prompt(row: Row, column: str) -> list[Message]:
 
 
 def _side(row: Row, column: str) -> list[Message]:
-    value = row.get(column)
-    if isinstance(value, list):
-        return messages_of(value, column)
-    if isinstance(value, Mapping):
-        return [message_of(value, column)]
-    if names_an_answer(row, value):
+    if names_an_answer(row, row.get(column)):
         raise BadRow(
             f"`{column}` only names one of two answers that are in other columns",
             f"take its opposite out, and set data.columns={{{VERDICTS[0]}: {column}}}",
             column,
         )
-    return answer(text_of(row, column))
+    return said_in(row, column)
 
 
 WHOLE = ("", "_messages", "_conversations", "_conversation")
@@ -166,7 +162,7 @@ def _read_implicit_text(row: Row, draw: Draw) -> Parts:
     chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
     shared = _shared_text(chosen, rejected)
     # a template's mark may end in white space, or have none before the answer
-    shared = chosen[: asked_in(chosen[: _alike(chosen, rejected)]) or len(shared)]
+    shared = chosen[: answer_begins(chosen[: _alike(chosen, rejected)]) or len(shared)]
     prompt = [Message("user", shared)] if shared else []
     return prompt, answer(chosen[len(shared) :]), answer(rejected[len(shared) :]), scores_of(row)
 

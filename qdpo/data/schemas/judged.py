@@ -73,24 +73,23 @@ def _known(row: Row) -> str | None:
     talks = all(isinstance(row[side], list) for side in sides[:2])
     if asked is None and not talks:
         return None
-    verdict = _verdict_columns(row)
+    verdict = _verdict_columns(row, sides[2])
     if not verdict:
         return None
     return f"columns {', '.join([*([asked] if asked else []), *sides[:2], *verdict[:3]])}"
 
 
-def _verdict_columns(row: Row) -> list[str]:
+def _verdict_columns(row: Row, marks: tuple[str, str]) -> list[str]:
     if "winner_model_a" in row and "winner_model_b" in row:
         return ["winner_model_a", "winner_model_b"]
     column = first_of(row, VERDICTS)
-    return [column] if column else _annotators(row) or _scores(row)
+    return [column] if column else _annotators(row) or _scores(row, marks)
 
 
-def _scores(row: Row) -> list[str]:
-    """The columns with a score for each of the two answers."""
-    sides = sides_of(row)
-    pairs = ((f"{stem}_{a}", f"{stem}_{b}") for stem in RATED for a, b in ((sides[2],) if sides else ()))
-    return next((list(pair) for pair in pairs if row.keys() >= set(pair)), [])
+def _scores(row: Row, marks: tuple[str, str]) -> list[str]:
+    """The columns with a score for each of the two answers that are told apart by these marks."""
+    pairs = ([f"{stem}_{mark}" for mark in marks] for stem in RATED)
+    return next((pair for pair in pairs if row.keys() >= set(pair)), [])
 
 
 def names_an_answer(row: Row, value: Any) -> bool:
@@ -169,15 +168,15 @@ def _place(name: str, sides: Sequence[str], marks: Sequence[str]) -> int | None:
 
 
 def _verdict(row: Row, sides: tuple[str, str], marks: tuple[str, str]) -> int | None:
-    columns = _verdict_columns(row)
+    columns = _verdict_columns(row, marks)
     if columns[:1] == ["winner_model_a"]:
         won = [number(row.get(column)) == 1 for column in columns]
         return None if won[0] == won[1] else won.index(True)
     if columns and columns == _annotators(row):
         votes = Counter(_annotated(row[column], sides, marks, column) for column in columns if row[column] is not None)
         return None if votes[0] == votes[1] else int(votes[1] > votes[0])
-    if len(columns) == 2 and columns == _scores(row):
-        scores = _scored(row)
+    if len(columns) == 2 and columns == _scores(row, marks):
+        scores = _scored(row, marks)
         if scores is None:
             raise BadRow("the answers have no score each", "write two numbers", columns[0])
         return None if scores[0] == scores[1] else int(scores[1] > scores[0])
@@ -189,8 +188,8 @@ def _verdict(row: Row, sides: tuple[str, str], marks: tuple[str, str]) -> int | 
     return winner(value, sides, marks, columns[0])
 
 
-def _scored(row: Row) -> tuple[float, float] | None:
-    first, second = ([number(row[column]) for column in _scores(row)] + [None, None])[:2]
+def _scored(row: Row, marks: tuple[str, str]) -> tuple[float, float] | None:
+    first, second = [number(row[column]) for column in _scores(row, marks)] or (None, None)
     return None if first is None or second is None else (first, second)
 
 
@@ -241,7 +240,7 @@ def _read(row: Row, draw: Draw) -> Parts:
         if sides[0] and sides[1]:
             return _by_turns([turns, *filter(None, sides)], won)
     chosen, rejected = ordered([answer(text_of(row, column)) for column in (first, second)], won)
-    scores = _scored(row)
+    scores = _scored(row, marks)
     return asked_in(row, asked), chosen, rejected, scores[::-1] if scores and won else scores
 
 

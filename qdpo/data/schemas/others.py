@@ -31,7 +31,7 @@ def what_else(rows: Sequence[Row], source: str) -> tuple[str, str] | None:
     file = shlex.quote(source)
     made = f"qdpo pairs from-ratings {file} --out pairs.jsonl makes pairs of them"
     if {"comparison", "vote"} <= columns:
-        return "these are votes", f"{made}"
+        return "these are votes", made
     if any(map(sides_of, rows)) and not any(column.startswith("rejected") for column in columns):
         return _verdict(rows)
     if any(column.startswith(SIDES) for column in columns):

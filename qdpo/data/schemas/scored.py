@@ -49,16 +49,19 @@ def _question(row: Row) -> list[Message]:
     return asked_in(row, column)
 
 
-def _decided(scored: list[tuple[float, list[Message]]], draw: Draw, column: str) -> Parts:
+def _decided(
+    scored: list[tuple[float, list[Message]]], draw: Draw, column: str
+) -> tuple[list[Message], list[Message], tuple[float, float]]:
+    """Chosen, rejected, and the scores of the two."""
     if len(scored) < 2:
         raise BadRow(f"fewer than two scored `{column}`", "give two answers a score each", column)
     chosen, rejected = best_and_another(scored, draw)
-    return [], chosen[1], rejected[1], (chosen[0], rejected[0])
+    return chosen[1], rejected[1], (chosen[0], rejected[0])
 
 
 def _read_ultrafeedback(row: Row, draw: Draw) -> Parts:
     prompt = [Message("user", text_of(row, "instruction"))]
-    return prompt, *_decided(_scored_items(row, "completions"), draw, "completions")[1:]
+    return prompt, *_decided(_scored_items(row, "completions"), draw, "completions")
 
 
 def _scored_items(row: Row, column: str) -> list[tuple[float, list[Message]]]:
@@ -107,12 +110,12 @@ def _read_list(row: Row, draw: Draw) -> Parts:
             for score, said in found
             if score is not None and ((isinstance(said, list) and said) or (isinstance(said, str) and said.strip()))
         ]
-    return _question(row), *_decided(scored, draw, listed)[1:]
+    return _question(row), *_decided(scored, draw, listed)
 
 
 def _read_ranked(row: Row, draw: Draw) -> Parts:
     """NeMo-RL: completions with a rank, 0 the best, each a list of messages."""
-    return turns_of(row, "context"), *_decided(_completions(row, "rank", -1), draw, "completions")[1:]
+    return turns_of(row, "context"), *_decided(_completions(row, "rank", -1), draw, "completions")
 
 
 def _completions(row: Row, key: str, sign: int) -> list[tuple[float, list[Message]]]:
@@ -131,8 +134,8 @@ def _read_vertex(row: Row, draw: Draw) -> Parts:
     prompt = turns_of(row, "contents")
     system = row.get("systemInstruction") or row.get("system_instruction")
     if isinstance(system, Mapping):
-        prompt = [message_of({"role": "system", **system, **{"role": "system"}}, "systemInstruction"), *prompt]
-    return prompt, *_decided(_completions(row, "score", 1), draw, "completions")[1:]
+        prompt = [message_of({**system, "role": "system"}, "systemInstruction"), *prompt]
+    return prompt, *_decided(_completions(row, "score", 1), draw, "completions")
 
 
 def _nova_known(row: Row) -> str | None:
@@ -184,7 +187,7 @@ def _read_steered(row: Row, draw: Draw) -> Parts:
     turns = [Message("user", first.strip())]
     for speaker, said in zip(others[::2], others[1::2], strict=True):
         turns.append(Message(SPEAKERS[speaker.lower()], text_of({"prompt": said.strip()}, "prompt")))
-    return turns, *_decided(scored, draw, "answers")[1:]
+    return turns, *_decided(scored, draw, "answers")
 
 
 # -- trees of conversations
@@ -210,7 +213,7 @@ def _tree_nodes(row: Row) -> list[dict[str, Any]]:
 
 
 def _read_node(row: Row, draw: Draw) -> Parts:
-    return messages_of(row["turns"], "turns"), *_decided(_scored_items(row, "answers"), draw, "answers")[1:]
+    return messages_of(row["turns"], "turns"), *_decided(_scored_items(row, "answers"), draw, "answers")
 
 
 def _tree_known(row: Row) -> str | None:
@@ -272,7 +275,7 @@ def _read_webgpt(row: Row, draw: Draw) -> Parts:
     if scores[0] is None or scores[1] is None:
         raise BadRow("the answers have no score each", "write two numbers", "score_0")
     scored = [(scores[i] or 0.0, answer(text_of(row, f"answer_{i}"))) for i in (0, 1)]
-    return [Message("user", text_of({"question": text}, "question"))], *_decided(scored, draw, "answer_0")[1:]
+    return [Message("user", text_of({"question": text}, "question"))], *_decided(scored, draw, "answer_0")
 
 
 SCORED_FORMATS = (

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from qdpo.data.messages import (
     IN_ROWS,
     answer,
-    message_of,
     messages_of,
     refuse_unread,
     role_of,
+    said_in,
     system_of,
     turns_of,
 )
@@ -20,12 +19,6 @@ from qdpo.data.pieces import BadRow, Row, text_of
 from qdpo.data.schemas.shape import Draw, Format, Parts, first_of
 
 OUTPUTS = ("preferred_output", "non_preferred_output")
-
-
-def _side(value: Any, column: str) -> list[Message]:
-    if isinstance(value, list):
-        return messages_of(value, column)
-    return [message_of(value, column)] if isinstance(value, Mapping) else answer(text_of({column: value}, column))
 
 
 def _openai_known(row: Row) -> str | None:
@@ -39,7 +32,7 @@ def _read_openai(row: Row, draw: Draw) -> Parts:
     if not isinstance(asked, Mapping):
         raise BadRow("`input` is no object with messages", "write {messages: [...]}", "input")
     refuse_unread(asked, IN_ROWS)
-    chosen, rejected = (_side(row.get(name), name) for name in OUTPUTS)
+    chosen, rejected = (said_in({name: row.get(name)}, name) for name in OUTPUTS)
     return messages_of(asked.get("messages"), "input"), chosen, rejected, None
 
 
@@ -59,7 +52,7 @@ def _swift_known(row: Row) -> str | None:
 def _read_swift(row: Row, draw: Draw) -> Parts:
     turns = turns_of(row, "messages")
     rejected_column = first_of(row, REJECTED) or REJECTED[0]
-    rejected = _side(row.get(rejected_column), rejected_column)
+    rejected = said_in({rejected_column: row.get(rejected_column)}, rejected_column)
     if turns[-1].role != "assistant":
         raise BadRow("`messages` does not end with an answer", "put the better answer at its end", "messages")
     prompt, chosen = turns[:-1], turns[-1:]
@@ -90,9 +83,10 @@ def _read_lists(row: Row, draw: Draw) -> Parts:
         texts = row.get(column)
         if not isinstance(texts, list) or not texts:
             raise BadRow(f"`{column}` is no list of texts", "write [text, ...]", column)
-        sides.append([(0.0, answer(text_of({column: text}, column))) for text in texts])
-    rejected = sides[1][draw(len(sides[1]))][1]
-    return [Message("user", text_of(row, "prompt"))], sides[0][0][1], rejected, None
+        sides.append([answer(text_of({column: text}, column)) for text in texts])
+    right, wrong = sides
+    rejected = wrong[draw(len(wrong))]
+    return [Message("user", text_of(row, "prompt"))], right[0], rejected, None
 
 
 SERVICE_FORMATS = (

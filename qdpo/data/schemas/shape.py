@@ -75,9 +75,8 @@ class Format:
 
 
 def _groups(rows: Numbered, key: Callable[[Row], Hashable]) -> Iterator[tuple[int, Any]]:
-    waiting = iter(rows)
     group: list[tuple[int, Any]] = []
-    for number, row in waiting:
+    for number, row in rows:
         if not isinstance(row, dict):
             yield number, row
             continue

@@ -174,7 +174,7 @@ def family_in(text: str) -> Family | None:
     return family_of([text]) if ASKS.search(text[-80:]) else None
 
 
-def asked_in(text: str) -> int | None:
+def answer_begins(text: str) -> int | None:
     """Where the assistant begins to speak for the last time in a text of a family; None in any other text."""
     for family in FAMILIES:
         marks = [mark for mark in family.opens.finditer(text) if _role(mark) == "assistant"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdpo.config.schema import ROUTERS, LoraSection, RunConfig
+from qdpo.config.schema import ALL_LINEAR, LoraSection, RunConfig, is_target
 from qdpo.errors import InputMissingError, MemoryShortageError
 from qdpo.files import require_space, size_of
 from qdpo.hardware import GIB, available_memory, free_swap
@@ -153,14 +153,15 @@ def check_by_headers(
 
 def adapter_weights(lora: LoraSection, shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """Weights of the two matrices that each target of the adapter gets, by the shapes of the base's tensors."""
-
-    def is_target(name: str) -> bool:
-        last = name.removesuffix(".weight").rpartition(".")[2]
-        if isinstance(lora.target_modules, str):
-            return ".layers." in name and last not in ROUTERS
-        return last in lora.target_modules
-
-    targets = [shape for name, shape in shapes.items() if len(shape) == 2 and is_target(name)]
+    wanted = lora.target_modules
+    targets = [
+        shape
+        for name, shape in shapes.items()
+        # embedding and head are no layers
+        if len(shape) == 2
+        and (wanted != ALL_LINEAR or ".layers." in name)
+        and is_target(name.removesuffix(".weight").rpartition(".")[2], wanted)
+    ]
     return [lora.r * side for shape in targets for side in shape]
 
 
